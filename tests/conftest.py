@@ -1,0 +1,599 @@
+"""What the tests stand on: the recordings, and real servers and tools, each of them throwaway.
+
+The sections are Tools, S3 (moto behind a layer that is stricter than moto), GnuPG, Databases,
+Subversion. Every server is private to the process that runs the tests (so each xdist worker has
+its own) and is started when the first test asks for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import glob
+import hashlib
+import hmac
+import io
+import json
+import logging
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+from xml.sax.saxutils import escape
+
+import boto3
+import hypothesis
+import pytest
+from botocore.config import Config
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# A slow machine is not a defect of the code under test.
+hypothesis.settings.register_profile("s3napback", deadline=None)
+hypothesis.settings.load_profile("s3napback")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the recordings of the original."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_account() -> Iterator[None]:
+    """Keeps every test away from the AWS account, and the proxies, of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield
+
+
+# ---------------------------------------------------------------------------------------------
+# Tools
+# ---------------------------------------------------------------------------------------------
+
+# Debian keeps daemons, and PostgreSQL's own programs, out of the ordinary search path.
+TOOL_PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", *glob.glob("/usr/lib/postgresql/*/bin")]
+)
+
+
+def require_tool(name: str) -> str:
+    """The path of the program NAME; without it the test is skipped, or fails where
+    S3NAPBACK_TEST_ALL=1 says that nothing may be left out."""
+    path = shutil.which(name, path=TOOL_PATH)
+    if path is None:
+        reason = f"{name} is not installed"
+        if os.environ.get("S3NAPBACK_TEST_ALL") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+def run(argv: list[str], *, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
+    """What ARGV writes to standard output; a failure shows what it wrote to standard error.
+
+    It runs in `/`, since another user may not be allowed into the current folder.
+    """
+    done = subprocess.run(
+        argv,
+        input=stdin,
+        env={**os.environ, **(env or {})},
+        cwd="/",
+        text=True,
+        errors="surrogateescape",
+        capture_output=True,
+    )
+    assert done.returncode == 0, f"{argv} exited with {done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Returns when READY says so; a WHAT that takes longer than SECONDS is an error."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"{what} not ready after {seconds} s"
+        time.sleep(0.05)
+
+
+def service_user(name: str) -> str:
+    """Whom a database server runs as: NAME for root (who is refused), else the present user."""
+    return name if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Callable[[str], Path]]:
+    """A maker of private folders owned by USER, below /tmp whatever TMPDIR says: the path of a
+    socket has at most 107 bytes (unix(7)), and pytest's own folders can be longer."""
+    made: list[Path] = []
+
+    def make(user: str = "") -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="s3nb-", dir="/tmp"))
+        made.append(folder)
+        if user and os.geteuid() == 0:
+            shutil.chown(folder, user)
+        return folder
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)  # an agent may be removing its socket just now
+
+
+# ---------------------------------------------------------------------------------------------
+# S3
+# ---------------------------------------------------------------------------------------------
+
+KEY_MAX = 1024  # bytes of a key's UTF-8: S3 User Guide, "Naming Amazon S3 objects"
+DELETE_MAX = 1000  # keys of one DeleteObjects: S3 API Reference
+FOREIGN_BUCKET = "denied-bucket"
+
+
+class Refusal(Exception):
+    """An S3 error answer: status, code, message."""
+
+    def __init__(self, status: int, code: str, message: str = "") -> None:
+        super().__init__(status, code, message)
+        self.status, self.code, self.message = status, code, message
+
+
+@dataclasses.dataclass
+class Request:
+    """One request as it came over the wire."""
+
+    method: str
+    target: str  # the path, percent-encoded as sent: what was signed
+    query: str  # likewise
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes = b""
+
+    @property
+    def path(self) -> str:
+        return unquote(self.target, errors="surrogateescape")
+
+    @property
+    def bucket(self) -> str:
+        return self.path.lstrip("/").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        return self.path[1:].partition("/")[2]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return dict(parse_qsl(self.query, keep_blank_values=True))
+
+
+# (method, path, query, body or None) -> (status, code, message), or None: nothing happens.
+Fault = Callable[[str, str, dict[str, str], bytes | None], tuple[int, str, str] | None]
+
+
+def hmac_sha256(key: bytes, text: str) -> bytes:
+    return hmac.new(key, text.encode(), "sha256").digest()
+
+
+def signature(request: Request, secret: str, scope: str, signed_headers: str) -> str:
+    """What the request's signature has to be: Signature Version 4, "Create a signed request" of
+    the IAM User Guide. S3 signs the path as it was sent, without encoding it again."""
+    query = sorted((part + "=").split("=")[:2] for part in request.query.split("&") if part)
+    # A server sees the names of headers without the difference between - and _.
+    values = {n: request.headers.get(n.replace("_", "-"), "") for n in signed_headers.split(";")}
+    canonical = [
+        request.method,
+        request.target,
+        "&".join("=".join(pair) for pair in query),
+        *(f"{name}:{' '.join(value.split())}" for name, value in values.items()),
+        "",
+        signed_headers,
+        request.headers.get("x-amz-content-sha256", ""),
+    ]
+    digest = hashlib.sha256("\n".join(canonical).encode("latin-1")).hexdigest()
+    key = f"AWS4{secret}".encode()
+    for part in scope.split("/"):
+        key = hmac_sha256(key, part)
+    moment = request.headers.get("x-amz-date", "")
+    return hmac_sha256(key, "\n".join(["AWS4-HMAC-SHA256", moment, scope, digest])).hex()
+
+
+def check_identity(request: Request, key: str, secret: str) -> None:
+    """Refuses whoever is not KEY, or does not know SECRET, or changed the request on its way."""
+    match = re.fullmatch(
+        r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\S+), ?SignedHeaders=(\S+), ?Signature=(\w+)",
+        request.headers.get("authorization", ""),
+    )
+    if not match:
+        raise Refusal(403, "AccessDenied", "Anonymous access is forbidden for this operation")
+    if match[1] != key:
+        raise Refusal(403, "InvalidAccessKeyId", "The AWS Access Key Id does not exist")
+    if not hmac.compare_digest(signature(request, secret, match[2], match[3]), match[4]):
+        raise Refusal(403, "SignatureDoesNotMatch", "The request signature does not match")
+    promised = request.headers.get("x-amz-content-sha256", "")
+    if promised not in ("UNSIGNED-PAYLOAD", hashlib.sha256(request.body).hexdigest()):
+        raise Refusal(400, "XAmzContentSHA256Mismatch", "The body is not the one that was signed")
+
+
+def check_transfer(headers: Mapping[str, str]) -> None:
+    """Refuses uploads in pieces with trailers, as several S3-compatible services do."""
+    if (
+        "chunked" in headers.get("transfer-encoding", "")
+        or "aws-chunked" in headers.get("content-encoding", "")
+        or headers.get("x-amz-content-sha256", "").startswith("STREAMING-")
+        or "x-amz-trailer" in headers
+    ):
+        raise Refusal(501, "NotImplemented", "Chunked and trailing checksums are not implemented")
+
+
+def check_content(request: Request) -> None:
+    """Refuses what S3 would, or could, and moto does not: no or a wrong Content-MD5, keys that
+    are too long, deletions that are too many."""
+    parameters = request.parameters
+    is_upload = bool(
+        request.method == "PUT" and request.key and "x-amz-copy-source" not in request.headers
+    )
+    is_deletion = request.method == "POST" and "delete" in parameters
+    if len(request.key.encode("utf-8", "surrogateescape")) > KEY_MAX:
+        raise Refusal(400, "KeyTooLongError", "Your key is too long")
+    if is_deletion and request.body.count(b"<Key>") > DELETE_MAX:
+        raise Refusal(400, "MalformedXML", "The XML you provided was not well-formed")
+    if not (is_upload or is_deletion):
+        return
+    promised = request.headers.get("content-md5")
+    if promised is None:
+        raise Refusal(400, "InvalidRequest", "Missing required header: Content-MD5")
+    if promised != content_md5(request.body):
+        raise Refusal(400, "BadDigest", "The Content-MD5 does not match what was received")
+
+
+def content_md5(body: bytes) -> str:
+    """The value of the header Content-MD5 (RFC 1864)."""
+    return base64.b64encode(hashlib.md5(body).digest()).decode()
+
+
+class S3Server:
+    """moto's S3 with real signatures and real checks: a WSGI layer around moto's application,
+    and what tests want to know of it and to do to it.
+
+    requests: (method, path) of everything that came in, the path decoded, without its query.
+    fail: a `Fault`, asked before anything else happens; it may also raise ConnectionAbortedError,
+        which closes the connection without an answer.
+    latency: seconds before each answer.
+    """
+
+    def __init__(self) -> None:
+        self.key, self.secret = "AKIATESTTESTTESTTEST", "test/secret+with=signs"
+        self.requests: list[tuple[str, str]] = []
+        self.fail: Fault | None = None
+        self.latency = 0.0
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+        self._moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._moto.start()
+        server = self._moto._server
+        assert server is not None
+        self._app, server.app = server.app, self._answer
+        self.endpoint = "http://{}:{}".format(*self._moto.get_host_and_port())
+
+    def stop(self) -> None:
+        self._moto.stop()
+
+    def reset(self) -> None:
+        """Forgets buckets, requests, faults and latency."""
+        self.fail, self.latency = None, 0.0
+        self.requests.clear()
+        self._backend.reset()
+
+    def client(
+        self, *, key: str = "", secret: str = "", add_md5: bool = True, **config: Any
+    ) -> Any:
+        """A boto3 client of this server. It sends Content-MD5 with everything, unless ADD_MD5 is
+        false; CONFIG goes to botocore's Config."""
+        defaults: dict[str, Any] = {
+            "s3": {"addressing_style": "path"},
+            "retries": {"total_max_attempts": 1},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=key or self.key,
+            aws_secret_access_key=secret or self.secret,
+            config=Config(**{**defaults, **config}),
+        )
+        if add_md5:
+            client.meta.events.register("before-call.s3", _add_md5)
+        return client
+
+    def write_keyfile(self, path: Path) -> Path:
+        """Writes an S3Keyfile that fits this server; private, as it should be."""
+        path.write_text(f"key={self.key}\nsecret={self.secret}\n")
+        path.chmod(0o600)
+        return path
+
+    def load(self, folder: Path) -> None:
+        """Puts the buckets recorded in FOLDER (its index.json, its objects/) in place, with the
+        dates that they had."""
+        client = self.client()
+        for bucket, recorded in json.loads((folder / "index.json").read_text())["buckets"].items():
+            client.create_bucket(Bucket=bucket)
+            for key, entry in recorded["objects"].items():
+                client.put_object(
+                    Bucket=bucket,
+                    Key=key,
+                    Body=(folder / "objects" / bucket / entry["file"]).read_bytes(),
+                    ContentType=entry["content_type"],
+                    Metadata=entry["metadata"],
+                    StorageClass=entry["storage_class"],
+                )
+                made = datetime.fromisoformat(entry["last_modified"].replace("Z", "+00:00"))
+                self.set_modified(bucket, key, made)
+
+    def stored(self, bucket: str, key: str) -> Any:
+        """moto's own record of an object; its `value` and `metadata` may be changed."""
+        return self._backend.buckets[bucket].keys[key]
+
+    def set_modified(self, bucket: str, key: str, moment: datetime) -> None:
+        """Gives an object the date MOMENT (with its zone), in HEAD and in listings."""
+        assert moment.tzinfo, "a moment without a time zone"
+        # moto keeps naive UTC.
+        self.stored(bucket, key).last_modified = moment.astimezone(timezone.utc).replace(
+            tzinfo=None
+        )
+
+    def backdate(self, bucket: str, by: timedelta, prefix: str = "") -> None:
+        """Makes all objects of BUCKET whose keys begin with PREFIX older by BY."""
+        for key, entry in self._backend.buckets[bucket].keys.items():
+            if key.startswith(prefix):
+                entry.last_modified -= by
+
+    @property
+    def _backend(self) -> Any:
+        return s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """The WSGI application: checks of ours first, then moto."""
+        request = _request_head(environ)
+        self.requests.append((request.method, request.path))
+        time.sleep(self.latency)
+        try:
+            check_transfer(request.headers)
+            request.body = _read_body(environ)
+            if self.fail:
+                fault = self.fail(
+                    request.method, request.path, request.parameters, request.body or None
+                )
+                if fault:
+                    raise Refusal(*fault)
+            check_identity(request, self.key, self.secret)
+            if request.bucket == FOREIGN_BUCKET:
+                raise Refusal(403, "AccessDenied", "Access Denied")
+            check_content(request)
+        except Refusal as refusal:
+            text = _error_document(refusal) if request.method != "HEAD" else b""
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))]
+            start_response(f"{refusal.status} {refusal.code}", headers)
+            return [text]
+        except ConnectionAbortedError:
+            # Else the server waits for the next request, and the client for an answer.
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise
+        environ["wsgi.input"] = io.BytesIO(request.body)
+        return self._app(environ, start_response)
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    body = params["body"]
+    if hasattr(body, "read"):
+        body = params["body"] = body.read()
+    params["headers"].setdefault("Content-MD5", content_md5(body))
+
+
+def _request_head(environ: Mapping[str, Any]) -> Request:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+    }
+    # RAW_URI is the path as sent; PATH_INFO is decoded, and cannot be encoded back.
+    target, _, query = environ["RAW_URI"].partition("?")
+    return Request(environ["REQUEST_METHOD"], target, query, headers)
+
+
+def _read_body(environ: Mapping[str, Any]) -> bytes:
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body: bytes = environ["wsgi.input"].read(length)
+    if len(body) < length:
+        raise ConnectionAbortedError("the client left in the middle of its upload")
+    return body
+
+
+def _error_document(refusal: Refusal) -> bytes:
+    code, message = escape(refusal.code), escape(refusal.message)
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    ).encode()
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3Server]:
+    """The S3 server itself, for fixtures that fill it once for many tests."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_server(s3_session: S3Server) -> S3Server:
+    """The S3 server, empty and free of faults."""
+    s3_session.reset()
+    return s3_session
+
+
+# ---------------------------------------------------------------------------------------------
+# GnuPG
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class GpgHome:
+    """A throwaway GNUPGHOME with a secret key without passphrase for `recipient`."""
+
+    home: Path
+    recipient: str = "backup@example.com"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"GNUPGHOME": str(self.home)}
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        """What `gpg --batch ARGV…` prints, working in this home."""
+        return run([require_tool("gpg"), "--batch", "-q", *argv], env=self.env, stdin=stdin)
+
+    def import_golden(self) -> None:
+        """Adds the secret key of the recorded archives, trusted."""
+        self.run("--import", str(GOLDEN / "perl-archives" / "gpg-secret-key.asc"))
+        listing = self.run("--list-secret-keys", "--with-colons").splitlines()
+        prints = [line.split(":")[9] for line in listing if line.startswith("fpr:")]
+        self.run("--import-ownertrust", stdin="".join(f"{p}:6:\n" for p in prints))
+
+
+@pytest.fixture(scope="session")
+def gpg_home(short_folder: Callable[[str], Path]) -> Iterator[GpgHome]:
+    """Where gpg finds the key of `Backup <backup@example.com>`, ultimately trusted."""
+    gpgconf = require_tool("gpgconf")
+    gpg = GpgHome(short_folder(""))
+    # "future-default" is an elliptic curve: made at once, where RSA takes seconds.
+    user_id = f"Backup <{gpg.recipient}>"
+    gpg.run("--passphrase", "", "--quick-generate-key", user_id, "future-default", "default", "0")
+    yield gpg
+    run([gpgconf, "--homedir", str(gpg.home), "--kill", "all"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Databases
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class MariaDb:
+    """A private MariaDB, reached by its socket only; the present user may do all of it, without
+    a password."""
+
+    socket: Path
+
+    def run(self, sql: str) -> str:
+        """The rows that SQL yields: values between tabs, a row a line."""
+        client = [require_tool("mariadb"), "--no-defaults", f"--socket={self.socket}"]
+        return run([*client, "--user=root", "--batch", "--skip-column-names"], stdin=sql)
+
+
+@pytest.fixture(scope="session")
+def mariadb(short_folder: Callable[[str], Path]) -> Iterator[MariaDb]:
+    """A real MariaDB server."""
+    user = service_user("mysql")
+    folder = short_folder(user)
+    folder.chmod(0o755)  # clients of other users reach the socket
+    common = ["--no-defaults", f"--user={user}", f"--datadir={folder}/data"]
+    install = [require_tool("mariadb-install-db"), *common, "--skip-test-db"]
+    run([*install, "--auth-root-authentication-method=normal"])
+    socket_path = folder / "my.sock"
+    daemon = subprocess.Popen(
+        [
+            require_tool("mariadbd"),
+            *common,
+            f"--socket={socket_path}",
+            f"--pid-file={folder}/pid",
+            f"--log-error={folder}/log",
+            "--skip-networking",
+            "--innodb-buffer-pool-size=16M",
+            "--innodb-flush-log-at-trx-commit=0",
+        ],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: socket_path.exists() or daemon.poll() is not None, "mariadbd")
+        assert daemon.poll() is None, (folder / "log").read_text()
+        server = MariaDb(socket_path)
+        if os.geteuid() != 0:  # the name that clients take by default
+            server.run(f"CREATE USER `{user}`@localhost; GRANT ALL ON *.* TO `{user}`@localhost")
+        yield server
+    finally:
+        daemon.kill()  # its data are thrown away: nothing to shut down in good order
+        daemon.wait()
+
+
+@dataclasses.dataclass
+class Postgres:
+    """A private PostgreSQL, reached by its socket only, which trusts everybody."""
+
+    socket_dir: Path
+    user: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"PGHOST": str(self.socket_dir), "PGUSER": self.user}
+
+    def run(self, db: str, sql: str) -> str:
+        """The rows that SQL yields in the database DB: values between `|`, a row a line."""
+        psql = [require_tool("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
+        return run([*psql, "-d", db], env=self.env, stdin=sql)
+
+
+@pytest.fixture(scope="session")
+def postgres(short_folder: Callable[[str], Path]) -> Iterator[Postgres]:
+    """A real PostgreSQL server; its first database is `postgres`."""
+    user = service_user("postgres")
+    folder = short_folder(user)
+    folder.chmod(0o755)  # clients of other users reach the socket
+    prefix = [require_tool("runuser"), "-u", user, "--"] if os.geteuid() == 0 else []
+    initdb = [require_tool("initdb"), "--no-sync", "-E", "UTF8", "--locale=C", "-A", "trust"]
+    run([*prefix, *initdb, "-U", "postgres", "-D", f"{folder}/data"])
+    pg_ctl = [*prefix, require_tool("pg_ctl"), "-D", f"{folder}/data", "-s", "-w"]
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    run([*pg_ctl, "-l", f"{folder}/log", "-o", options, "start"])
+    yield Postgres(folder, "postgres")
+    run([*pg_ctl, "-m", "immediate", "stop"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Subversion
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def svn_repo_factory() -> Callable[[Path, int], Path]:
+    """A maker of repositories: `make(path, revisions)` creates the repository PATH where there is
+    none, and commits so many revisions more; revision N adds the file `fileN` with `revision N`
+    in it. It returns PATH."""
+
+    def make(path: Path, revisions: int = 1) -> Path:
+        if not (path / "format").exists():
+            run([require_tool("svnadmin"), "create", str(path)])
+        first = int(run([require_tool("svnlook"), "youngest", str(path)])) + 1
+        svnmucc = [require_tool("svnmucc"), "--non-interactive", "-U", path.as_uri()]
+        for n in range(first, first + revisions):
+            put = ["-m", f"commit {n}", "--", "put", "-", f"file{n}"]
+            run([*svnmucc, *put], stdin=f"revision {n}\n")
+        return path
+
+    return make
