@@ -1,0 +1,4348 @@
+#!/usr/bin/env python3
+"""s3napback: rotating, incremental, compressed, encrypted backups on S3.
+
+Takes the place of s3napback.pl: the same crontab line, the same config file, the same names in
+the bucket. It backs up directories, MySQL, PostgreSQL and Subversion, and reads every archive
+that the Perl script wrote.
+
+    s3napback.py [-c FILE] [-t] [-f] [-d] [NAME...]     back up
+    s3napback.py js3tream -i|-o|-l|-d -b BUCKET[:NAME]  one stream to the bucket, or back
+    s3napback.py demo                                   see it work, without an account
+
+NAME stands for /etc/s3napback/NAME.conf or /etc/s3napback/NAME. README.md is the whole manual.
+
+How the data flows; the numbers are the sections below:
+
+    config line -4-> Job -5-> slot, FULL|DIFF -6-> archive name
+            job -7-> stages -8-> byte stream -10-> chunks -9-> keys  name-3-FULL:0000000000000 ...
+
+Sections: 1 Manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
+8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 14 Command line. What stands above does
+no input or output; the effects are below; main is last.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import errno
+import fcntl
+import getopt
+import glob
+import hashlib
+import io
+import itertools
+import json
+import logging
+import logging.handlers
+import math
+import os
+import random
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timezone, tzinfo
+from types import FrameType
+from typing import IO, Any, Protocol, TypeVar
+
+__version__ = "2.0.0"
+
+T = TypeVar("T")
+
+# ==================================================================================================
+# 2. Vocabulary
+# ==================================================================================================
+
+FULL = "FULL"
+DIFF = "DIFF"
+
+# The kinds of job, in the order in which the original works through a level of the config.
+DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
+    "Directory",
+    "Subversion",
+    "SubversionDir",
+    "MySQL",
+    "PostgreSQL",
+)
+
+# Digits of a chunk's number in its key. The manual of js3tream 0.6 shows 13, its program wrote 20;
+# we write the manual's and read any.
+CHUNK_DIGITS = 13
+
+# The unit of js3tream's -z, when it is not given (its manual).
+JS3TREAM_CHUNK_SIZE = 5_000_000
+
+# Largest object of a single PUT: 5 GiB (Amazon S3 User Guide, "Uploading objects").
+LARGEST_CHUNK = 5 * 1024**3
+
+# Keys of one DeleteObjects request (Amazon S3 API Reference, DeleteObjects).
+DELETE_BATCH = 1000
+
+# Longest user key of S3, in bytes of UTF-8 (Amazon S3 User Guide, "Naming objects").
+LONGEST_KEY = 1024
+
+# User metadata on our chunks, without the prefix that S3 puts before them.
+META = "s3napback-"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_WARNINGS = 3
+EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_SIGNAL = 128  # plus the signal's number, as shells count it
+
+# Where a NAME on the command line is looked up.
+CONFIG_DIR = "/etc/s3napback"
+
+# The exit status of a run is that of the worst thing that happened in it; worst first.
+_SEVERITY = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
+
+
+def worst_status(statuses: Iterable[int]) -> int:
+    """The exit status that stands for several: the most serious of them, 0 for none."""
+    return min(statuses, key=_SEVERITY.index, default=EXIT_OK)
+
+
+# ==================================================================================================
+# 3. Errors
+# ==================================================================================================
+
+
+class Failure(Exception):
+    """Something the user must know, and never a bug; caught in `main` and around each job.
+
+    message: what happened, lower case unless the original worded it; hint: what to do;
+    where: "FILE:LINE" or a directive; status: the exit status it asks for.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, where: str = "", status: int = 1) -> None:
+        super().__init__(message)
+        self.message, self.hint, self.where, self.status = message, hint, where, status
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class PassingFailure(Failure):
+    """A failure that may pass: the network, a busy service. Worth another try."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; `signum` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def os_failure(error: OSError, doing: str, hint: str = "") -> Failure:
+    """The Failure for an operating system error met while `doing` something (a verb phrase)."""
+    if error.errno == errno.ENOSPC and not hint:
+        hint = "free some room there"
+    name = f": {os.fsdecode(error.filename)}" if error.filename else ""
+    return Failure(f"cannot {doing}{name}: {error.strerror or error}", hint)
+
+
+# ==================================================================================================
+# 4. Config
+# ==================================================================================================
+
+# The reading is that of Config::ApacheFormat 1.2 as the original sets it up: what is repeated adds
+# up, blocks inherit nothing, yes/on/true are 1. Its source is the authority for every rule here.
+
+# The directives that make a job's rotation, ...
+TIMING = ("CycleType", "Frequency", "Phase", "Diffs", "Fulls", "Discs", "ArchiveOldestDisc")
+# ... and all that are known, by their lower case.
+_KNOWN = {
+    name.lower(): name
+    for name in (
+        *KINDS, *TIMING, "Cycle", "Exclude", "MySQLOptions", "UseTempFile", "Include", "DiffDir",
+        "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient", "S3Endpoint",
+        "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit", "RetryHours",
+        "SafeReplace",
+    )
+}
+
+# What Perl's \s is for bytes (perlrecharclass, "Whitespace"); re.ASCII makes Python's the same.
+_BLANKS = " \t\n\r\f\v"
+
+_CLOSE = re.compile(r"</(\w+)>", re.ASCII)
+_OPEN = re.compile(r"<(\w+)\s*(.*)>", re.ASCII)
+_DIRECTIVE = re.compile(r"(\w+)(?:\s+(.+))?", re.ASCII)
+_BARE_WORD = re.compile(r"(\S+)\s*(.*)", re.ASCII)
+# A backslash protects whatever follows it, another backslash too (Text::Balanced).
+_QUOTED_WORD = re.compile(
+    r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*(.*)""", re.ASCII
+)
+
+_BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
+
+# Bounds that only keep a mistake (a device as config file) from filling the memory.
+_LARGEST_CONFIG = 16 * 1024**2  # bytes
+_DEEPEST_BLOCK = 100
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a directive; where: "FILE:LINE", the last physical line of its directive."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the config, or its main level (tag "", where: the file).
+
+    tag: in lower case; arguments: the words after it; entries: (name in lower case, value or
+    block) in the order of the file; warnings: what the reader noticed, on the main level only.
+    """
+
+    tag: str
+    arguments: tuple[str, ...]
+    where: str
+    entries: tuple[tuple[str, Value | Block], ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        return self.arguments[0] if self.arguments else None
+
+    def all(self, name: str) -> tuple[Value | Block, ...]:
+        """The values and blocks of that name, mixed as in the file."""
+        return tuple(entry for key, entry in self.entries if key == name.lower())
+
+    def values(self, name: str) -> tuple[Value, ...]:
+        """The values given to a directive, of all its lines."""
+        return tuple(entry for entry in self.all(name) if isinstance(entry, Value))
+
+    def blocks(self, name: str) -> tuple[Block, ...]:
+        """The blocks with that tag."""
+        return tuple(entry for entry in self.all(name) if isinstance(entry, Block))
+
+    def first(self, name: str) -> Value | None:
+        """The value of a directive that has one: the first that was ever given."""
+        return next(iter(self.values(name)), None)
+
+
+# --------------------------------------------------------------------------------------------------
+# From text to words
+# --------------------------------------------------------------------------------------------------
+
+
+def split_words(text: str) -> list[str]:
+    """The values in what follows a directive's name or a block's tag.
+
+    Raises Failure for a quote that does not end, and for blanks only.
+
+    >>> split_words("/a 'b c'd --w='x y'")
+    ['/a', 'b c', 'd', "--w='x", "y'"]
+    """
+    if not re.search("[\"']", text):
+        words = re.findall(r"\S+", text, re.ASCII)
+        if not words:
+            raise Failure("no value found for directive", status=EXIT_USAGE)
+        return words
+    words = []
+    # Kept quirk: Perl takes a rest of "0" for false, and it is lost.
+    while text not in ("", "0"):
+        quoted = text[0] in "\"'"
+        match = (_QUOTED_WORD if quoted else _BARE_WORD).fullmatch(text)
+        if not match:
+            raise Failure(f"value string '{text}' not properly formatted", status=EXIT_USAGE)
+        word, text = match.groups()
+        words.append(re.sub(r"""\\(["'])""", r"\1", word[1:-1]) if quoted else word)
+    return words
+
+
+@dataclass
+class _Source:
+    """One open config file. name: as it was given; line: physical lines read so far;
+    inside: the identities of the file and of those that include it."""
+
+    name: str
+    lines: list[str]
+    inside: frozenset[tuple[int, int]]
+    line: int = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.line >= len(self.lines)
+
+    def next_line(self) -> str:
+        """The next logical line, "" for a comment or an empty one."""
+        logical = ""
+        while True:
+            physical = "" if self.at_end else self.lines[self.line].strip(_BLANKS)
+            self.line += 1
+            if physical.startswith("#"):
+                return ""  # kept quirk: what was joined so far goes with the comment
+            logical += physical
+            if not logical.endswith("\\"):
+                return logical
+            logical = logical[:-1]
+            if self.at_end:
+                return logical
+
+    def error(self, message: str) -> Failure:
+        return Failure(
+            f"Error in config file {self.name}, line {self.line}: {message}", status=EXIT_USAGE
+        )
+
+
+def _open_source(path: str, inside: frozenset[tuple[int, int]] = frozenset()) -> _Source:
+    """Reads a config file whole. Raises OSError, or Failure for one that cannot be a config."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(_LARGEST_CONFIG + 1)
+    except ValueError as error:  # a NUL byte in the path
+        raise FileNotFoundError(2, "No such file or directory", path) from error
+    if len(data) > _LARGEST_CONFIG:
+        raise Failure(
+            f"more than {_LARGEST_CONFIG} bytes", "is this a config file?",
+            where=path, status=EXIT_USAGE,
+        )
+    identity = (status.st_dev, status.st_ino)
+    if identity in inside:
+        raise Failure(f"{path} includes itself", status=EXIT_USAGE)
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    return _Source(path, lines[:-1] if lines[-1] == "" else lines, inside | {identity})
+
+
+def _brace_alternatives(pattern: str) -> list[str]:
+    """What a pattern with {a,b} stands for; "{}" and unbalanced braces are ordinary text."""
+    depth, start, cuts = 0, 0, []
+    for position, char in enumerate(pattern):
+        if char == "{" and pattern[position : position + 2] != "{}":
+            if depth == 0:
+                start, cuts = position, [position]
+            depth += 1
+        elif char == "," and depth == 1:
+            cuts.append(position)
+        elif char == "}" and depth and pattern[position - 1] != "{":
+            depth -= 1
+            if depth == 0:
+                cuts.append(position)
+                return [
+                    alternative
+                    for left, right in itertools.pairwise(cuts)
+                    for alternative in _brace_alternatives(
+                        pattern[:start] + pattern[left + 1 : right] + pattern[position + 1 :]
+                    )
+                ]
+    return [pattern]
+
+
+def _glob_files(pattern: str) -> list[str]:
+    """The files that Perl's `glob` gives for a pattern: csh's rules (File::Glob, "csh_glob")."""
+    files = []
+    for word in re.findall(r"\S+", pattern, re.ASCII):  # kept quirk: blanks separate patterns
+        has_wildcard = False
+        for alternative in _brace_alternatives(os.path.expanduser(word)):
+            literal = re.sub(r"\\(.)", r"\1", alternative)
+            has_wildcard = has_wildcard or bool(re.search(r"[*?\[]", alternative))
+            if not has_wildcard:
+                files.append(literal)
+                continue
+            plain = re.sub(r"\\(.)", lambda match: glob.escape(match[1]), alternative)
+            files += sorted(
+                glob.glob(plain), key=lambda name: (os.fsencode(name).lower(), os.fsencode(name))
+            )
+    return files
+
+
+# --------------------------------------------------------------------------------------------------
+# From lines to blocks
+# --------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Follows the lines of a config and its included files, in the original's order.
+
+    It leaves `canonical`: the same config in a plain form that no dialect reads differently, one
+    value a line, every word percent-encoded, every block closed.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.sources = [_open_source(path)]
+        except OSError as error:
+            raise Failure(
+                f"Unable to open file '{path}': {error.strerror}",
+                "name a config file with -c FILE", status=EXIT_USAGE,
+            ) from error
+        self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
+        self.warnings: list[str] = []
+        # Kept quirk: a block that opens in one file and ends in another leaves each level with
+        # the file that it was reading, and what remains of another one is skipped.
+        self._stack = list(self.sources)
+        self._read_level(None, 0)
+        for source in self.sources:
+            if not source.at_end:
+                self.warnings.append(
+                    f"{source.name}:{source.line + 1}: not read from here on, because a block"
+                    " begins in one file and ends in another"
+                )
+
+    def _read_level(self, tag: str | None, depth: int) -> None:
+        """Reads to the end of the block `tag`, or of the config."""
+        source = self._stack[-1]
+        while True:
+            if source.at_end:
+                if len(self._stack) == 1:
+                    if tag:
+                        self._warn(source, f"<{tag}> is not closed")
+                    return
+                self._stack.pop()
+                source = self._stack[-1]
+            line = source.next_line()
+            if "\0" in line:
+                raise source.error("a NUL byte")
+            if not line:
+                continue
+            if match := _CLOSE.fullmatch(line):
+                if match[1].lower() != tag:
+                    waiting = f"\nI was waiting for </{tag}>" if tag else ""
+                    raise source.error(f"Unexpected end to block '{match[1]}' found{waiting}")
+                return
+            if match := _OPEN.fullmatch(line):
+                self._read_block(match[1], match[2], source, depth)
+            elif match := _DIRECTIVE.fullmatch(line):
+                source = self._read_directive(match[1], match[2], source)
+            else:
+                raise source.error("unable to parse line")
+
+    def _read_block(self, tag: str, text: str, source: _Source, depth: int) -> None:
+        place = f"{source.name}:{source.line}"
+        if depth == _DEEPEST_BLOCK:
+            raise source.error(f"more than {_DEEPEST_BLOCK} blocks inside each other")
+        self._check_name(tag, source)
+        try:
+            arguments = [] if text in ("", "0") else split_words(text)
+        except Failure as failure:
+            failure.where = place
+            raise
+        words = ":".join(map(_encode, (place, *arguments)))
+        # The comment is there because the library gives an empty block no list of nodes.
+        self.canonical += [f"<{tag.lower()} {words}>", "#"]
+        self._read_level(tag.lower(), depth + 1)
+        self.canonical.append(f"</{tag.lower()}>")
+
+    def _read_directive(self, name: str, text: str | None, source: _Source) -> _Source:
+        """Takes one directive in; the source to go on with."""
+        try:
+            words = ["1"] if text is None else split_words(text)
+        except Failure as failure:
+            raise source.error(failure.message) from failure
+        if name.lower() == "include":
+            return self._include(words, source)
+        self._check_name(name, source)
+        place = _encode(f"{source.name}:{source.line}")
+        for word in words:
+            value = _encode(_BOOLEANS.get(word.lower(), word))
+            self.canonical.append(f"{name.lower()} {place}:{value}")
+        return source
+
+    def _include(self, words: list[str], source: _Source) -> _Source:
+        """Opens the files of an Include, so that the first of them is read next."""
+        name, place = source.name, f"{source.name} line {source.line}"
+        going_on = source
+        for word in reversed(words):
+            files = self._included_files(word, place)
+            if not files:
+                self._warn(source, f"no file to Include in {word}")
+            for path in reversed(files):
+                going_on = self._open_included(path, name, place, source)
+                self._stack.append(going_on)
+                self.sources.append(going_on)
+                # Kept quirk: after the last file of an Include, the others are looked for beside
+                # that file, by the path that the config gave it.
+                name, place = path, f"{path} line "
+                if len(self.sources) > 1000:
+                    raise source.error("more than 1000 included files")
+        return going_on
+
+    @staticmethod
+    def _included_files(word: str, place: str) -> list[str]:
+        if os.path.isdir(word):
+            try:
+                names = sorted(os.listdir(word), key=os.fsencode)
+            except OSError as error:
+                raise Failure(
+                    f"Cannot open include directory '{word}' at {place}: {error.strerror}",
+                    status=EXIT_USAGE,
+                ) from error
+            return [f"{word}/{name}" for name in names if os.path.isfile(f"{word}/{name}")]
+        return _glob_files(word) if "*" in word else [word]
+
+    def _open_included(self, path: str, includer: str, place: str, source: _Source) -> _Source:
+        for attempt in (path, includer[: includer.rfind("/") + 1] + path):
+            try:
+                opened = _open_source(attempt, source.inside)
+                opened.name = path
+                return opened
+            except IsADirectoryError:
+                # Kept quirk: a folder counts only as seen from the current one; to Perl, one
+                # beside the config is a file without lines.
+                self._warn(source, f"Include {path}: a folder; give its whole path")
+                return _Source(path, [], source.inside)
+            except OSError as error:
+                reason = error.strerror
+        raise Failure(
+            f"Unable to open include file '{path}' at {place}: {reason}",
+            "files are looked for in the current folder, then beside the config",
+            status=EXIT_USAGE,
+        )
+
+    def _check_name(self, name: str, source: _Source) -> None:
+        """Warns of an unknown name, which the original ignores, if it looks like a known one."""
+        if name.lower() not in _KNOWN:
+            near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.8)
+            if near:
+                meant = _KNOWN[near[0]]
+                self._warn(source, f'unknown directive "{name}" (did you mean {meant}?)')
+
+    def _warn(self, source: _Source, text: str) -> None:
+        self.warnings.append(f"{source.name}:{source.line}: {text}")
+
+
+def _encode(word: str) -> str:
+    return urllib.parse.quote(word, safe="", errors="surrogateescape")
+
+
+def _decode(words: str) -> list[str]:
+    return [urllib.parse.unquote(word, errors="surrogateescape") for word in words.split(":")]
+
+
+def _entries(nodes: Any) -> Iterator[tuple[str, Value | Block]]:
+    """The canonical config as blocks and values; nodes: those of apacheconfig."""
+    for node in nodes:
+        if node.typestring == "block":
+            where, *arguments = _decode(node.arguments)
+            yield node.tag, Block(node.tag, tuple(arguments), where, tuple(_entries(node)))
+        elif node.typestring == "statement":
+            where, text = _decode(node.value)
+            yield node.name, Value(text, where)
+
+
+def read_config(path: str) -> Block:
+    """The main level of a config file.
+
+    Raises Failure (status 2), worded as by the original, for a file that cannot be read or parsed.
+    """
+    reader = _Reader(path)
+    # Imported here: it takes longer than all the rest of `-h`.
+    try:
+        from apacheconfig import make_loader
+    except ImportError as error:
+        raise missing_library(error) from error
+
+    with make_loader(
+        writable=True, preservewhitespace=True, ccomments=False, useapacheinclude=False,
+        disableemptyelementtags=True,
+    ) as loader:
+        nodes = loader.loads("\n".join(reader.canonical) + "\n")
+    return Block("", (), path, tuple(_entries(nodes)), tuple(reader.warnings))
+
+
+def _config_failure(message: str, hint: str = "", where: str = "") -> Failure:
+    return Failure(message, hint, where=where, status=EXIT_USAGE)
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a config says once, for all of its jobs. Folders end in a slash; sizes are in bytes."""
+
+    path: str
+    diff_dir: str
+    bucket: str
+    chunk_size: int
+    temp_dir: str | None = None
+    s3_keyfile: str | None = None
+    gpg_keyring: str | None = None
+    gpg_recipient: str | None = None
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    storage_class: str | None = None
+    parallel: int = 4
+    compressor: str | None = None
+    bandwidth_limit: int | None = None  # bytes per second
+    retry_hours: float = 20.0
+    safe_replace: bool = False
+
+
+def settings_of(config: Block) -> Settings:
+    """The settings of a config. Raises Failure (status 2) in the original's order and words."""
+    path = config.where
+    diff_dir = _required(config, "DiffDir", "add a line DiffDir /path, for a folder of its own")
+    diff_dir = _with_slash(diff_dir)
+    if not os.path.exists(diff_dir):
+        raise _config_failure(
+            f"DiffDir does not exist, please create: {diff_dir}",
+            f"run: mkdir -m 700 {shlex.quote(diff_dir)}", _place(config, "DiffDir"),
+        )
+    if not os.path.isdir(diff_dir):
+        raise _config_failure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
+    temp_dir = _text(config, "TempDir")
+    bucket = _checked(
+        config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name",
+        _required(config, "Bucket", "add a line Bucket NAME"),
+    )
+    _required(config, "ChunkSize", "add a line ChunkSize 25000000")
+    recipient = _text(config, "GpgRecipient")
+    if recipient == "":
+        raise _config_failure(
+            "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
+            _place(config, "GpgRecipient"),
+        )
+    return Settings(
+        path,
+        diff_dir,
+        bucket,
+        _whole(config, "ChunkSize", 0, 1, LARGEST_CHUNK),
+        _with_slash(temp_dir) if temp_dir else None,
+        _text(config, "S3Keyfile") or None,
+        _text(config, "GpgKeyring") or None,
+        recipient,
+        _endpoint(config),
+        _text(config, "S3Region") or None,
+        _checked(config, "StorageClass", "[A-Z_]+", "a storage class", None),
+        _whole(config, "Parallel", 4, 1, 64),
+        _compressor(config),
+        _whole(config, "BandwidthLimit", 0, 1, 10**15) or None,
+        _hours(config),
+        _switch(config, "SafeReplace"),
+    )
+
+
+def _text(block: Block, name: str) -> str | None:
+    value = block.first(name)
+    return None if value is None else value.text
+
+
+def _place(block: Block, name: str) -> str:
+    value = block.first(name)
+    return block.where if value is None else value.where
+
+
+def _required(config: Block, name: str, hint: str) -> str:
+    value = _text(config, name)
+    if value is None or value in ("", "0"):  # what Perl takes for false
+        raise _config_failure(f"{name} must be defined.", hint, config.where)
+    return value
+
+
+def _with_slash(folder: str) -> str:
+    return folder if folder.endswith("/") else f"{folder}/"
+
+
+def _checked(
+    config: Block, name: str, pattern: str, meaning: str, value: str | None
+) -> Any:
+    value = _text(config, name) if value is None else value
+    if value is not None and not re.fullmatch(pattern, value):
+        raise _config_failure(f"{name} {value} is not {meaning}", where=_place(config, name))
+    return value
+
+
+def _whole(config: Block, name: str, default: int, smallest: int, largest: int) -> int:
+    value = _text(config, name)
+    if value is None:
+        return default
+    if not (re.fullmatch(r"[0-9]{1,18}", value) and smallest <= int(value) <= largest):
+        raise _config_failure(
+            f"{name} {value} is not a whole number from {smallest} to {largest}",
+            where=_place(config, name),
+        )
+    return int(value)
+
+
+def _hours(config: Block) -> float:
+    value = _text(config, "RetryHours")
+    if value is None:
+        return 20.0
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
+        raise _config_failure(
+            f"RetryHours {value} is not a number of hours", where=_place(config, "RetryHours")
+        )
+    return float(value)
+
+
+def _switch(block: Block, name: str) -> bool:
+    value = _text(block, name)
+    if value not in (None, "0", "1"):
+        raise _config_failure(f"{name} {value} is neither yes nor no", where=_place(block, name))
+    return value == "1"
+
+
+def _endpoint(config: Block) -> str | None:
+    value = _text(config, "S3Endpoint")
+    if not value:
+        return None
+    parts = urllib.parse.urlsplit(value) if value.isprintable() and "[" not in value else None
+    good = parts and (
+        (parts.scheme in ("http", "https") and parts.netloc)
+        or (parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"))
+    )
+    if not good:
+        raise _config_failure(
+            f"S3Endpoint {value} is not a URL", "use https://HOST, http://HOST or file:///PATH",
+            _place(config, "S3Endpoint"),
+        )
+    return value
+
+
+def _compressor(config: Block) -> str | None:
+    words = [value.text for value in config.values("Compressor")]
+    text = " ".join(words) if len(words) > 1 else (words or [""])[0]
+    if not words:
+        return None
+    try:
+        split = shlex.split(text)
+    except ValueError:
+        split = []
+    if not split:
+        raise _config_failure(
+            f'Compressor "{text}" is no command', where=_place(config, "Compressor")
+        )
+    return text
+
+
+# --------------------------------------------------------------------------------------------------
+# Jobs
+# --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to be backed up. where: FILE:LINE; timing: the directives of TIMING as given."""
+
+    kind: str
+    name: str
+    where: str
+    is_block: bool = False
+    timing: Mapping[str, str] = field(default_factory=dict)
+    use_temp_file: bool = False
+    excludes: tuple[str, ...] = ()
+    mysql_options: tuple[str, ...] = ()
+
+
+def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
+    """(jobs in the order in which they run, warnings). Raises Failure for a job without a name."""
+    warnings = list(config.warnings)
+    jobs = _jobs_of_level(config, warnings)
+    for entry in config.all("Cycle"):
+        if isinstance(entry, Block):
+            jobs += _jobs_of_level(entry, warnings)
+        else:
+            warnings.append(
+                f"{entry.where}: Cycle {entry.text} is no block and is ignored;"
+                " a cycle is <Cycle NAME> ... </Cycle>"
+            )
+    for name in ("BandwidthLimit", "SafeReplace"):
+        if config.first(name):
+            warnings.append(f"{_place(config, name)}: {name} is not yet in effect")
+    return jobs, warnings
+
+
+def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
+    jobs = []
+    for kind in KINDS:
+        entries = level.all(kind)
+        _warn_of_differences(kind, entries, warnings)
+        for entry in _names(kind, entries, warnings):
+            if isinstance(entry, Value):
+                jobs.append(_job(kind, entry.text, entry.where, False, level, warnings))
+            elif entry.name is None:
+                raise _config_failure(
+                    f"<{kind}> has no name", f"write <{kind} NAME>", entry.where
+                )
+            else:
+                jobs.append(_job(kind, entry.name, entry.where, True, entry, warnings))
+    return jobs
+
+
+def _names(
+    kind: str, entries: Iterable[Value | Block], warnings: list[str]
+) -> Iterator[Value | Block]:
+    """A `#` in a list of names ends the list: the rest of its line is meant as a comment."""
+    ended = ""
+    for entry in entries:
+        if isinstance(entry, Value):
+            if entry.where == ended:
+                continue
+            if entry.text.startswith("#"):
+                ended = entry.where
+                warnings.append(
+                    f"{entry.where}: {kind}: the list of names ends at {entry.text};"
+                    " a comment has a line of its own"
+                )
+                continue
+        yield entry
+
+
+def _warn_of_differences(
+    kind: str, entries: Sequence[Value | Block], warnings: list[str]
+) -> None:
+    blocks = [entry for entry in entries if isinstance(entry, Block)]
+    if blocks and len(blocks) < len(entries):
+        warnings.append(
+            f"{blocks[0].where}: {kind} lines and <{kind}> blocks at one level are jobs alike;"
+            " the Perl script could not read that"
+        )
+    seen = set()
+    for block in blocks:
+        if block.name in seen:
+            warnings.append(
+                f"{block.where}: a second <{kind} {block.name}> is a job of its own;"
+                " the Perl script ran the first one twice"
+            )
+        seen.add(block.name)
+
+
+def _job(
+    kind: str, name: str, where: str, is_block: bool, timing: Block, warnings: list[str]
+) -> Job:
+    given = {}
+    for directive in TIMING:
+        value = timing.first(directive)
+        if value is not None:
+            given[directive] = value.text
+            if directive != "CycleType" and not re.fullmatch(r"-?[0-9]+", value.text):
+                _warn_once(warnings, f"{value.where}: {directive} {value.text} is read as"
+                                     f" {perl_number(value.text):g}")
+    excludes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    if kind == DIRECTORY:
+        found: list[str] = []
+        for entry in _names("Exclude", timing.values("Exclude"), warnings):
+            assert isinstance(entry, Value)
+            found.append(entry.text)
+        excludes = tuple(found)
+    if kind == MYSQL:
+        options = _mysql_options(timing, warnings)
+    temp = perl_number(_text(timing, "UseTempFile") or "0") == 1
+    return Job(kind, name, where, is_block, given, temp, excludes, options)
+
+
+def _mysql_options(block: Block, warnings: list[str]) -> tuple[str, ...]:
+    values = block.values("MySQLOptions")
+    words: list[str] = []
+    for value in values:
+        try:
+            words += shlex.split(value.text)
+        except ValueError as error:
+            raise _config_failure(
+                f"MySQLOptions {value.text}: {error}", "close the quote", value.where
+            ) from error
+    if len(values) > 1:
+        _warn_once(
+            warnings,
+            f"{values[0].where}: all words of MySQLOptions are used;"
+            " the Perl script used the first",
+        )
+    return tuple(words)
+
+
+def _warn_once(warnings: list[str], text: str) -> None:
+    if text not in warnings:
+        warnings.append(text)
+
+
+# ==================================================================================================
+# 5. Cycles and slots
+# ==================================================================================================
+
+
+@dataclass(frozen=True)
+class Day:
+    """The two day counts that rotation is made of.
+
+    yday: local day of the year, from 0; epoch_days: whole days since 1970-01-01 UTC.
+    """
+
+    yday: int
+    epoch_days: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in time and the zone that counts as local; the only clock of a run.
+
+    epoch: seconds since 1970-01-01 UTC; zone: None is the zone of the process.
+    """
+
+    epoch: float
+    zone: tzinfo | None = None
+
+    @staticmethod
+    def of(now: datetime | float) -> Moment:
+        """From a datetime (a naive one is local time) or from epoch seconds."""
+        if isinstance(now, datetime):
+            return Moment(now.timestamp(), now.tzinfo)
+        return Moment(float(now))
+
+    def local(self, epoch: float | None = None) -> datetime:
+        """This moment, or another one given in epoch seconds, on the local clock."""
+        at = self.epoch if epoch is None else epoch
+        if self.zone is None:
+            return datetime.fromtimestamp(at).astimezone()
+        return datetime.fromtimestamp(at, self.zone)
+
+    def yday(self, epoch: float | None = None) -> int:
+        """Local day of the year, from 0."""
+        return self.local(epoch).timetuple().tm_yday - 1
+
+    def date(self, epoch: float | None = None) -> date:
+        """Local date."""
+        return self.local(epoch).date()
+
+    def utc_text(self) -> str:
+        """UTC in ISO 8601, to the second: 2026-11-24T03:00:00Z."""
+        return datetime.fromtimestamp(self.epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    @property
+    def day(self) -> Day:
+        return Day(self.yday(), int(self.epoch // 86400))
+
+
+_PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
+
+
+def perl_number(text: str) -> float:
+    """The value that Perl gives a string in arithmetic: its leading decimal number, else 0.
+
+    >>> perl_number("07"), perl_number("1.5x"), perl_number("weekly")
+    (7.0, 1.5, 0.0)
+    """
+    match = _PERL_NUMBER.match(text)
+    number = float(match.group(1)) if match else 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def perl_modulo(left: float, right: float) -> int:
+    """Perl's `%`: both sides lose their fraction, the result has the right side's sign.
+
+    Raises Failure where the right side is 0 without its fraction (perlop, "Illegal modulus zero").
+    """
+    if int(right) == 0:
+        raise Failure("Illegal modulus zero", status=EXIT_USAGE)
+    return int(left) % int(right)
+
+
+@dataclass(frozen=True)
+class CycleSpec:
+    """How one job rotates; the defaults are the original's."""
+
+    cycle_type: str = "SimpleCycle"
+    frequency: float = 1.0
+    phase: float = 0.0
+    diffs: float = 6.0
+    fulls: float = 4.0
+    discs: float = 5.0
+    archive_oldest_disc: bool = False
+
+    @staticmethod
+    def of(timing: Mapping[str, str]) -> CycleSpec:
+        """From the directives as they stand in the config; absent ones take their default."""
+
+        def number(name: str, default: float) -> float:
+            return perl_number(timing[name]) if name in timing else default
+
+        return CycleSpec(
+            timing.get("CycleType", "SimpleCycle"),
+            number("Frequency", 1.0),
+            number("Phase", 0.0),
+            number("Diffs", 6.0),
+            number("Fulls", 4.0),
+            number("Discs", 5.0),
+            timing.get("ArchiveOldestDisc", "0") not in ("0", ""),
+        )
+
+
+def is_backup_day(cycle: CycleSpec, day: Day) -> bool:
+    """Whether the cycle asks for a backup on that day. Raises Failure for a Frequency of 0."""
+    if cycle.cycle_type == "SimpleCycle":
+        return perl_modulo(day.yday + cycle.phase, cycle.frequency) == 0
+    if cycle.cycle_type == "HanoiCycle":
+        return perl_modulo(day.epoch_days, cycle.frequency) == 0
+    return False
+
+
+def slot_number(cycle: CycleSpec, day: Day, *, ignore_diffs: bool = False) -> int:
+    """The slot of the rotation that the day's archive goes to, from 0.
+
+    ignore_diffs: the rotation of dumps, which are all FULL. Raises Failure (status 2) where the
+    directives make no rotation, or for a CycleType that is none.
+    """
+    if cycle.cycle_type == "SimpleCycle":
+        slots = cycle.fulls if ignore_diffs else cycle.fulls * (cycle.diffs + 1)
+        _require_frequency(cycle)
+        return perl_modulo((day.yday + cycle.phase) / cycle.frequency, slots)
+    if cycle.cycle_type == "HanoiCycle":
+        _require_frequency(cycle)
+        days = math.ldexp(1.0, int(cycle.discs) - 1) if _is_whole(cycle.discs) else (
+            2.0 ** (cycle.discs - 1)
+        )
+        day_of_cycle = perl_modulo(day.epoch_days / cycle.frequency, days) + 1
+        slot = (day_of_cycle & -day_of_cycle).bit_length() - 1  # position of the lowest set bit
+        if cycle.archive_oldest_disc:
+            slot += int(day.epoch_days / (days * cycle.frequency))
+        return slot
+    raise Failure(
+        f'CycleType "{cycle.cycle_type}" is unknown', "use SimpleCycle or HanoiCycle", status=2
+    )
+
+
+def slot_mode(cycle: CycleSpec, slot: int) -> str:
+    """FULL or DIFF: what a slot of the cycle holds."""
+    if cycle.cycle_type == "HanoiCycle" or perl_modulo(slot, cycle.diffs + 1) == 0:
+        return FULL
+    return DIFF
+
+
+def _require_frequency(cycle: CycleSpec) -> None:
+    if cycle.frequency == 0:
+        raise Failure("Illegal modulus zero", status=EXIT_USAGE)
+
+
+def _is_whole(number: float) -> bool:
+    return number == int(number) and abs(number) < 1000
+
+
+# ==================================================================================================
+# 6. Names
+# ==================================================================================================
+
+
+def archive_name(kind: str, name: str, slot: int, mode: str) -> str:
+    """The archive of a job's slot; `name` is as `stored_name` gives it, letter by letter.
+
+    >>> archive_name("Directory", "/etc", 3, "DIFF"), archive_name("MySQL", "shop", 0, "FULL")
+    ('/etc-3-DIFF', 'MySQL/shop-0')
+    """
+    if kind in (MYSQL, POSTGRESQL):
+        return f"{kind}/{name}-{slot}"
+    return f"{name}-{slot}-{mode}"
+
+
+_ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]+)-(?P<mode>FULL|DIFF)", re.DOTALL)
+_DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]+)", re.DOTALL)
+
+
+def parse_archive_name(archive: str) -> tuple[str | None, str, int, str] | None:
+    """(kind, name, slot, mode) of an archive name, or None for a name of another shape.
+
+    The kind is None for "NAME-SLOT-MODE": the name does not tell a directory from a repository.
+
+    >>> parse_archive_name("/etc-3-DIFF"), parse_archive_name("MySQL/shop-0")
+    ((None, '/etc', 3, 'DIFF'), ('MySQL', 'shop', 0, 'FULL'))
+    """
+    if match := _ARCHIVE.fullmatch(archive):
+        return None, match["name"], int(match["slot"]), match["mode"]
+    if match := _DUMP.fullmatch(archive):
+        return match["kind"], match["name"], int(match["slot"]), FULL
+    return None
+
+
+def chunk_key(archive: str, number: int) -> str:
+    """The key of a chunk, counted from 0; an empty archive name is a bucket without prefixes."""
+    digits = f"{number:0{CHUNK_DIGITS}d}"
+    return f"{archive}:{digits}" if archive else digits
+
+
+def parse_chunk_key(key: str) -> tuple[str, int] | None:
+    """(archive, number) of a chunk's key with any number of digits, None for a foreign key.
+
+    >>> parse_chunk_key("/etc-3-DIFF:00000000000000000007")
+    ('/etc-3-DIFF', 7)
+    """
+    archive, _, digits = key.rpartition(":")
+    if not (digits.isascii() and digits.isdigit()) or (":" in key and not archive):
+        return None
+    return archive, int(digits)
+
+
+def key_text(name: str) -> str:
+    """The name as an S3 key can hold it: bytes that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def diff_file_name(name: str) -> str:
+    """The file in DiffDir that holds what the last backup of a name saw."""
+    return f"{name}.diff".replace("/", "_")
+
+
+def temp_file_name(bucket: str, archive: str) -> str:
+    """The original's name for an archive's temp file; ours adds unguessable letters to it."""
+    return f"{bucket}:{archive}.temp".replace("/", "_")
+
+
+def mysql_parts(name: str) -> tuple[str, str]:
+    """(socket, database) of a MySQL job's name; the socket may be empty, "all" is all databases.
+
+    >>> mysql_parts("/run/my.sock:shop"), mysql_parts("all")
+    (('/run/my.sock', 'shop'), ('', '--all-databases'))
+    """
+    sock, _, database = name.rpartition(":")
+    return sock, "--all-databases" if database == "all" else database
+
+
+def postgresql_parts(name: str) -> tuple[str, str]:
+    """(user, database) of a PostgreSQL job's name; "all" is the empty database name.
+
+    >>> postgresql_parts("alice@crm"), postgresql_parts("all")
+    (('alice', 'crm'), ('', ''))
+    """
+    user, _, database = name.rpartition("@")
+    return user, "" if database == "all" else database
+
+
+def stored_name(kind: str, name: str) -> str:
+    """The name under which a job's archives are kept: what `archive_name` wants."""
+    if kind == MYSQL:
+        sock, database = mysql_parts(name)
+        return f"{sock}/{database}" if sock else database
+    if kind == POSTGRESQL:
+        return postgresql_parts(name)[1]
+    return name
+
+
+# ==================================================================================================
+# 7. Sources
+# ==================================================================================================
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process of a pipeline. argv: its command line; env: what its environment adds."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def tool(self) -> str:
+        return os.path.basename(self.argv[0])
+
+    def __str__(self) -> str:
+        return shlex.join(self.argv)
+
+
+def tar_stage(names: Sequence[str], excludes: Sequence[str], snapshot: str) -> Stage:
+    """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes."""
+    words = ["tar", "-f", "-"]
+    for pattern in excludes:
+        words += ["--exclude", pattern]
+    words += ["-g", snapshot, "-C", "/", "-cp"]
+    if any(name.startswith("-") for name in names):
+        words.append("--")
+    # The messages decide what a status of 2 means (`judge`), so they are asked for in English.
+    return Stage((*words, *names), (("LC_MESSAGES", "C"), ("LANGUAGE", "C")))
+
+
+def without_replaced(snapshot: bytes, identity: Callable[[bytes], tuple[int, int] | None]) -> bytes:
+    """tar's snapshot file without the memory of directories that took another one's name.
+
+    tar stores a renamed directory as a rename, and on extraction cannot rename onto a name that
+    is still taken ("Directory not empty"): what was in it would be lost. A directory that tar
+    does not recognise is stored whole instead. identity: (device, inode) that a path has now.
+    Format 2, GNU tar manual, "Format of the Incremental Snapshot Files"; another is left alone.
+    """
+    head, newline, body = snapshot.partition(b"\n")
+    fields = body.split(b"\0")
+    if not newline or not head.endswith(b"-2"):
+        return snapshot
+    places: dict[tuple[int, int], int] = {}  # (device, inode) → index of its inode's field
+    names: list[tuple[bytes, tuple[int, int]]] = []
+    at = 2  # behind the time of the backup
+    while at + 6 < len(fields):
+        known = (int(fields[at + 3]), int(fields[at + 4]))
+        places[known] = at + 4
+        names.append((fields[at + 5], known))
+        at = fields.index(b"", at + 6) + 2  # behind the names in the directory
+    for name, known in names:
+        now = identity(name)
+        if now is not None and now != known and now in places:
+            fields[places[now]] = b"0"
+    return head + newline + b"\0".join(fields)
+
+
+def mysql_stage(name: str, options: Sequence[str], tool: str = "mysqldump") -> Stage:
+    """The dump of a MySQL job; `name` as in the config, `options` one word each."""
+    sock, database = mysql_parts(name)
+    return Stage((tool, "--opt", *(("--socket", sock) if sock else ()), *options, database))
+
+
+def postgresql_stage(name: str) -> Stage:
+    """The dump of a PostgreSQL job; `name` as in the config."""
+    user, database = postgresql_parts(name)
+    login = ("-U", user) if user else ()
+    return Stage(("pg_dump", *login, database) if database else ("pg_dumpall", *login))
+
+
+def subversion_stage(repository: str, first: int, last: int) -> Stage:
+    """The dump of a repository's revisions first to last, both included."""
+    revisions = f"-r{first}:{last}"
+    return Stage(("svnadmin", "dump", "-q", revisions, "--incremental", repository))
+
+
+def gpg_stage(recipient: str, keyring: str | None) -> Stage:
+    """Encryption for the recipient. The data is compressed already, so gpg does not do it again."""
+    ring = ("--keyring", keyring) if keyring else ()
+    return Stage(("gpg", "--batch", *ring, "-z", "0", "-r", recipient, "-e"))
+
+
+def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipient: str | None,
+                   keyring: str | None) -> str:
+    """A pipeline as test mode shows it: the original's line, safe to paste into a shell.
+
+    Where no Compressor is set the line says gzip in the original's words, whatever faster
+    program of the same format the run itself would take.
+    """
+    words = list(source.argv)
+    if compressor:
+        parts = [shlex.join(words), compressor]
+    elif kind == DIRECTORY:
+        words[words.index("-cp")] = "-czp"
+        parts = [shlex.join(words)]
+    else:
+        parts = [shlex.join(words), "gzip"]
+    if recipient:
+        ring = ("--keyring", keyring) if keyring else ()
+        parts.append(shlex.join(("gpg", "--batch", *ring, "-r", recipient, "-e")))
+    return " | ".join(parts)
+
+
+# ==================================================================================================
+# 8. Processes
+# ==================================================================================================
+
+# What GNU tar says before it gives up in the middle (its manual, "Exit status of tar").
+_TAR_GAVE_UP = b"Error is not recoverable"
+# What tar says of every absolute name; no one needs it in the log of each night.
+_TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
+
+# Kernel buffer between the last stage and us, bytes: Linux's limit for ordinary users (pipe(7)).
+_PIPE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """How a stage ended. status: as subprocess gives it, -N for signal N; said: its messages."""
+
+    stage: Stage
+    status: int
+    said: tuple[str, ...]
+    gave_up: bool = False
+
+    def __str__(self) -> str:
+        how = (
+            f"was ended by {signal.Signals(-self.status).name}"
+            if self.status < 0
+            else f"ended with status {self.status}"
+        )
+        return f"{self.stage.tool} {how}" + (f": {self.said[-1]}" if self.said else "")
+
+
+def judge(ends: Sequence[StageEnd]) -> list[str]:
+    """What the ends of a pipeline's stages mean: the warnings to log, none if all went well.
+
+    Raises Failure where the stream cannot be trusted. GNU tar ends with 1 where a file changed
+    as it was read, with 2 where something could not be read; the stream is whole all the same,
+    unless tar says that it gave up (GNU tar manual, "Synopsis").
+    """
+    warnings: list[str] = []
+    # The first dead stage takes its neighbours along (SIGPIPE), so it is the one to be named.
+    broken = [
+        end for end in ends
+        if end.status and not (end.stage.tool == "tar" and end.status in (1, 2) and not end.gave_up)
+    ]
+    if broken:
+        cause = next((end for end in broken if end.status != -signal.SIGPIPE), broken[0])
+        raise Failure(str(cause), _tool_hint(cause))
+    for end in ends:
+        if end.status:
+            warnings += end.said or (str(end),)
+    return warnings
+
+
+def _tool_hint(end: StageEnd) -> str:
+    said = " ".join(end.said).lower()
+    if "no space left" in said:
+        return "free some room there"
+    if "access denied" in said or "authentication failed" in said:
+        return "let the user that runs this log in, with ~/.my.cnf, ~/.pgpass or the job's options"
+    return ""
+
+
+class Pipeline:
+    """Running stages, each reading what the one before it writes; the end is read from here.
+
+    stages: at least one; env: the environment of all of them; output: where the last one writes,
+    None for `readinto`. What they say on standard error goes to unnamed files, read at the end.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], env: Mapping[str, str], output: IO[bytes] | None = None
+    ) -> None:
+        self._stages = tuple(stages)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._errors: list[IO[bytes]] = []
+        self._ends: list[StageEnd] | None = None
+        source: IO[bytes] | int = subprocess.DEVNULL
+        try:
+            for stage in self._stages:
+                self._errors.append(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `kill`
+                last = len(self._errors) == len(self._stages)
+                process = subprocess.Popen(
+                    stage.argv,
+                    stdin=source,
+                    stdout=output if last and output is not None else subprocess.PIPE,
+                    stderr=self._errors[-1],
+                    env=_stage_environment(env, stage),
+                    bufsize=0,
+                )
+                if not isinstance(source, int):
+                    source.close()
+                self._processes.append(process)
+                if process.stdout is not None:
+                    source = process.stdout
+        except OSError as error:
+            self.kill()
+            raise _start_failure(stage, error) from error
+        self._reader = None if output is not None else self._processes[-1].stdout
+        if self._reader is not None:
+            with contextlib.suppress(OSError):  # a small pipe is slower, not wrong
+                fcntl.fcntl(self._reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes read into the view, 0 at the end of the stream."""
+        assert self._reader is not None
+        return self._reader.readinto(view)  # type: ignore[attr-defined,no-any-return]
+
+    def check(self) -> None:
+        """Raises Failure if a stage has already failed."""
+        if any(process.poll() for process in self._processes):
+            self.finish()
+
+    def finish(self) -> list[str]:
+        """Waits for all stages; the warnings, or Failure as `judge` says."""
+        if self._ends is None:
+            self._ends = [
+                _stage_end(stage, process.wait(), errors)
+                for stage, process, errors in zip(
+                    self._stages, self._processes, self._errors, strict=True
+                )
+            ]
+        return judge(self._ends)
+
+    def kill(self) -> None:
+        """Ends what still runs, and leaves no process behind."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        for errors in self._errors:
+            errors.close()
+
+
+def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
+    # LC_ALL would win over the LC_MESSAGES that a stage asks for; LANG says the rest of it.
+    result = dict(env)
+    if stage.env:
+        if "LC_ALL" in result:
+            result["LANG"] = result.pop("LC_ALL")
+        result.update(stage.env)
+    return result
+
+
+def _start_failure(stage: Stage, error: OSError) -> Failure:
+    if isinstance(error, FileNotFoundError):
+        return Failure(f"{stage.argv[0]} is not on PATH", "install it, or set PATH in the crontab")
+    return os_failure(error, f"start {stage.tool}")
+
+
+def _stage_end(stage: Stage, status: int, errors: IO[bytes]) -> StageEnd:
+    errors.seek(0)
+    said: list[str] = []
+    gave_up = False
+    for line in errors:
+        gave_up = gave_up or _TAR_GAVE_UP in line
+        text = line.decode("utf-8", "backslashreplace").rstrip()
+        if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
+            said.append(text)
+    return StageEnd(stage, status, tuple(said), gave_up)
+
+
+def find_tool(names: Sequence[str], env: Mapping[str, str]) -> str | None:
+    """The first of the names that is a program on the environment's PATH."""
+    return next((name for name in names if shutil.which(name, path=env.get("PATH"))), None)
+
+
+def run_tool(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+    """(status, standard output, standard error) of a short command. Raises Failure: not found."""
+    try:
+        done = subprocess.run(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise _start_failure(Stage(tuple(argv)), error) from error
+    return (
+        done.returncode,
+        done.stdout.decode("utf-8", "surrogateescape"),
+        done.stderr.decode("utf-8", "backslashreplace"),
+    )
+
+
+def expand_name(name: str, env: Mapping[str, str]) -> list[str]:
+    """The names that a Directory line stands for: itself, or what the shell made of it.
+
+    A name that exists is taken as it stands; `~` and wildcards are tried only if it does not.
+    Relative names are looked up in `/`, where tar looks. Raises Failure where nothing exists.
+    """
+    if os.path.lexists(os.path.join("/", name)):
+        return [name]
+    pattern = expand_home(name, env)
+    found = sorted(glob.glob(pattern, root_dir="/")) if pattern else []
+    if not found:
+        raise Failure(f"directory {name} does not exist", "mount it, or take it out of the config")
+    return found
+
+
+def expand_home(name: str, env: Mapping[str, str]) -> str:
+    """`~` and `~/…` with the environment's HOME, `~user` from the user database."""
+    if name == "~" or name.startswith("~/"):
+        return env.get("HOME", "/") + name[1:]
+    return os.path.expanduser(name)
+
+
+# --------------------------------------------------------------------------------------------------
+# gpg: is the recipient's key usable?
+# --------------------------------------------------------------------------------------------------
+
+
+def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str]) -> None:
+    """Raises Failure, with how to mend it, unless gpg can encrypt for the recipient.
+
+    gpg itself decides, by encrypting nothing; the key list is read to say what is wrong.
+    """
+    stage = gpg_stage(recipient, keyring)
+    status, _, said = run_tool(stage.argv, env)
+    if "keyrings are ignored" in said:  # GnuPG 2.4 with use-keyboxd in common.conf
+        raise Failure(
+            f"gpg ignores GpgKeyring {keyring}: this GnuPG keeps its keys in keyboxd",
+            "take use-keyboxd out of common.conf in gpg's home, or import the key there and"
+            " leave GpgKeyring out",
+            status=EXIT_USAGE,
+        )
+    if status == 0:
+        return
+    raise _recipient_failure(recipient, keyring, env, said.strip().splitlines())
+
+
+def _recipient_failure(
+    recipient: str, keyring: str | None, env: Mapping[str, str], said: Sequence[str]
+) -> Failure:
+    ring = ("--keyring", keyring) if keyring else ()
+    _, listing, _ = run_tool(("gpg", "--batch", *ring, "--list-public-keys"), env)
+    keys = _public_keys(recipient, keyring, env)
+    if keyring and not os.path.exists(keyring) and "/" in keyring:
+        return Failure(f"GpgKeyring {keyring} does not exist", "correct it", status=EXIT_USAGE)
+    if not keys:
+        return Failure(
+            f"GPG recipient {recipient} not found in {listing.strip() or 'an empty keyring'}",
+            "gpg --import the public key as the user that runs this",
+            status=EXIT_USAGE,
+        )
+    key = keys[0]
+    name = f"the key {key['keyid']} of GPG recipient {recipient}"
+    trust = key.get("trust", "")
+    if trust == "e":
+        day = date.fromtimestamp(int(key["expires"] or 0)).isoformat()
+        return Failure(f"{name} expired on {day}", _edit_key(key, "expire"), status=EXIT_USAGE)
+    if trust == "r":
+        return Failure(f"{name} is revoked", "set GpgRecipient to a valid one", status=EXIT_USAGE)
+    if trust == "d" or "D" in key.get("cap", ""):  # doc/DETAILS of GnuPG, fields 2 and 12
+        return Failure(f"{name} is disabled", _edit_key(key, "enable"), status=EXIT_USAGE)
+    if trust not in "mfu":
+        return Failure(f"{name} is not trusted", _edit_key(key, "trust"), status=EXIT_USAGE)
+    why = said[-1] if said else "gpg gives no reason"
+    return Failure(f"gpg cannot encrypt for {recipient}: {why}", status=EXIT_USAGE)
+
+
+def _edit_key(key: Mapping[str, str], command: str) -> str:
+    return f"run: gpg --edit-key {key['keyid']} {command}"
+
+
+def _public_keys(
+    recipient: str, keyring: str | None, env: Mapping[str, str]
+) -> list[Mapping[str, str]]:
+    import gnupg
+
+    gpg = gnupg.GPG(
+        gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
+        options=["--keyring", keyring] if keyring else None,
+        env=dict(env),
+    )
+    return list(gpg.list_keys(keys=recipient))
+
+
+# ==================================================================================================
+# 9. Store
+# ==================================================================================================
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object as a listing shows it. size: bytes; etag: hex, the MD5 of a plain upload;
+    modified: epoch seconds."""
+
+    key: str
+    size: int
+    etag: str
+    modified: float
+    storage_class: str = "STANDARD"
+
+
+class Store(Protocol):
+    """One bucket. Every operation raises PassingFailure for what may pass, Failure for the rest;
+    `put` is atomic: after a failure the key holds what it held, or all of the new object."""
+
+    bucket: str
+
+    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+        """Stores an object and returns the hex MD5 of its data, which the store confirmed."""
+
+    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+        """(data, metadata); the data has been compared with its MD5 where the store knows it."""
+
+    def head(self, key: str) -> dict[str, str] | None:
+        """The object's user metadata, None where there is no such key."""
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        """(objects, whether there are more): the first whose keys start with the prefix and come
+        behind the key `after`, in the order of their keys' bytes. One request."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; absent ones are no error."""
+
+    def exists(self) -> bool:
+        """Whether the bucket is there."""
+
+    def create(self) -> None:
+        """Makes the bucket."""
+
+    def remove(self) -> None:
+        """Removes the bucket, which must be empty."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where a bucket is and with which key. Empty fields: AWS's usual sources and defaults."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    key: str | None = None
+    secret: str | None = field(default=None, repr=False)  # never in a traceback or a log
+    storage_class: str | None = None
+    connections: int = 4
+
+
+def read_key_file(path: str) -> tuple[str, str]:
+    """(key, secret) from a file of the lines `key=…` and `secret=…`, Java properties as js3tream.
+
+    Raises Failure (status 2) naming the file where it cannot be read or lacks one of them.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(65536).splitlines()
+    except OSError as error:
+        failure = os_failure(error, "read S3Keyfile")
+        failure.status = EXIT_USAGE
+        raise failure from error
+    found: dict[str, str] = {}
+    for line in lines:
+        match = re.match(r"\s*([A-Za-z]+)\s*[=:\s]\s*(.*?)\s*$", line)
+        if match and not line.lstrip().startswith(("#", "!")):
+            found[match[1]] = re.sub(r"\\(.)", r"\1", match[2])
+    for name in ("key", "secret"):
+        if not found.get(name):
+            raise Failure(
+                f"S3Keyfile {path} has no line {name}=…",
+                "it needs the lines key=… and secret=…",
+                status=EXIT_USAGE,
+            )
+    return found["key"], found["secret"]
+
+
+def open_store(bucket: str, access: Access, clock: Callable[[], float]) -> Store:
+    """The store of a bucket; clock gives epoch seconds, the stamps of a folder store."""
+    root = folder_root(access.endpoint)
+    if root is not None:
+        return FolderStore(root, bucket, clock)
+    return S3Store(bucket, access)
+
+
+def list_buckets(access: Access) -> list[tuple[str, float]]:
+    """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
+    root = folder_root(access.endpoint)
+    if root is None:
+        return S3Store("", access).buckets()
+    with _folder_errors(f"list {root}"), os.scandir(root) as entries:
+        return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
+
+
+def folder_root(endpoint: str | None) -> str | None:
+    """The folder that a file: endpoint names, None for any other."""
+    if endpoint and endpoint.lower().startswith("file:"):
+        return urllib.parse.unquote(urllib.parse.urlsplit(endpoint).path, errors="surrogateescape")
+    return None
+
+
+# --------------------------------------------------------------------------------------------------
+# Buckets as folders
+# --------------------------------------------------------------------------------------------------
+
+# Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
+_PIECE = 180
+
+
+class FolderStore:
+    """A bucket as the folder ROOT/BUCKET: one plain file per object, named by its key as in a URL.
+
+    User metadata is in ROOT/BUCKET/.meta, in a file whose name also says size and time of the
+    data that it belongs to, so that the one rename of the data switches both.
+    """
+
+    def __init__(self, root: str, bucket: str, clock: Callable[[], float]) -> None:
+        self.bucket = bucket
+        self._root = root
+        self._folder = os.path.join(root, bucket)
+        self._clock = clock
+
+    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        path = self._path(key)
+        with _folder_errors(f"store {path}"):
+            if not os.path.isdir(self._folder):
+                raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.makedirs(self._meta_folder, exist_ok=True)
+            old_notes = self._notes_path(path)
+            stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
+            temp = os.path.join(self._folder, f".new-{secrets.token_hex(8)}")
+            try:
+                _write_durably(temp, data)
+                os.utime(temp, ns=(stamp, stamp))
+                notes = self._notes_name(path, len(data), os.stat(temp).st_mtime_ns)
+                note = json.dumps({"etag": digest, "metadata": dict(metadata)}).encode()
+                _write_durably(notes, note)
+                os.replace(temp, path)  # before it the old object is whole, after it the new one
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temp)
+                raise
+            if old_notes not in (None, notes):
+                with contextlib.suppress(OSError):
+                    os.unlink(str(old_notes))
+        return digest
+
+    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+        path = self._path(key)
+        with _folder_errors(f"read {path}"), open(path, "rb") as file:
+            data = file.read()
+        etag, metadata = self._notes(path)
+        if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+            raise Failure(f"{path} is damaged: its MD5 is not the stored one")
+        return data, metadata
+
+    def head(self, key: str) -> dict[str, str] | None:
+        path = self._path(key)
+        return self._notes(path)[1] if os.path.isfile(path) else None
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        objects: list[StoredObject] = []
+        with _folder_errors(f"list {self._folder}"):
+            for key, path in sorted(
+                (key, path) for key, path in self._walk(self._folder, "")
+                if key.startswith(prefix) and key.encode() > after.encode()
+            ):
+                with contextlib.suppress(FileNotFoundError):  # deleted since
+                    info = os.stat(path)
+                    etag = self._notes(path)[0] or _file_md5(path)
+                    objects.append(StoredObject(key, info.st_size, etag, info.st_mtime))
+        return objects, False
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            path = self._path(key)
+            with _folder_errors(f"delete {path}"), contextlib.suppress(FileNotFoundError):
+                notes = self._notes_path(path)
+                os.unlink(path)
+                if notes:
+                    os.unlink(notes)
+
+    def exists(self) -> bool:
+        if not os.path.isdir(self._root):
+            raise Failure(
+                f"folder {self._root} of S3Endpoint does not exist", "mount or make it, then retry"
+            )
+        return os.path.isdir(self._folder)
+
+    def create(self) -> None:
+        with _folder_errors(f"make the bucket {self._folder}"):
+            os.mkdir(self._folder, 0o700)
+
+    def remove(self) -> None:
+        with _folder_errors(f"remove the bucket {self._folder}"):
+            shutil.rmtree(self._meta_folder, ignore_errors=True)
+            os.rmdir(self._folder)
+
+    @property
+    def _meta_folder(self) -> str:
+        return os.path.join(self._folder, ".meta")
+
+    def _path(self, key: str) -> str:
+        if len(key.encode()) > LONGEST_KEY:
+            raise Failure(f"the key of {len(key.encode())} bytes is too long: {key[:60]}…")
+        name = urllib.parse.quote(key, safe="")
+        if name.startswith("."):
+            name = "%2E" + name[1:]
+        # A long name goes into folders; their names end in "+", which quote() never leaves.
+        pieces = [name[at : at + _PIECE] for at in range(0, len(name), _PIECE)] or [""]
+        return os.path.join(self._folder, *(f"{piece}+" for piece in pieces[:-1]), pieces[-1])
+
+    def _walk(self, folder: str, start: str) -> Iterator[tuple[str, str]]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if entry.name.endswith("+"):
+                        yield from self._walk(entry.path, start + entry.name[:-1])
+                else:
+                    key = urllib.parse.unquote_to_bytes(os.fsencode(start + entry.name))
+                    yield key.decode("utf-8", "backslashreplace"), entry.path
+
+    def _notes_name(self, path: str, size: int, mtime_ns: int) -> str:
+        relative = os.path.relpath(path, self._folder)
+        # One flat folder: the digest stands for the name, which may be too long with more on it.
+        digest = hashlib.sha256(os.fsencode(relative)).hexdigest()[:40]
+        return os.path.join(self._meta_folder, f"{digest}@{size}-{mtime_ns}.json")
+
+    def _notes_path(self, path: str) -> str | None:
+        try:
+            info = os.stat(path)
+        except OSError:
+            return None
+        name = self._notes_name(path, info.st_size, info.st_mtime_ns)
+        return name if os.path.exists(name) else None
+
+    def _notes(self, path: str) -> tuple[str, dict[str, str]]:
+        """(etag, metadata) of the file at a path; of a file that was not put here ("", {})."""
+        name = self._notes_path(path)
+        if name is None:
+            return "", {}
+        try:
+            with open(name, encoding="utf-8") as file:
+                notes = json.load(file)
+            return str(notes["etag"]), {str(k): str(v) for k, v in notes["metadata"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise Failure(f"{name} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _folder_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "free some room there" if error.errno == errno.ENOSPC else ""
+        raise Failure(f"cannot {doing}: {error.strerror or error}", hint) from error
+
+
+def _write_durably(path: str, data: bytes | bytearray) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _file_md5(path: str) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------
+# S3
+# --------------------------------------------------------------------------------------------------
+
+# Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
+_PASSING_CODES = frozenset(
+    ("RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken")
+)
+# HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
+# every 5xx but 501 does so, too.
+_PASSING_STATUSES = frozenset((408, 429))
+
+_S3_HINTS = {
+    "AccessDenied": "the bucket may be someone else's, or the key lacks the rights for it",
+    "AllAccessDisabled": "the account is disabled",
+    "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
+    "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
+    "NoSuchBucket": "check Bucket",
+    "InvalidBucketName": "check Bucket",
+    "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "InvalidStorageClass": "check StorageClass",
+    "403": "the bucket may be someone else's, or the key lacks the rights for it",
+}
+
+
+class S3Store:
+    """A bucket of Amazon S3 or of a service that speaks its protocol, through boto3.
+
+    The client is made at the first request; boto3 is imported there, since it takes its time.
+    """
+
+    def __init__(self, bucket: str, access: Access) -> None:
+        self.bucket = bucket
+        self._access = access
+        self._made: Any = None
+        self._making = threading.Lock()
+
+    @property
+    def _client(self) -> Any:
+        with self._making:
+            if self._made is None:
+                with self._errors("reach"):
+                    self._made = _s3_client(self._access)
+        return self._made
+
+    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+        digest = hashlib.md5(data, usedforsecurity=False)
+        extra = {"StorageClass": self._access.storage_class} if self._access.storage_class else {}
+        with self._errors(f"store {key} in"):
+            answer = self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=data,
+                ContentMD5=base64.b64encode(digest.digest()).decode(),
+                ContentType="application/octet-stream",
+                Metadata=dict(metadata),
+                **extra,
+            )
+        etag = _plain_etag(answer)
+        if etag and etag != digest.hexdigest():
+            raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
+        return digest.hexdigest()
+
+    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+        with self._errors(f"fetch {key} from"):
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            data: bytes = answer["Body"].read()
+        etag = _plain_etag(answer)
+        if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+            raise PassingFailure(f"{key} arrived damaged: its MD5 is not the stored one")
+        return data, dict(answer["Metadata"])
+
+    def head(self, key: str) -> dict[str, str] | None:
+        try:
+            with self._errors(f"look up {key} in"):
+                return dict(self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"])
+        except _AbsentFailure:
+            return None
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        start = {"StartAfter": after} if after else {}
+        with self._errors("list"):
+            answer = self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **start)
+        objects = [
+            StoredObject(
+                item["Key"],
+                item["Size"],
+                item["ETag"].strip('"'),
+                item["LastModified"].timestamp(),
+                item.get("StorageClass", "STANDARD"),
+            )
+            for item in answer.get("Contents", ())
+        ]
+        return objects, bool(answer.get("IsTruncated")) and bool(objects)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), DELETE_BATCH):
+            batch = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
+            with self._errors("delete from"):
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True}
+                )
+            for error in answer.get("Errors", ()):
+                raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
+                                  error.get("Code", ""), error.get("Message", ""))
+
+    def exists(self) -> bool:
+        try:
+            with self._errors("reach"):
+                # Not HeadBucket: its errors come without a code that says what is wrong.
+                self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        except _AbsentFailure:
+            return False
+        return True
+
+    def create(self) -> None:
+        region = self._client.meta.region_name
+        place = {} if region in ("us-east-1", "aws-global") else {
+            "CreateBucketConfiguration": {"LocationConstraint": region}
+        }
+        with self._errors("make"):
+            self._client.create_bucket(Bucket=self.bucket, **place)
+
+    def remove(self) -> None:
+        with self._errors("remove"):
+            self._client.delete_bucket(Bucket=self.bucket)
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """See `list_buckets`."""
+        with self._errors("list the buckets of the account for"):
+            found = self._client.list_buckets()["Buckets"]
+        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """What boto3 raises, as our failures."""
+        import botocore.exceptions as boto
+
+        try:
+            yield
+        except boto.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            said = str(error.response.get("Error", {}).get("Message", ""))
+            about = error.response.get("ResponseMetadata", {})
+            status = int(about.get("HTTPStatusCode", 0))
+            if code == "RequestTimeTooSkewed":
+                said = _skew_text(about.get("HTTPHeaders", {}).get("date", "")) or said
+            raise _s3_failure(doing, self.bucket, code, said, status) from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+            raise Failure(
+                f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…",
+                status=EXIT_USAGE,
+            ) from error
+        except boto.SSLError as error:
+            raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
+        except (boto.HTTPClientError, boto.ResponseStreamingError,
+                boto.ConnectionError, OSError) as error:
+            raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
+        except (boto.BotoCoreError, ValueError) as error:
+            raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
+
+
+class _AbsentFailure(Failure):
+    """The bucket or the key is not there."""
+
+
+def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
+    text = f"cannot {doing} bucket {bucket}: {code}" + (f", {said}" if said else "")
+    if code in ("404", "NoSuchKey", "NoSuchBucket"):
+        return _AbsentFailure(text, _S3_HINTS.get(code, ""))
+    if code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
+        return PassingFailure(text)
+    return Failure(text, _S3_HINTS.get(code, ""))
+
+
+def _skew_text(server_date: str) -> str:
+    import email.utils
+
+    try:
+        server = email.utils.parsedate_to_datetime(server_date).timestamp()
+    except (TypeError, ValueError):
+        return ""
+    return f"this machine's clock is {time.time() - server:+.0f} seconds off the server's"
+
+
+def _plain_etag(answer: Mapping[str, Any]) -> str:
+    """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
+    etag = str(answer.get("ETag", "")).strip('"').lower()
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
+        return ""
+    return etag
+
+
+def _s3_client(access: Access) -> Any:
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise missing_library(error) from error
+    client = boto3.client(
+        "s3",
+        endpoint_url=access.endpoint,
+        region_name=access.region,
+        aws_access_key_id=access.key,
+        aws_secret_access_key=access.secret,
+        config=Config(
+            region_name=None if access.region else _default_region(),
+            s3={"addressing_style": "path"},  # dots in a bucket's name break TLS host names
+            # Older S3-compatible services refuse the checksum trailers that boto3 adds by default.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},  # `Patience` is the only one that tries again
+            max_pool_connections=access.connections + 1,
+            connect_timeout=20,  # seconds
+            read_timeout=120,  # seconds
+        ),
+    )
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    return client
+
+
+def _default_region() -> str | None:
+    import botocore.session
+
+    found = botocore.session.get_session().get_config_variable("region")
+    return None if found else "us-east-1"
+
+
+def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
+    # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def missing_library(error: ImportError) -> Failure:
+    """The Failure for a Python library that is not installed."""
+    folder = os.path.dirname(os.path.realpath(__file__))
+    return Failure(
+        f"the Python library {error.name} is missing",
+        f"run: python3 -m venv {folder}/.venv && {folder}/.venv/bin/pip install -r"
+        f" {folder}/requirements.txt",
+        status=EXIT_USAGE,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Patience
+# --------------------------------------------------------------------------------------------------
+
+# Longest pause between two tries, seconds: js3tream's with -n.
+_LONGEST_PAUSE = 600.0
+# Tries that an operation always gets: js3tream's.
+_FEWEST_TRIES = 3
+
+
+class Patience:
+    """A store whose operations are tried again, for a while, when their failure may pass.
+
+    hours: how long one operation is tried, at least three times; log: where each further try is
+    told; stop: ends every pause. Pauses double from half a second to ten minutes, with jitter.
+    """
+
+    def __init__(self, store: Store, hours: float, log: logging.Logger) -> None:
+        self.bucket = store.bucket
+        self.stop = threading.Event()
+        self._store, self._seconds, self._log = store, hours * 3600, log
+
+    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+        return self._persist(lambda: self._store.put(key, data, metadata))
+
+    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+        return self._persist(lambda: self._store.get(key))
+
+    def head(self, key: str) -> dict[str, str] | None:
+        return self._persist(lambda: self._store.head(key))
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        return self._persist(lambda: self._store.page(prefix, after))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._persist(lambda: self._store.delete(keys))
+
+    def exists(self) -> bool:
+        return self._persist(self._store.exists)
+
+    def create(self) -> None:
+        self._persist(self._store.create)
+
+    def remove(self) -> None:
+        self._persist(self._store.remove)
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self._seconds
+        for tries in itertools.count(1):
+            try:
+                return attempt()
+            except PassingFailure as failure:
+                left = deadline - time.monotonic()
+                if (tries >= _FEWEST_TRIES and left <= 0) or self.stop.is_set():
+                    raise
+                pause = min(0.5 * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+                if tries >= _FEWEST_TRIES:
+                    pause = min(pause, left)
+                self._log.warning("%s; trying again in %.0f s", failure, pause)
+                self.stop.wait(pause)
+        raise AssertionError("unreachable")
+
+
+def listing(store: Store, prefix: str = "") -> Iterator[StoredObject]:
+    """All objects whose key starts with the prefix, by key, fetched page by page."""
+    after, more = "", True
+    while more:
+        objects, more = store.page(prefix, after)
+        yield from objects
+        if objects:
+            after = objects[-1].key
+
+
+# ==================================================================================================
+# 10. Chunks
+# ==================================================================================================
+
+
+class Stream(Protocol):
+    """Bytes on their way to the bucket."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes read into the view, 0 at the end."""
+
+    def check(self) -> None:
+        """Raises Failure if the source is known to have failed."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One numbered piece of an archive, in the bucket. `upload` is its `s3napback-archive`."""
+
+    number: int
+    item: StoredObject
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The chunks of one name that belong together, by number, and what the last one says.
+
+    complete: nothing is missing; fault: what is, in words; metadata: of the last chunk,
+    without the prefix of ours; empty for the original's archives.
+    """
+
+    name: str
+    chunks: tuple[StoredObject, ...]
+    fault: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return not self.fault
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.chunks)
+
+    @property
+    def modified(self) -> float:
+        """When its newest chunk was stored, epoch seconds."""
+        return max(item.modified for item in self.chunks)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an upload left in the bucket. leftovers: keys of the old archive that would not go."""
+
+    archive: str
+    chunks: int
+    size: int
+    leftovers: tuple[str, ...] = ()
+
+
+def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObject]:
+    """Those of the objects that are chunks of just this archive."""
+    found = []
+    for item in objects:
+        parsed = parse_chunk_key(item.key)
+        if parsed and parsed[0] == archive:
+            found.append(item)
+    return found
+
+
+def archive_objects(store: Store, archive: str) -> list[StoredObject]:
+    """The chunks of one archive, of every upload that left some."""
+    return chunks_of(listing(store, f"{archive}:" if archive else ""), archive)
+
+
+def digest_of_digests(digests: Iterable[str]) -> str:
+    """The hex MD5 over chunks' MD5s, which are given in hex: the metadata `md5`."""
+    return hashlib.md5(bytes.fromhex("".join(digests)), usedforsecurity=False).hexdigest()
+
+
+def assemble(
+    name: str,
+    objects: Sequence[StoredObject],
+    head: Callable[[str], Mapping[str, str] | None],
+    chunk_size: int | None = None,
+) -> Archive | None:
+    """The archive that the chunks of one name hold, None where there are no chunks.
+
+    Where chunks of several uploads lie together (two widths of numbers after a replacement that
+    was cut off, or the tail of a longer archive), the complete upload counts, a marked one before
+    an unmarked one, the newer before the older. head: user metadata of a key, asked only for
+    chunks that can be an upload's last; chunk_size: bytes, tells a single full chunk from a whole.
+    """
+    candidates: list[Archive] = []
+    for same_width in _by_width(objects).values():
+        candidates += _candidates(name, same_width, head, chunk_size)
+    return max(
+        candidates,
+        key=lambda a: (a.complete, bool(a.metadata), a.modified, len(a.chunks)),
+        default=None,
+    )
+
+
+def _by_width(objects: Iterable[StoredObject]) -> dict[int, list[StoredObject]]:
+    groups: dict[int, list[StoredObject]] = {}
+    for item in objects:
+        groups.setdefault(len(item.key.rpartition(":")[2]), []).append(item)
+    for group in groups.values():
+        group.sort(key=_number)
+    return groups
+
+
+def _number(item: StoredObject) -> int:
+    parsed = parse_chunk_key(item.key)
+    assert parsed is not None
+    return parsed[1]
+
+
+def _candidates(
+    name: str,
+    items: Sequence[StoredObject],
+    head: Callable[[str], Mapping[str, str] | None],
+    chunk_size: int | None,
+) -> Iterator[Archive]:
+    largest = max(item.size for item in items)
+    last = items[-1]
+    # Only an upload's last chunk is shorter than the others.
+    for end in [item for item in items if item.size < largest or item is last]:
+        metadata = head(end.key) or {}
+        ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
+        upto = tuple(item for item in items if _number(item) <= _number(end))
+        if "chunks" in ours:
+            yield Archive(name, upto, _marked_fault(upto, ours), ours)
+        elif end is last:
+            fault = (
+                "its last chunk is not there" if ours else _unmarked_fault(items, chunk_size)
+            )
+            yield Archive(name, tuple(items), fault, ours)
+
+
+def _marked_fault(items: Sequence[StoredObject], ours: Mapping[str, str]) -> str:
+    if missing := _missing(items, _number(items[-1]) + 1):
+        return missing
+    if ours.get("chunks") != str(len(items)):
+        return f"it has {len(items)} chunks where its last one counts {ours.get('chunks')}"
+    size = sum(item.size for item in items)
+    if ours.get("bytes") != str(size):
+        return f"it has {size} bytes where its last chunk counts {ours.get('bytes')}"
+    etags = [item.etag for item in items]
+    plain = all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags)
+    if plain and "md5" in ours and digest_of_digests(etags) != ours["md5"]:
+        return "its chunks are not those that were uploaded together"
+    return ""
+
+
+def _unmarked_fault(items: Sequence[StoredObject], chunk_size: int | None) -> str:
+    if missing := _missing(items, _number(items[-1]) + 1):
+        return missing
+    full = items[0].size if len(items) > 1 else chunk_size
+    if any(item.size != items[0].size for item in items[:-1]):
+        return "its chunks are of different sizes"
+    if full is not None and items[-1].size >= full:
+        return "it was cut off: its last chunk is as long as the others"
+    return ""
+
+
+def _missing(items: Sequence[StoredObject], count: int) -> str:
+    absent = sorted(set(range(count)) - {_number(item) for item in items})
+    if not absent:
+        return ""
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return f"chunk {absent[0]}{more} is missing"
+
+
+# --------------------------------------------------------------------------------------------------
+# To the bucket
+# --------------------------------------------------------------------------------------------------
+
+
+def upload(
+    stream: Stream,
+    store: Store,
+    archive: str,
+    *,
+    chunk_size: int,
+    parallel: int,
+    replaced: Sequence[StoredObject] = (),
+    metadata: Mapping[str, str] | None = None,
+    closing: Callable[[], Mapping[str, str]] = dict,
+    progress: Callable[[int], None] = lambda size: None,
+    log: logging.Logger,
+) -> Stored:
+    """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
+
+    Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (ORIGINAL's
+    js3tream). Memory: chunk_size × (parallel + 2).
+    replaced: the chunks now under the archive's name; metadata: user metadata for every chunk;
+    closing: called when the stream has ended, before the last chunk makes the archive complete:
+    it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
+    says; progress: told the bytes of each stored chunk.
+    Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
+    """
+    marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
+    with _Uploader(store, archive, parallel, marks, progress) as uploader:
+        number = 0
+        try:
+            while True:
+                chunk = _read_chunk(stream, chunk_size, uploader.spare())
+                stream.check()
+                if len(chunk) < chunk_size:
+                    break
+                if number == 0:
+                    # From here until the last chunk is stored this slot holds no archive: the
+                    # price of a slot that is not kept twice. The other slots are untouched.
+                    delete_chunks(store, replaced)
+                uploader.submit(number, chunk)
+                number += 1
+            last = dict(closing())
+            uploader.finish_with(number, chunk, last)
+        except BaseException:
+            uploader.abandon(log)
+            raise
+        # Complete. What is left of the old archive is in nobody's way (`assemble`).
+        leftovers = _delete_leftovers(store, replaced, uploader.keys if number == 0 else None, log)
+        return Stored(archive, number + 1, number * chunk_size + len(chunk), leftovers)
+
+
+def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
+    """Deletes chunks, the last ones first, so that no rest of them looks complete."""
+    if items:
+        store.delete([item.key for item in sorted(items, key=_number, reverse=True)])
+
+
+def _delete_leftovers(
+    store: Store,
+    replaced: Sequence[StoredObject],
+    kept: Sequence[str] | None,
+    log: logging.Logger,
+) -> tuple[str, ...]:
+    if kept is None:
+        return ()
+    leftovers = [item for item in replaced if item.key not in kept]
+    try:
+        delete_chunks(store, leftovers)
+    except Failure as failure:
+        log.error("Could not delete old backup: %s", failure)
+        return tuple(item.key for item in leftovers)
+    return ()
+
+
+class _Uploader:
+    """A bounded number of uploads at once; the first that fails is raised by the next call."""
+
+    def __init__(
+        self,
+        store: Store,
+        archive: str,
+        parallel: int,
+        marks: Mapping[str, str],
+        progress: Callable[[int], None],
+    ) -> None:
+        self.keys: list[str] = []
+        self._store, self._archive, self._marks = store, archive, marks
+        self._parallel, self._progress = parallel, progress
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
+        self._running: set[Future[bytearray]] = set()
+        self._digests: dict[int, str] = {}
+        self._spare: list[bytearray] = []
+        self._size = 0
+
+    def __enter__(self) -> _Uploader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def spare(self) -> bytearray:
+        """A buffer to read the next chunk into; waits for one where all are being sent."""
+        while len(self._running) > self._parallel:
+            done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+            self._spare += [future.result() for future in done]
+        return self._spare.pop() if self._spare else bytearray()
+
+    def submit(self, number: int, chunk: bytearray) -> None:
+        self._running.add(self._pool.submit(self._put, number, chunk, self._marks))
+
+    def finish_with(self, number: int, chunk: bytearray, last: Mapping[str, str]) -> None:
+        """Stores the last chunk, which makes the archive complete, when all others are there."""
+        for future in self._running:
+            future.result()
+        self._running.clear()
+        digests = [self._digests[n] for n in range(number)]
+        digests.append(hashlib.md5(chunk, usedforsecurity=False).hexdigest())
+        closing = {
+            f"{META}chunks": str(number + 1),
+            f"{META}bytes": str(self._size + len(chunk)),
+            f"{META}md5": digest_of_digests(digests),
+        }
+        self._put(number, chunk, {**self._marks, **closing, **last})
+
+    def abandon(self, log: logging.Logger) -> None:
+        """Removes what was uploaded; what was being uploaded is waited for first."""
+        stop = getattr(self._store, "stop", None)
+        if stop is not None:
+            stop.set()  # ends the pauses between tries
+        self._pool.shutdown(cancel_futures=True)
+        if stop is not None:
+            stop.clear()
+        if self.keys:
+            log.error("Deleting any partial backup")
+            try:
+                self._store.delete(sorted(self.keys, reverse=True))
+            except Failure as failure:
+                log.error("Could not delete partial backup: %s", failure)
+
+    def _put(self, number: int, chunk: bytearray, metadata: Mapping[str, str]) -> bytearray:
+        key = chunk_key(self._archive, number)
+        self.keys.append(key)  # before the request: one that fails may have stored it
+        self._digests[number] = self._store.put(key, chunk, metadata)
+        self._size += len(chunk)
+        self._progress(len(chunk))
+        return chunk
+
+
+def _read_chunk(stream: Stream, size: int, buffer: bytearray) -> bytearray:
+    """The next `size` bytes of a stream, fewer at its end, in the buffer, which grows as needed."""
+    filled = 0
+    while filled < size:
+        if filled == len(buffer):
+            buffer.extend(bytes(min(max(len(buffer), 1 << 16), size - filled)))
+        with memoryview(buffer) as view:
+            count = stream.readinto(view[filled:size])
+        if not count:
+            break
+        filled += count
+    del buffer[filled:]
+    return buffer
+
+
+# --------------------------------------------------------------------------------------------------
+# From the bucket
+# --------------------------------------------------------------------------------------------------
+
+
+def download(archive: Archive, store: Store, parallel: int) -> Iterator[bytes]:
+    """The chunks' data in order, each checked before it is handed on.
+
+    Memory: chunk size × (parallel + 1). Raises Failure for a chunk that is not the one listed.
+    """
+    mine = archive.metadata.get("archive")
+
+    def fetch(item: StoredObject) -> bytes:
+        data, metadata = store.get(item.key)
+        if len(data) != item.size:
+            raise Failure(f"{item.key} has {len(data)} bytes, not {item.size}: it was replaced")
+        if mine and metadata.get(f"{META}archive") != mine:
+            raise Failure(f"{item.key} belongs to another upload of {archive.name}")
+        return data
+
+    with ThreadPoolExecutor(parallel, thread_name_prefix="download") as pool:
+        running: deque[Future[bytes]] = deque()
+        try:
+            for item in archive.chunks:
+                running.append(pool.submit(fetch, item))
+                if len(running) > parallel:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ==================================================================================================
+# 11. State
+# ==================================================================================================
+
+
+# The names of drafts of diff files. No diff file is called so: they start with the job's name.
+_DRAFT_START, _DRAFT_END = ".s3napback-", ".draft"
+
+
+class State:
+    """DiffDir: per name, what its last stored backup saw. Nothing else touches these files.
+
+    folder: DiffDir with a slash at its end; moment: stamps what is written.
+    """
+
+    def __init__(self, folder: str, moment: Moment) -> None:
+        self._folder, self._moment = folder, moment
+
+    def diff_file(self, name: str) -> str:
+        return self._folder + diff_file_name(name)
+
+    def backed_up_on(self, name: str) -> int | None:
+        """The local day of the year, from 0, of the name's diff file; None without one."""
+        try:
+            return self._moment.yday(os.stat(self.diff_file(name)).st_mtime)
+        except FileNotFoundError:
+            return None
+
+    def revision(self, name: str) -> int:
+        """The last revision that was backed up, -1 for none. Raises Failure if it is unreadable."""
+        path = self.diff_file(name)
+        try:
+            with open(path, "rb") as file:
+                text = file.read(64).split(b"\n")[0].strip()
+            return int(text)
+        except FileNotFoundError:
+            return -1
+        except (OSError, ValueError) as error:
+            raise Failure(
+                f"cannot read the revision in {path}: {error}", "delete the file for a full backup"
+            ) from error
+
+    @contextlib.contextmanager
+    def draft(self, name: str, *, fresh: bool) -> Iterator[Draft]:
+        """A private copy of the name's diff file, empty if fresh or there is none, for one backup.
+
+        `Draft.keep` puts it in the diff file's place; otherwise it is gone afterwards.
+        """
+        path = self.diff_file(name)
+        try:
+            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, self._folder)
+            with open(handle, "wb") as copy:
+                if not fresh and os.path.exists(path):
+                    with open(path, "rb") as old:
+                        shutil.copyfileobj(old, copy)
+        except OSError as error:
+            raise os_failure(error, "write in DiffDir") from error
+        try:
+            yield Draft(temp, path, self._moment)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temp)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other runs off this DiffDir. Raises Failure (status 75) where one is at work."""
+        try:
+            handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise os_failure(error, "open DiffDir") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Failure(
+                    f"another run is at work in DiffDir {self._folder}",
+                    "it goes on undisturbed; nothing was done here",
+                    status=EXIT_LOCKED,
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+    def prepare(self) -> None:
+        """Clears what a killed run left. Raises Failure (2) where no diff file can be written."""
+        try:
+            for entry in os.listdir(self._folder):
+                if entry.startswith(_DRAFT_START) and entry.endswith(_DRAFT_END):
+                    os.unlink(self._folder + entry)  # a draft describes nothing that is stored
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise Failure(
+                f"cannot write in DiffDir {self._folder}: {error.strerror}",
+                "make it writable for the user that runs this",
+                status=EXIT_USAGE,
+            ) from error
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A diff file in the making. path: where it is written; target: the diff file."""
+
+    path: str
+    target: str
+    moment: Moment
+
+    def digest(self) -> str:
+        """SHA-256 of its content in hex, "-" for an empty one: what an archive's state says."""
+        with open(self.path, "rb") as file:
+            content = file.read()
+        return hashlib.sha256(content).hexdigest() if content else "-"
+
+    def write(self, text: str) -> None:
+        with open(self.path, "w", encoding="ascii") as file:
+            file.write(text)
+
+    def forget_replaced(self) -> None:
+        """See `without_replaced`."""
+
+        def identity(name: bytes) -> tuple[int, int] | None:
+            try:
+                info = os.lstat(os.path.join(b"/", name))
+            except OSError:
+                return None
+            return info.st_dev, info.st_ino
+
+        with open(self.path, "r+b") as file:
+            content = file.read()
+            try:
+                changed = without_replaced(content, identity)
+            except ValueError:
+                return  # no snapshot: tar says what it thinks of it
+            if changed != content:
+                file.seek(0)
+                file.write(changed)
+                file.truncate()
+
+    def keep(self) -> None:
+        """Makes it the diff file: before the rename the old one stands whole, then this one."""
+        try:
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+            os.utime(self.path, (self.moment.epoch, self.moment.epoch))
+            os.replace(self.path, self.target)
+        except OSError as error:
+            raise os_failure(error, "write in DiffDir") from error
+
+
+# ==================================================================================================
+# 12. Backup
+# ==================================================================================================
+
+_LOG = "Backup.S3napback"
+# The log category of each kind; SubversionDir speaks as Subversion.
+_LOGS = {kind: logging.getLogger(f"{_LOG}.{kind.removesuffix('Dir')}") for kind in KINDS}
+log = logging.getLogger(_LOG)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is told from outside. moment: now; clock: epoch seconds as time goes by;
+    env: the environment of tools; program: how to call this program in a shell;
+    progress: makes the progress display of one archive."""
+
+    moment: Moment
+    clock: Callable[[], float]
+    env: Mapping[str, str]
+    program: str
+    progress: Callable[[str], contextlib.AbstractContextManager[Callable[[int], None]]]
+    test: bool = False
+    force: bool = False
+
+
+@dataclass
+class Task:
+    """One archive that today's run has to make, or the reason why not.
+
+    skip: the message and level of a skip; failure: why it cannot be made;
+    present: chunks now under its name; done: a complete archive of today is among them.
+    """
+
+    job: Job
+    kind: str
+    name: str
+    archive: str = ""
+    mode: str = FULL
+    skip: tuple[int, str] | None = None
+    failure: Failure | None = None
+    revisions: tuple[int, int] | None = None
+    verify: bool = False
+    present: Sequence[StoredObject] = ()
+    done: bool = False
+    heading: str = ""
+
+    @property
+    def log(self) -> logging.Logger:
+        return _LOGS[self.kind]
+
+
+@dataclass
+class Tally:
+    """What a run came to. size: bytes stored; warned: of those stored, with warnings."""
+
+    stored: int = 0
+    warned: int = 0
+    skipped: int = 0
+    failed: int = 0
+    size: int = 0
+
+    def status(self) -> int:
+        return EXIT_FAILED if self.failed else EXIT_WARNINGS if self.warned else EXIT_OK
+
+    def text(self, seconds: float) -> str:
+        warned = f" ({self.warned} with warnings)" if self.warned else ""
+        return (
+            f"Finished: {self.stored} stored{warned}, {self.skipped} skipped, {self.failed} failed;"
+            f" {size_text(self.size)} in {duration_text(seconds)}"
+        )
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, in powers of 1000.
+
+    >>> size_text(999), size_text(1_234_567)
+    ('999 bytes', '1.2 MB')
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(4, int(math.log10(size)) // 3)
+    return f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people.
+
+    >>> duration_text(7.25), duration_text(7384)
+    ('7.2 s', '2 h 03 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def access_of(settings: Settings) -> Access:
+    """How to reach the config's bucket. Raises Failure for a key file that is no good."""
+    key = secret = None
+    if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
+        key, secret = read_key_file(settings.s3_keyfile)
+    return Access(
+        settings.s3_endpoint,
+        settings.s3_region,
+        key,
+        secret,
+        settings.storage_class,
+        settings.parallel,
+    )
+
+
+def run_config(path: str, context: Context) -> int:
+    """Makes the backups that one config file asks for now, and returns the exit status.
+
+    Raises Failure for what keeps the whole config from running; a job that fails is logged and
+    counted, and the others still run.
+    """
+    config = read_config(path)
+    settings = settings_of(config)
+    jobs, warnings = jobs_of(config)
+    for warning in warnings:
+        log.warning("%s", warning)
+    if settings.gpg_recipient:
+        check_recipient(settings.gpg_recipient, settings.gpg_keyring, context.env)
+    access = access_of(settings)
+    if access.key and settings.s3_keyfile and os.stat(settings.s3_keyfile).st_mode & 0o077:
+        log.warning(
+            "S3Keyfile %s can be read by others; run: chmod 600 %s",
+            settings.s3_keyfile, shlex.quote(settings.s3_keyfile),
+        )
+    _check_temp_dir(settings, jobs)
+    state = State(settings.diff_dir, context.moment)
+    store = Patience(
+        open_store(settings.bucket, access, context.clock), settings.retry_hours, log
+    )
+    run = Run(settings, context, state, store)
+    if context.test:
+        return run.work(jobs)
+    with state.lock():
+        state.prepare()
+        return run.work(jobs)
+
+
+def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.use_temp_file:
+            if not settings.temp_dir:
+                raise Failure(
+                    "TempDir must be defined in order to UseTempFile.",
+                    "add a line TempDir /path", where=job.where, status=EXIT_USAGE,
+                )
+            if not os.path.isdir(settings.temp_dir):
+                raise Failure(
+                    f"TempDir {settings.temp_dir} does not exist", "create it",
+                    where=settings.path, status=EXIT_USAGE,
+                )
+
+
+class Run:
+    """The work of one config: plan the tasks, see what is done already, do the rest."""
+
+    def __init__(
+        self, settings: Settings, context: Context, state: State, store: Patience
+    ) -> None:
+        self._settings, self._context = settings, context
+        self._state, self._store = state, store
+        self._tally = Tally()
+        self._made: dict[str, str] = {}  # archive → the place of the job that it is for
+
+    def work(self, jobs: Sequence[Job]) -> int:
+        """All of today's tasks, in order; the exit status."""
+        started = time.monotonic()
+        day = self._context.moment.date().isoformat()
+        # Planning first: a config that cannot be worked through stores nothing.
+        tasks = [task for job in jobs for task in self._plan(job)]
+        bucket = self._settings.bucket
+        log.info("Getting current contents of bucket %s modified on %s...", bucket, day)
+        there = self._store.exists()
+        if there:
+            self._look_up(tasks)
+        elif not self._context.test and any(task.archive for task in tasks):
+            log.info("Creating bucket %s", bucket)
+            self._store.create()
+        log.info("Buckets already done today:")
+        for archive in sorted({task.archive for task in tasks if task.done}):
+            log.info("%s:%s", bucket, archive)
+        for task in tasks:
+            self._do(task)
+        log.info("%s", self._tally.text(time.monotonic() - started))
+        return self._tally.status()
+
+    # ---- plan ----
+
+    def _plan(self, job: Job) -> list[Task]:
+        """The tasks of a job, which are one but for a SubversionDir."""
+        cycle = CycleSpec.of(job.timing)
+        heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
+        try:
+            due = self._context.force or is_backup_day(cycle, self._context.moment.day)
+            if not due:
+                skip = (logging.WARNING, f"Skipping {job.kind} {job.name}")
+                return [Task(job, job.kind, job.name, skip=skip, heading=heading)]
+            slot = slot_number(
+                cycle, self._context.moment.day, ignore_diffs=job.kind in (MYSQL, POSTGRESQL)
+            )
+            mode = FULL if job.kind in (MYSQL, POSTGRESQL) else slot_mode(cycle, slot)
+        except Failure as failure:
+            failure.where = job.where
+            raise
+        if job.kind == SUBVERSION_DIR:
+            tasks = self._plan_repositories(job, slot, mode, cycle)
+        else:
+            tasks = [self._plan_one(job, job.kind, job.name, slot, mode, cycle)]
+        if tasks:
+            tasks[0].heading = heading
+        return tasks
+
+    def _plan_repositories(
+        self, job: Job, slot: int, mode: str, cycle: CycleSpec
+    ) -> list[Task]:
+        try:
+            entries = sorted(os.listdir(job.name))
+        except OSError as error:
+            failure = Failure(f"Cannot open directory: {job.name}: {error.strerror}")
+            return [Task(job, SUBVERSION, job.name, failure=failure)]
+        tasks = []
+        for entry in entries:
+            name = f"{job.name}/{entry}"
+            # What svnadmin leaves in every repository; other entries are nobody's failure.
+            if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
+                task = self._plan_one(job, SUBVERSION, name, slot, mode, cycle)
+                task.verify = True
+                tasks.append(task)
+            else:
+                _LOGS[SUBVERSION].debug("%s is not a repository", name)
+        return tasks
+
+    def _plan_one(
+        self, job: Job, kind: str, name: str, slot: int, mode: str, cycle: CycleSpec
+    ) -> Task:
+        task = Task(job, kind, name, mode=mode)
+        if kind in (DIRECTORY, SUBVERSION):
+            stamp = self._state.backed_up_on(name)
+            today = stamp is not None and stamp == self._context.moment.yday() + cycle.phase
+            if today and not self._context.force:
+                task.skip = logging.WARNING, (
+                    f"Skipping {name}; diff was already performed today"
+                    if kind == DIRECTORY
+                    else f"Skipping {name} -- was already backed up today"
+                )
+                return task
+        if kind == SUBVERSION:
+            self._plan_revisions(task)
+        if not task.skip and not task.failure:
+            task.archive = key_text(archive_name(kind, stored_name(kind, name), slot, task.mode))
+        return task
+
+    def _plan_revisions(self, task: Task) -> None:
+        name = task.name
+        try:
+            saved = self._state.revision(name)
+            head = youngest_revision(name, self._context.env)
+        except Failure as failure:
+            task.failure = failure
+            return
+        if saved > head:
+            task.log.warning(
+                "%s has revision %d, the last backup saw %d: it was replaced; all of it is saved",
+                name, head, saved,
+            )
+            saved = -1
+        if saved < 0 or task.mode == FULL:
+            task.mode, saved = FULL, -1
+        elif saved == head:
+            task.skip = (
+                logging.INFO, f"{name} has no new revisions since last backup; skipping"
+            )
+            return
+        task.revisions = (saved + 1, head)
+
+    # ---- what is there already ----
+
+    def _look_up(self, tasks: Sequence[Task]) -> None:
+        """Fills in `present` and `done`: one listing for each archive of today, no more."""
+
+        def look(task: Task) -> None:
+            task.present = archive_objects(self._store, task.archive)
+            moment = self._context.moment
+            if any(moment.date(item.modified) == moment.date() for item in task.present):
+                archive = assemble(
+                    task.archive, task.present, self._store.head, self._settings.chunk_size
+                )
+                task.done = bool(
+                    archive
+                    and archive.complete
+                    and moment.date(archive.modified) == moment.date()
+                )
+
+        wanted = [task for task in tasks if task.archive]
+        with ThreadPoolExecutor(self._settings.parallel) as pool:
+            for _ in pool.map(look, wanted):
+                pass
+
+    # ---- one task ----
+
+    def _do(self, task: Task) -> None:
+        if task.heading:
+            log.info("%s", task.heading)
+        try:
+            if task.verify and not task.skip and not task.failure:
+                verify_repository(task.name, self._context.env)
+            if task.failure:
+                raise task.failure
+            if task.skip:
+                level, message = task.skip
+                logger = log if message.startswith(f"Skipping {task.job.kind} ") else task.log
+                logger.log(level, "%s", message)
+                self._tally.skipped += 1
+                return
+            self._make(task)
+        except Failure as failure:
+            where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
+            task.log.error("Backup to %s failed: %s", where, failure)
+            self._tally.failed += 1
+
+    def _make(self, task: Task) -> None:
+        path = f"{self._settings.bucket}:{task.archive}"
+        task.log.info("%s %s -> %s", task.kind, stored_name(task.kind, task.name), path)
+        if task.archive in self._made:
+            raise Failure(
+                f"the job at {self._made[task.archive]} writes to the same archive",
+                "give one of them another name or timing", where=task.job.where,
+            )
+        self._made[task.archive] = task.job.where
+        if task.done and not self._context.force:
+            task.log.warning("Skipping %s -- already done today", path)
+            self._tally.skipped += 1
+        elif self._context.test:
+            self._show(task, path)
+        else:
+            self._store_archive(task)
+
+    def _source(self, task: Task, snapshot: str) -> Stage:
+        """The command whose output is the backup; `snapshot` is tar's file of what it saw."""
+        env = self._context.env
+        if task.kind == DIRECTORY:
+            excludes = [expand_home(pattern, env) for pattern in task.job.excludes]
+            names = expand_name(task.name, env) if not self._context.test else [task.name]
+            return tar_stage(names, excludes, snapshot)
+        if task.kind == SUBVERSION:
+            assert task.revisions is not None
+            return subversion_stage(task.name, *task.revisions)
+        if task.kind == MYSQL:
+            tool = find_tool(("mysqldump", "mariadb-dump"), env) or "mysqldump"
+            return mysql_stage(task.name, task.job.mysql_options, tool)
+        return postgresql_stage(task.name)
+
+    def _show(self, task: Task, path: str) -> None:
+        """Test mode: the commands, each line fit to be pasted into a shell."""
+        settings = self._settings
+        program = f"{self._context.program} js3tream"
+        where = _shown_access(settings)
+        target = shlex.quote(path)
+        pipeline = shown_pipeline(
+            self._source(task, self._state.diff_file(task.name)),
+            task.kind, settings.compressor, settings.gpg_recipient, settings.gpg_keyring,
+        )
+        send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {target}"
+        task.log.info("%s", f"{program} -v{where} -d -b {target}")
+        if task.job.use_temp_file:
+            temp = f"{settings.temp_dir}{temp_file_name(settings.bucket, task.archive)}"
+            task.log.info("Using temp file to buffer before streaming[ %s ]...", temp)
+            temp = shlex.quote(temp)
+            task.log.info("%s", f"{pipeline} > {temp}")
+            task.log.info("%s", f"{send} < {temp}")
+            task.log.info("%s", f"rm {temp}")
+        else:
+            task.log.info("%s", f"{pipeline} | {send}")
+
+    def _store_archive(self, task: Task) -> None:
+        with contextlib.ExitStack() as stack:
+            draft = None
+            if task.kind in (DIRECTORY, SUBVERSION):
+                fresh = task.mode == FULL
+                draft = stack.enter_context(self._state.draft(task.name, fresh=fresh))
+            before = ""
+            if draft and task.kind == DIRECTORY:
+                before = draft.digest()
+                draft.forget_replaced()
+            source = self._source(task, draft.path if draft else "")
+            stages = [source, *self._filters()]
+            task.log.debug("%s", " | ".join(map(str, stages)))
+            made = Moment(self._context.clock()).utc_text()
+            warnings: list[str] = []
+
+            def closing(said: Sequence[str]) -> dict[str, str]:
+                warnings.extend(said)
+                marks = {
+                    "made": made,
+                    "kind": task.kind,
+                    "status": "warnings" if warnings else "ok",
+                }
+                if draft and task.kind == DIRECTORY:
+                    marks["state"] = f"{before}:{draft.digest()}"
+                elif draft and task.revisions:
+                    marks["state"] = "{}:{}".format(*task.revisions)
+                    draft.write(f"{task.revisions[1]}\n")
+                return {META + name: value for name, value in marks.items()}
+
+            progress = stack.enter_context(self._context.progress(task.archive))
+            if task.job.use_temp_file:
+                stored = self._send_by_file(task, stages, closing, progress)
+            else:
+                pipeline = Pipeline(stages, self._context.env)
+                stack.callback(pipeline.kill)
+                stored = self._send(
+                    task, pipeline, lambda: closing(pipeline.finish()), progress
+                )
+            if draft:
+                # Before: the archive is there, DiffDir still describes the one before it, and the
+                # next DIFF repeats this one's changes. After: the next DIFF continues this one.
+                draft.keep()
+        self._account(task, stored, warnings)
+
+    def _filters(self) -> list[Stage]:
+        """Compression and encryption."""
+        settings, env = self._settings, self._context.env
+        if settings.compressor:
+            words: Sequence[str] = shlex.split(settings.compressor)
+        else:
+            words = [find_tool(("pigz", "gzip"), env) or "gzip"]
+        filters = [Stage(tuple(words))]
+        if settings.gpg_recipient:
+            filters.append(gpg_stage(settings.gpg_recipient, settings.gpg_keyring))
+        return filters
+
+    def _send(
+        self,
+        task: Task,
+        stream: Stream,
+        closing: Callable[[], Mapping[str, str]],
+        progress: Callable[[int], None],
+    ) -> Stored:
+        return upload(
+            stream,
+            self._store,
+            task.archive,
+            chunk_size=self._settings.chunk_size,
+            parallel=self._settings.parallel,
+            replaced=task.present,
+            closing=closing,
+            progress=progress,
+            log=task.log,
+        )
+
+    def _send_by_file(
+        self,
+        task: Task,
+        stages: Sequence[Stage],
+        closing: Callable[[Sequence[str]], dict[str, str]],
+        progress: Callable[[int], None],
+    ) -> Stored:
+        """UseTempFile: the whole dump first, then the upload."""
+        prefix = temp_file_name(self._settings.bucket, task.archive)
+        prefix = os.fsdecode(os.fsencode(prefix)[:200]) + "."
+        try:
+            # mkstemp: readable to us alone, and of a name that no one can guess.
+            handle, path = tempfile.mkstemp(prefix=prefix, dir=self._settings.temp_dir)
+        except OSError as error:
+            raise os_failure(error, "write in TempDir") from error
+        try:
+            with open(handle, "r+b", buffering=0) as file:
+                task.log.info("Using temp file to buffer before streaming [ %s ]...", path)
+                pipeline = Pipeline(stages, self._context.env, output=file)
+                try:
+                    marks = closing(pipeline.finish())
+                finally:
+                    pipeline.kill()
+                file.seek(0)
+                return self._send(task, FileStream(file), lambda: marks, progress)
+        finally:
+            task.log.info("Deleting temp file [ %s ].", path)
+            os.unlink(path)
+
+    def _account(self, task: Task, stored: Stored, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            task.log.warning("%s", warning)
+        if warnings:
+            task.log.warning(
+                "%s:%s is stored, with the warnings above", self._settings.bucket, task.archive
+            )
+        self._tally.stored += 1
+        self._tally.warned += bool(warnings or stored.leftovers)
+        self._tally.size += stored.size
+
+
+class FileStream:
+    """A file as a `Stream`; reading it cannot fail late."""
+
+    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
+        self._file = file
+
+    def readinto(self, view: memoryview) -> int:
+        try:
+            return self._file.readinto(view)  # type: ignore[union-attr]
+        except OSError as error:
+            raise os_failure(error, "read the data to be stored") from error
+
+    def check(self) -> None:
+        """Nothing runs behind a file."""
+
+
+def _shown_access(settings: Settings) -> str:
+    """The options of `js3tream` for the config's bucket, with a blank before each."""
+    words: list[str] = []
+    for option, value in (
+        ("-K", settings.s3_keyfile),
+        ("--endpoint", settings.s3_endpoint),
+        ("--region", settings.s3_region),
+        ("--storage-class", settings.storage_class),
+    ):
+        if value:
+            words += [option, value]
+    return f" {shlex.join(words)}" if words else ""
+
+
+def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
+    """The last revision of a Subversion repository. Raises Failure if there is none to be had."""
+    status, output, said = run_tool(("svnlook", "youngest", repository), env)
+    if status or not output.strip().isdigit():
+        why = (said.strip().splitlines() or ["no revision"])[0]
+        raise Failure(f"svnlook cannot read the repository {repository}: {why}")
+    return int(output)
+
+
+def verify_repository(repository: str, env: Mapping[str, str]) -> None:
+    """Raises Failure for a repository that svnadmin finds damaged."""
+    status, _, said = run_tool(("svnadmin", "verify", "-q", repository), env)
+    if status:
+        why = (said.strip().splitlines() or [f"status {status}"])[0]
+        raise Failure(f"the repository {repository} does not verify: {why}")
+
+
+# ==================================================================================================
+# 13. Log
+# ==================================================================================================
+#
+# log4perl's property files on Python's logging. Nothing in them is the end of a backup: what cannot
+# be used becomes a problem, one sentence each, and the rest is used.
+
+STOCK_PATTERN = "%d %c %p %m%n"
+
+# Python's numbers for log4perl's levels, and log4perl's names for Python's numbers.
+_LEVELS = {"ALL": 1, "TRACE": 5, "DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50,
+           "OFF": 1000}
+_LEVEL_NAMES = {number: name for name, number in _LEVELS.items()}
+
+# The Python logger that stands for log4perl's root: everything of ours is below it, and nothing of
+# boto3's.
+_LOG_ROOT = "Backup"
+
+_SCREEN = "Log::Log4perl::Appender::Screen"
+_COLORED = "Log::Log4perl::Appender::ScreenColoredLevels"
+_FILE = "Log::Log4perl::Appender::File"
+_ROTATE = "Log::Dispatch::FileRotate"
+_MAIL = ("Log::Dispatch::Email::MailSender", "Log::Dispatch::Email::MailSend")
+_SYSLOG = "Log::Dispatch::Syslog"
+_CLASSES = {
+    **{name: name for name in (_SCREEN, _COLORED, _FILE, _ROTATE, _SYSLOG, *_MAIL)},
+    "Log::Dispatch::Screen": _SCREEN,
+    "Log::Dispatch::File": _FILE,
+}
+
+
+@dataclass(frozen=True)
+class Appender:
+    """kind: its Perl class; options: its parameters by name; where: FILE:LINE."""
+
+    name: str
+    kind: str
+    where: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    pattern: str = STOCK_PATTERN
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
+    closed: loggers whose messages do not go on to their parents; problems: sentences."""
+
+    loggers: Mapping[str, tuple[int | None, tuple[str, ...]]]
+    appenders: Mapping[str, Appender]
+    closed: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+
+def parse_logconfig(text: str, name: str) -> LogConfig:
+    """What a logconfig says; name: of the file, for the problems. Never raises."""
+    problems: list[str] = []
+    entries = _properties(text, name)
+    classes: dict[str, tuple[str, str]] = {}
+    options: dict[str, dict[str, str]] = {}
+    loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
+    closed: set[str] = set()
+    for key, (value, where) in entries.items():
+        head, _, tail = key.partition(".")
+        if value.startswith("sub "):
+            problems.append(f"{where}: Perl code in {key} is not run")
+        elif head.lower() in ("rootlogger", "rootcategory"):
+            loggers[""] = _logger_value(value, where, problems)
+        elif head in ("logger", "category"):
+            loggers[tail.replace("::", ".")] = _logger_value(value, where, problems)
+        elif head == "additivity":
+            if value in ("", "0"):
+                closed.add(tail.replace("::", "."))
+        elif head == "appender":
+            appender, _, option = tail.partition(".")
+            if option:
+                options.setdefault(appender, {})[option] = value
+            else:
+                classes[appender] = (value, where)
+    appenders = {
+        appender: made
+        for appender, (kind, where) in classes.items()
+        if (made := _appender(appender, kind, where, options.get(appender, {}), problems))
+    }
+    used = {a for _, names in loggers.values() for a in names}
+    for missing in sorted(used - set(classes)):
+        problems.append(f"{name}: appender {missing} is used and not defined")
+    if not used & set(appenders):
+        if text.strip():
+            problems.append(f"{name}: no appender can be used; logging to the screen only")
+        level = loggers.get("", (None, ()))[0]
+        loggers[""] = (_LEVELS["INFO"] if level is None else level, ("screen",))
+        appenders["screen"] = Appender("screen", _SCREEN, name)
+    return LogConfig(loggers, appenders, frozenset(closed), tuple(problems))
+
+
+def _properties(text: str, name: str) -> dict[str, tuple[str, str]]:
+    """Key → (value, place) of a property file, `log4perl.` left out of the key."""
+    found: dict[str, tuple[str, str]] = {}
+    variables: dict[str, str] = {}
+    joined = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not joined and stripped.startswith(("#", "!")):
+            continue
+        joined += stripped
+        if joined.endswith("\\"):
+            joined = joined[:-1]
+            continue
+        match = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined)
+        joined = ""
+        if match:
+            value = re.sub(
+                r"\$\{([^}]*)\}", lambda m: variables.get(m[1].strip(), m[0]), match[2].strip()
+            )
+            prefix, _, key = match[1].partition(".")
+            if prefix in ("log4perl", "log4j"):
+                found[key] = (value, f"{name}:{number}")
+            else:
+                variables[match[1]] = value
+    return found
+
+
+def _logger_value(
+    value: str, where: str, problems: list[str]
+) -> tuple[int | None, tuple[str, ...]]:
+    level, *names = (word.strip() for word in value.split(","))
+    return _level(level, where, problems), tuple(name for name in names if name)
+
+
+def _level(word: str, where: str, problems: list[str]) -> int | None:
+    aliases = {"WARNING": "WARN", "CRITICAL": "FATAL", "EMERGENCY": "FATAL", "NOTICE": "INFO"}
+    name = word.upper()
+    number = _LEVELS.get(aliases.get(name, name))
+    if number is None and word:
+        problems.append(f"{where}: level {word} is unknown")
+    return number
+
+
+def _appender(
+    name: str, kind: str, where: str, options: Mapping[str, str], problems: list[str]
+) -> Appender | None:
+    known = _CLASSES.get(kind)
+    if known is None:
+        problems.append(f"{where}: appender class {kind} is unknown; {name} is left out")
+        return None
+    for wanted in {_FILE: ("filename",), _ROTATE: ("filename",)}.get(
+        known, ("to",) if known in _MAIL else ()
+    ):
+        if not options.get(wanted):
+            problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
+            return None
+    layout = options.get("layout", "")
+    pattern = options.get("layout.ConversionPattern", STOCK_PATTERN)
+    if layout.endswith("SimpleLayout"):
+        pattern = "%p - %m%n"
+    elif layout.endswith("NoopLayout"):
+        pattern = "%m"
+    elif layout and "PatternLayout" not in layout:
+        problems.append(f"{where}: layout {layout} of {name} is unknown")
+    level = _level(options.get("Threshold", ""), where, problems) or 0
+    if kind.startswith("Log::Dispatch"):  # log4perl's own appenders do not know min_level
+        level = max(level, _level(options.get("min_level", ""), where, problems) or 0)
+    return Appender(name, known, where, options, pattern, level)
+
+
+# --------------------------------------------------------------------------------------------------
+# Layout
+# --------------------------------------------------------------------------------------------------
+
+_CONVERSION = re.compile(r"%(-?)(\d*)(?:\.(\d+))?([a-zA-Z%])(?:\{([^}]*)\})?")
+
+# SimpleDateFormat's letters (Java), of which log4perl knows these, as strftime's.
+_DATE_LETTERS = {
+    "yyyy": "%Y", "yy": "%y", "MMMM": "%B", "MMM": "%b", "MM": "%m", "M": "%-m", "dd": "%d",
+    "d": "%-d", "HH": "%H", "H": "%-H", "hh": "%I", "h": "%-I", "mm": "%M", "ss": "%S",
+    "EEEE": "%A", "EEE": "%a", "a": "%p", "DDD": "%j", "Z": "%z", "z": "%Z",
+}
+_DATE_NAMES = {"ABSOLUTE": "HH:mm:ss,SSS", "DATE": "dd MMM yyyy HH:mm:ss,SSS",
+               "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS", "APACHE": "EEE MMM dd HH:mm:ss yyyy"}
+_PROGRAM_START = time.time()
+
+
+class PatternFormatter(logging.Formatter):
+    """log4perl's PatternLayout; the line it makes carries its own end (%n)."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__()
+        self._pattern = pattern
+
+    def format(self, record: logging.LogRecord) -> str:
+        def convert(match: re.Match[str]) -> str:
+            left, width, limit, letter, argument = match.groups()
+            text = self._field(record, letter, argument)
+            if limit:
+                text = text[: int(limit)] if len(limit) < 6 else text
+            if width and len(width) < 6:
+                text = text.ljust(int(width)) if left else text.rjust(int(width))
+            return text
+
+        text = _CONVERSION.sub(convert, self._pattern)
+        if record.exc_info:
+            text = text.rstrip("\n") + "\n" + self.formatException(record.exc_info) + "\n"
+        return text
+
+    def _field(self, record: logging.LogRecord, letter: str, argument: str | None) -> str:
+        match letter:
+            case "d":
+                return _log_date(record, argument)
+            case "c" | "C":
+                name = record.name if letter == "c" else record.name.replace(".", "::")
+                parts = record.name.split(".")
+                if argument and argument.isdigit() and letter == "c":
+                    return ".".join(parts[-int(argument) :]) if int(argument) else name
+                return name
+            case "m":
+                return record.getMessage().rstrip("\n") if argument else record.getMessage()
+            case "F":
+                return record.pathname
+            case "l":
+                return f"{record.funcName} {record.filename} ({record.lineno})"
+            case "T":
+                return f"{record.funcName}() called at {record.pathname} line {record.lineno}"
+            case "H":
+                return socket.gethostname()
+            case "r":
+                return str(int((record.created - _PROGRAM_START) * 1000))
+        simple = {
+            "p": _LEVEL_NAMES.get(record.levelno, record.levelname), "n": "\n", "%": "%",
+            "L": str(record.lineno), "M": record.funcName or "", "P": str(record.process),
+            "x": "[undef]", "X": "[undef]",
+        }
+        return simple.get(letter, f"%{letter}")
+
+
+def _log_date(record: logging.LogRecord, form: str | None) -> str:
+    form = _DATE_NAMES.get(form or "", form or "yyyy/MM/dd HH:mm:ss")
+    moment = datetime.fromtimestamp(record.created).astimezone()
+    letters = "|".join(sorted(map(re.escape, _DATE_LETTERS), key=len, reverse=True))
+
+    def convert(match: re.Match[str]) -> str:
+        letter = match[0]
+        if letter == "SSS":
+            return f"{int(record.created % 1 * 1000):03d}"
+        if letter == "e":
+            return str(int(record.created))
+        return moment.strftime(_DATE_LETTERS[letter])
+
+    return re.sub(f"SSS|e|{letters}", convert, form)
+
+
+# --------------------------------------------------------------------------------------------------
+# Handlers
+# --------------------------------------------------------------------------------------------------
+
+
+class _QuietHandler(logging.Handler):
+    """A handler whose own failures are told once, on standard error, and never raised."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            self._told = True
+            _say(f"s3napback: cannot write to the log {self.get_name()}: {sys.exc_info()[1]}")
+
+
+class _Screen(_QuietHandler):
+    """Writes above a progress bar, to whatever standard error or output is just then."""
+
+    # Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
+    _COLORS: Mapping[int, int] = {5: 33, 20: 32, 30: 34, 40: 35, 50: 31}
+
+    def __init__(self, *, stderr: bool, colored: bool) -> None:
+        super().__init__()
+        self._stderr, self._colored = stderr, colored
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if self._stderr else sys.stdout
+        if stream is None:
+            return
+        try:
+            text = self.format(record)
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            color = self._COLORS.get(record.levelno) if self._colored else None
+            if color and stream.isatty():
+                text = f"\x1b[{color}m{text}\x1b[0m"
+            bars = sys.modules.get("tqdm")
+            if bars and stream.isatty():
+                bars.tqdm.write(text, file=stream, end="")
+            else:
+                stream.write(text)
+                stream.flush()
+        except (OSError, ValueError):  # closed: there is no one to tell
+            pass
+
+
+class _LogFile(_QuietHandler):
+    """A file, begun anew or appended to; `limit` bytes or a new period of `periods` rotate it.
+
+    Rotation keeps `kept` old files as NAME.1, the newest, NAME.2, … (Log::Dispatch::FileRotate).
+    Raises OSError when it cannot be opened.
+    """
+
+    def __init__(
+        self, path: str, mode: str, umask: int | None = None, limit: int = 0, kept: int = 1,
+        periods: Sequence[str] = (), zone: tzinfo | None = None,
+    ) -> None:
+        super().__init__()
+        self._path, self._limit, self._kept = path, limit, kept
+        self._periods, self._zone = periods, zone
+        before = os.umask(umask) if umask is not None else None
+        try:
+            self._file = open(path, mode)  # noqa: SIM115
+        finally:
+            if before is not None:
+                os.umask(before)
+        info = os.fstat(self._file.fileno())
+        self._size = info.st_size
+        self._period = self._period_of(info.st_mtime) if info.st_size else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            data = self.format(record).encode("utf-8", "surrogateescape")
+            period = self._period_of(record.created)
+            too_long = self._limit and self._size and self._size + len(data) > self._limit
+            if too_long or (self._period is not None and period != self._period):
+                self._rotate()
+            self._period = period
+            self._file.write(data)
+            self._file.flush()
+            self._size += len(data)
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def _period_of(self, epoch: float) -> tuple[str, ...]:
+        moment = datetime.fromtimestamp(epoch, self._zone)
+        return tuple(moment.strftime(period) for period in self._periods)
+
+    def _rotate(self) -> None:
+        self._file.close()
+        names = [self._path, *(f"{self._path}.{n}" for n in range(1, self._kept + 1))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newer, older)
+        self._file = open(self._path, "wb")  # noqa: SIM115
+        self._size = 0
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.close()
+        super().close()
+
+
+class _Mail(_QuietHandler):
+    """Keeps its lines, and sends them as one mail when it is closed."""
+
+    # Longest that a mail keeps the program from ending, seconds.
+    _TIMEOUT = 30
+
+    def __init__(self, options: Mapping[str, str], server: str) -> None:
+        super().__init__()
+        self._options, self._server = options, server
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+    def close(self) -> None:
+        lines, self._lines = self._lines, []
+        super().close()
+        if lines:
+            try:
+                self._send("".join(lines).encode("utf-8", "backslashreplace").decode())
+            except (OSError, ValueError) as error:  # smtplib's errors are OSErrors
+                _say(f"s3napback: cannot send the log to {self._options['to']}: {error}")
+
+    def _send(self, text: str) -> None:
+        import smtplib
+        from email.message import EmailMessage
+
+        mail = EmailMessage()
+        to = re.sub(r"[\[\]'\"\r\n]", " ", self._options["to"]).strip()
+        mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
+        mail["From"] = self._options.get("from", "").strip() or f"root@{socket.gethostname()}"
+        mail["Subject"] = " ".join(self._options.get("subject", "s3napback").split())
+        mail.set_content(text)
+        sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
+        if self._server or not sendmail:
+            host, _, port = (self._server or "localhost").partition(":")
+            with smtplib.SMTP(host, int(port or 25), timeout=self._TIMEOUT) as smtp:
+                smtp.send_message(mail)
+        else:
+            done = subprocess.run(
+                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
+            )
+            if done.returncode:
+                raise OSError(f"{sendmail} ended with status {done.returncode}")
+
+
+class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
+    pass
+
+
+def _size_option(text: str) -> int:
+    """A number of bytes; Perl's 10_000_000 is one. Raises ValueError."""
+    return int(text.replace("_", ""))
+
+
+def _periods(patterns: str) -> tuple[str, ...]:
+    """strftime patterns whose value changes when the log is to be rotated. Raises ValueError."""
+    letters = {"yyyy": "%Y", "MM": "%m", "ww": "%V", "dd": "%d", "a": "%p", "HH": "%H",
+               "mm": "%M"}
+    found = []
+    for pattern in filter(None, (part.strip() for part in patterns.split(";"))):
+        parts = re.split(r"[-:. ]+", pattern)
+        if not set(parts) <= set(letters):
+            raise ValueError(f"DatePattern {pattern} is unknown")
+        found.append("-".join(letters[part] for part in parts))
+    return tuple(found)
+
+
+def _handler(appender: Appender) -> logging.Handler:
+    """Raises OSError or ValueError where there can be none."""
+    options = appender.options
+    if appender.kind in (_SCREEN, _COLORED):
+        return _Screen(
+            stderr=options.get("stderr", "1") != "0", colored=appender.kind == _COLORED
+        )
+    if appender.kind in (_FILE, _ROTATE):
+        mode = "wb" if options.get("mode", "append") in ("write", "clobber") else "ab"
+        umask = int(options["umask"], 8) if options.get("umask") else None
+        if appender.kind == _FILE:
+            return _LogFile(options["filename"], mode, umask)
+        zone = None
+        if options.get("TZ"):
+            from dateutil import tz
+
+            zone = tz.gettz(options["TZ"])
+        return _LogFile(
+            options["filename"], mode, umask, _size_option(options.get("size", "10_000_000")),
+            max(0, _size_option(options.get("max", "1"))),
+            _periods(options.get("DatePattern", "")), zone,
+        )
+    if appender.kind == _SYSLOG:
+        where: str | tuple[str, int] = options.get("socket", "/dev/log")
+        if not str(where).startswith("/"):
+            where = "/dev/log" if where == "unix" else ("localhost", 514)
+        facility = options.get("facility", "user")
+        if facility not in logging.handlers.SysLogHandler.facility_names:
+            raise ValueError(f"facility {facility} is unknown")
+        handler = _Syslog(where, facility)
+        handler.ident = options.get("ident", "s3napback") + ": "
+        handler.append_nul = False
+        return handler
+    server = options.get("smtp", "localhost") if appender.kind == _MAIL[0] else ""
+    return _Mail(options, server)
+
+
+_open_handlers: list[logging.Handler] = []
+
+
+def open_log(config: LogConfig, *, debug: bool = False) -> list[str]:
+    """Sets the log up; the sentences to be logged about what is wrong with it.
+
+    debug: everything is logged, whatever levels the config gives.
+    """
+    close_log()
+    problems = list(config.problems)
+    made: dict[str, logging.Handler] = {}
+    for name in dict.fromkeys(a for _, names in config.loggers.values() for a in names):
+        appender = config.appenders.get(name)
+        if appender is None:
+            continue
+        try:
+            handler = _handler(appender)
+        except (OSError, ValueError) as error:
+            target = appender.options.get("filename", name)
+            reason = getattr(error, "strerror", None) or error
+            problems.append(f"cannot write log file {target}: {reason}; going on without it"
+                            if "filename" in appender.options
+                            else f"{appender.where}: cannot log to {name}: {reason}")
+            continue
+        handler.set_name(name)
+        handler.setLevel(appender.level)
+        handler.setFormatter(PatternFormatter(appender.pattern))
+        made[name] = handler
+    if not made:
+        made[""] = _Screen(stderr=True, colored=False)
+        made[""].setFormatter(PatternFormatter(STOCK_PATTERN))
+        logging.getLogger(_LOG_ROOT).addHandler(made[""])
+    _open_handlers.extend(made.values())
+    _wire(config, made, debug)
+    return problems
+
+
+def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
+    for existing in [_LOG_ROOT, *(n for n in logging.root.manager.loggerDict if _is_ours(n))]:
+        logging.getLogger(existing).setLevel(logging.NOTSET)
+        logging.getLogger(existing).propagate = existing != _LOG_ROOT
+    root = logging.getLogger(_LOG_ROOT)
+    root.setLevel(_LEVELS["INFO"])
+    for name, (level, names) in config.loggers.items():
+        if name and not _is_ours(name):
+            continue
+        logger = logging.getLogger(name) if name else root
+        if level is not None and not debug:
+            logger.setLevel(level)
+        for appender in names:
+            if appender in made:
+                logger.addHandler(made[appender])
+        if name in config.closed:
+            logger.propagate = False
+    if debug:
+        root.setLevel(_LEVELS["DEBUG"])
+
+
+def _is_ours(name: str) -> bool:
+    return name == _LOG_ROOT or name.startswith(f"{_LOG_ROOT}.")
+
+
+def close_log() -> None:
+    """Closes what `open_log` opened; buffered mail is sent here."""
+    for name in [_LOG_ROOT, *(n for n in logging.root.manager.loggerDict if _is_ours(n))]:
+        logger = logging.getLogger(name)
+        for handler in [h for h in logger.handlers if h in _open_handlers]:
+            logger.removeHandler(handler)
+    while _open_handlers:
+        _open_handlers.pop().close()
+
+
+def _say(text: str) -> None:
+    """A line to standard error, which may be closed."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        sys.stderr.flush()
+
+
+# ==================================================================================================
+# 14. Command line
+# ==================================================================================================
+
+USAGE = """\
+usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
+         make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
+         -c FILE  the config file          -t  show what would be done, change nothing
+         -f       do it even if not due    -d  log every command and detail
+       s3napback.py js3tream -h
+         one stream to the bucket, or back: recovery by hand
+       s3napback.py demo
+         back up, change, back up again, restore, compare; needs no account
+"""
+
+JS3TREAM_USAGE = """\
+usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCKET[:PREFIX]]
+  -i, --stdin          send standard input to the bucket, as chunks PREFIX:0000000000000, ...
+  -o, --stdout         fetch the chunks, check them, and write them to standard output
+  -l, --list           list archives; without -b, the buckets
+  -d, --delete         delete an archive; without PREFIX, the whole bucket
+  -b, --bucket B[:P]   the bucket and, behind the first colon, the archive's name
+  -K, --keyfile FILE   file with the lines key=... and secret=...
+  -k, --key KEY        -s, --secret SECRET   the same here, where others can see it
+  -z, --size BYTES     size of a chunk (5000000)
+  -t, --tag TEXT       note kept with each chunk, shown by -l
+  -n, --neverdie       try again for 20 hours where something may pass
+  -p, --pretend        say what would be done, change nothing
+  -f, --file           accepted for old calls; memory is bounded without it
+  -v, --verbose        say what is done     --debug  say more
+  -V, --version        -h, --help
+  --endpoint URL       another service than Amazon's, or file:///PATH    --region NAME
+  --storage-class C    of what is stored    --parallel N   chunks at once (4)
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = None) -> int:
+    """Runs the command line and returns the exit status.
+
+    argv: the words behind the program's name, default sys.argv's; now: stands for the present in
+    everything that is decided or stamped, default the real time.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    started = time.monotonic()
+    start = time.time() if now is None else Moment.of(now).epoch
+    moment = Moment.of(start if now is None else now)
+
+    def clock() -> float:
+        return start + time.monotonic() - started
+
+    as_js3tream = argv is None and os.path.basename(sys.argv[0]) == "js3tream"
+    try:
+        with _signals():
+            if as_js3tream:
+                return cmd_js3tream(words, moment, clock)
+            if words and words[0] in COMMANDS:
+                return COMMANDS[words[0]](words[1:], moment, clock)
+            return cmd_backup(words, moment, clock)
+    except Failure as failure:
+        _say(f"s3napback: {failure}")
+        return failure.status
+    except Interrupted as interrupted:
+        _say(f"s3napback: ended by {signal.Signals(interrupted.signum).name}")
+        return EXIT_SIGNAL + interrupted.signum
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns the first of the signals that ask for an end into `Interrupted`."""
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        for one in wanted:  # a second signal must not cut the tidying short
+            signal.signal(one, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    before = {signum: signal.getsignal(signum) for signum in wanted}
+    for signum, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+# --------------------------------------------------------------------------------------------------
+# Backup, the original's call
+# --------------------------------------------------------------------------------------------------
+
+
+def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
+    try:
+        options, names = getopt.getopt(list(words), "c:fthd", ["help", "version"])
+    except getopt.GetoptError as error:
+        _say(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
+        _say(USAGE.rstrip())
+        return EXIT_USAGE
+    given = {name for name, _ in options}
+    if "-h" in given or "--help" in given:
+        print(USAGE, end="")
+        return EXIT_USAGE if "-h" in given else EXIT_OK  # -h: the original's status
+    if "--version" in given:
+        print(f"s3napback {__version__}")
+        return EXIT_OK
+    problems = open_log(_read_logconfig(), debug="-d" in given)
+    try:
+        for problem in problems:
+            log.warning("%s", problem)
+        log.info("Starting s3napback")
+        if "-t" in given:
+            log.warning("TEST MODE ONLY, NO REAL ACTIONS WILL BE TAKEN")
+        if "-f" in given:
+            log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
+        context = Context(
+            moment, clock, dict(os.environ), _program(), _progress_display(),
+            test="-t" in given, force="-f" in given,
+        )
+        return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
+    except Failure as failure:
+        log.critical("%s", failure)
+        return failure.status
+    except Interrupted as interrupted:
+        log.critical("Ended by %s", signal.Signals(interrupted.signum).name)
+        return EXIT_SIGNAL + interrupted.signum
+    finally:
+        close_log()
+
+
+def _config_paths(file: str, names: Sequence[str]) -> list[str]:
+    """The config files of a call, in the original's order. Raises Failure for an unknown NAME."""
+    paths = [file] if file else []
+    for name in names:
+        tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
+        found = next((path for path in tried if os.path.isfile(path)), None)
+        if found is None:
+            raise Failure(
+                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
+                "give the path of a config file with -c", status=EXIT_USAGE,
+            )
+        paths.append(found)
+    if not paths:
+        raise Failure(
+            "Unable to open file '': No such file or directory",
+            "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
+        )
+    return paths
+
+
+def _run_configs(paths: Sequence[str], context: Context) -> int:
+    """Each config is a run of its own: one that cannot run does not keep the others back."""
+    statuses = []
+    for path in paths:
+        try:
+            statuses.append(run_config(path, context))
+        except Failure as failure:
+            log.critical("%s", failure)
+            statuses.append(failure.status)
+    return worst_status(statuses)
+
+
+def _program() -> str:
+    """How to call this program in a shell."""
+    return shlex.quote(os.path.abspath(__file__))
+
+
+def _read_logconfig() -> LogConfig:
+    """The s3napback.logconfig beside the script; where there is none, the screen at INFO."""
+    for folder in dict.fromkeys((os.path.dirname(os.path.abspath(__file__)),
+                                 os.path.dirname(os.path.realpath(__file__)))):
+        path = os.path.join(folder, "s3napback.logconfig")
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                return parse_logconfig(file.read(), path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return replace(
+                parse_logconfig("", path),
+                problems=(f"cannot read {path}: {error.strerror}; logging to the screen only",),
+            )
+    return parse_logconfig("", "")
+
+
+@contextlib.contextmanager
+def _no_progress(_archive: str) -> Iterator[Callable[[int], None]]:
+    yield lambda size: None
+
+
+@contextlib.contextmanager
+def _progress_bar(archive: str) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes, rate and chunks; what is logged meanwhile is written above it."""
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise missing_library(error) from error
+    lock = threading.Lock()
+    chunks = 0
+    with tqdm(desc=archive, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def stored(size: int) -> None:
+            nonlocal chunks
+            with lock:
+                chunks += 1
+                bar.set_postfix_str(f"{chunks} chunks", refresh=False)
+                bar.update(size)
+
+        yield stored
+
+
+def _progress_display() -> Callable[
+    [str], contextlib.AbstractContextManager[Callable[[int], None]]
+]:
+    try:
+        terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # closed
+        terminal = False
+    return _progress_bar if terminal else _no_progress
+
+
+# --------------------------------------------------------------------------------------------------
+# js3tream
+# --------------------------------------------------------------------------------------------------
+
+_JS3TREAM_OPTIONS = {
+    "-i": "stdin", "-o": "stdout", "-l": "list", "-d": "delete", "-f": "file", "-n": "neverdie",
+    "-p": "pretend", "-v": "verbose", "-V": "version", "-h": "help",
+}
+_JS3TREAM_VALUES = {"-K": "keyfile", "-k": "key", "-s": "secret", "-b": "bucket", "-z": "size",
+                    "-t": "tag"}
+_JS3TREAM_LONG = ("endpoint", "region", "storage-class", "parallel")
+
+
+def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`js3tream`: its options, its listing, its chunks; its exit status tells the truth."""
+    try:
+        options = _js3tream_options(words)
+    except getopt.GetoptError as error:
+        _say(f"js3tream: {error.msg}")
+        _say(JS3TREAM_USAGE.rstrip())
+        return EXIT_USAGE
+    if "help" in options or not words:
+        print(JS3TREAM_USAGE, end="")
+        return EXIT_OK if words else EXIT_USAGE
+    if "version" in options:
+        print(f"s3napback {__version__}")
+        return EXIT_OK
+    modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
+    if len(modes) != 1:
+        raise Failure("give one of -i, -o, -l and -d", "see: js3tream -h", status=EXIT_USAGE)
+    bucket, _, prefix = options.get("bucket", "").partition(":")
+    if not bucket and modes != ["list"]:
+        raise Failure("no bucket given", "use -b BUCKET:PREFIX", status=EXIT_USAGE)
+    _js3tream_log("verbose" in options, "debug" in options)
+    access = _js3tream_access(options)
+    if not bucket:
+        return _list_all_buckets(access, moment)
+    hours = 20.0 if "neverdie" in options else 0.0
+    store = Patience(open_store(bucket, access, clock), hours, _TOOL_LOG)
+    work = {"stdin": _js3tream_send, "stdout": _js3tream_fetch,
+            "list": _js3tream_list, "delete": _js3tream_delete}[modes[0]]
+    work(store, key_text(prefix), options, moment)
+    return EXIT_OK
+
+
+_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
+
+
+def _js3tream_options(words: Sequence[str]) -> dict[str, str]:
+    """Long name → value ("" for a switch). Raises getopt.GetoptError."""
+    shorts = "".join(name[1] for name in _JS3TREAM_OPTIONS)
+    shorts += "".join(f"{name[1]}:" for name in _JS3TREAM_VALUES)
+    longs = [*_JS3TREAM_OPTIONS.values(), "debug"]
+    longs += [f"{name}=" for name in (*_JS3TREAM_VALUES.values(), *_JS3TREAM_LONG)]
+    found, rest = getopt.gnu_getopt(list(words), shorts, longs)
+    if rest:
+        raise getopt.GetoptError(f"unexpected argument {rest[0]}")
+    names = {**_JS3TREAM_OPTIONS, **_JS3TREAM_VALUES}
+    return {names.get(option, option.lstrip("-")): value for option, value in found}
+
+
+def _js3tream_access(options: Mapping[str, str]) -> Access:
+    key, secret = options.get("key"), options.get("secret")
+    endpoint = options.get("endpoint") or None
+    if "keyfile" in options and folder_root(endpoint) is None:
+        key, secret = read_key_file(options["keyfile"])
+    if bool(key) != bool(secret):
+        raise Failure("-k and -s go together", "or use -K FILE", status=EXIT_USAGE)
+    return Access(
+        endpoint, options.get("region"), key, secret, options.get("storage-class"),
+        _whole_number(options.get("parallel", "4"), "--parallel", 64),
+    )
+
+
+def _whole_number(text: str, option: str, largest: int) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise Failure(
+            f"{option} {text} is not a whole number from 1 to {largest}", status=EXIT_USAGE
+        )
+    return int(text)
+
+
+def _js3tream_log(verbose: bool, debug: bool) -> None:
+    """Messages to standard error: warnings always, the rest as asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _TOOL_LOG.handlers[:] = [handler]
+    _TOOL_LOG.propagate = False
+    _TOOL_LOG.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+
+
+def _js3tream_send(
+    store: Patience, prefix: str, options: Mapping[str, str], moment: Moment
+) -> None:
+    chunk_size = _whole_number(options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", LARGEST_CHUNK)
+    tag = options.get("tag", "")
+    if not tag.isascii() or not tag.isprintable():
+        raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
+    _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
+    there = store.exists()
+    if there and not prefix:
+        raise Failure(f"bucket {store.bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
+    if there and archive_objects(store, prefix):
+        raise Failure(
+            f"{store.bucket}:{prefix} exists already", "delete it first, with js3tream -d"
+        )
+    if "pretend" in options:
+        _TOOL_LOG.warning("Pretending: nothing is stored")
+        return
+    if not there:
+        _TOOL_LOG.info("Creating bucket %s", store.bucket)
+        store.create()
+    stored = upload(
+        FileStream(sys.stdin.buffer.raw),  # type: ignore[union-attr]
+        store, prefix, chunk_size=chunk_size,
+        parallel=_whole_number(options.get("parallel", "4"), "--parallel", 64),
+        metadata={"tag": tag} if tag else {},
+        closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
+        progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
+        log=_TOOL_LOG,
+    )
+    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
+
+
+def _js3tream_fetch(
+    store: Patience, prefix: str, options: Mapping[str, str], _moment: Moment
+) -> None:
+    archive = assemble(prefix, archive_objects(store, prefix), store.head)
+    if archive is None:
+        raise Failure(f"there is no archive {store.bucket}:{prefix}", "see: js3tream -l")
+    if "pretend" in options:
+        _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
+        return
+    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
+    output = sys.stdout.buffer
+    try:
+        for number, data in enumerate(download(_before_gap(archive), store, parallel)):
+            _TOOL_LOG.debug("Writing chunk %d of %d bytes", number, len(data))
+            output.write(data)
+        output.flush()
+    except BrokenPipeError as error:
+        raise Failure("standard output was closed before the end of the archive") from error
+    except OSError as error:
+        raise os_failure(error, "write to standard output") from error
+    if not archive.complete:
+        raise Failure(
+            f"{store.bucket}:{prefix} is not complete: {archive.fault}",
+            "what was written is its beginning",
+        )
+    _TOOL_LOG.info("%d bytes written", archive.size)
+
+
+def _before_gap(archive: Archive) -> Archive:
+    """The chunks that come before the first missing one: what can be written in order."""
+    numbers = itertools.takewhile(lambda pair: pair[0] == _number(pair[1]),
+                                  enumerate(archive.chunks))
+    return replace(archive, chunks=tuple(item for _, item in numbers))
+
+
+def _js3tream_delete(
+    store: Patience, prefix: str, options: Mapping[str, str], _moment: Moment
+) -> None:
+    if prefix and not store.exists():
+        _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
+        return
+    objects = archive_objects(store, prefix) if prefix else list(listing(store))
+    what = f"{store.bucket}:{prefix}" if prefix else f"the whole bucket {store.bucket}"
+    _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
+    if "pretend" in options:
+        _TOOL_LOG.warning("Pretending: %s is kept", what)
+        return
+    if sys.stderr.isatty() and objects:
+        _say(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
+        for second in range(10, 0, -1):
+            _say(f"{second}...")
+            time.sleep(1)
+    if prefix:
+        delete_chunks(store, objects)
+    else:
+        store.delete([item.key for item in objects])
+        store.remove()
+
+
+def _js3tream_list(
+    store: Patience, prefix: str, _options: Mapping[str, str], moment: Moment
+) -> None:
+    groups: dict[str, list[StoredObject]] = {}
+    for item in listing(store, f"{prefix}:" if prefix else ""):
+        # js3tream takes what stands before the first colon for the prefix.
+        groups.setdefault(item.key.partition(":")[0] if ":" in item.key else "", []).append(item)
+    groups = dict(sorted(groups.items()))
+    with ThreadPoolExecutor(8) as pool:
+        heads = pool.map(lambda items: store.head(items[0].key) or {}, groups.values())
+        for (name, items), metadata in zip(groups.items(), heads, strict=True):
+            _say(listing_line(f"{store.bucket}:{name}" if name else store.bucket, items, moment))
+            if metadata.get("tag"):
+                _say(f"\tTAG: {metadata['tag']}")
+    _say(f"total: {len(groups)}")
+
+
+def listing_line(where: str, items: Sequence[StoredObject], moment: Moment) -> str:
+    """js3tream's line for an archive. Its clock has 12 hours and no am or pm."""
+    newest = moment.local(max(item.modified for item in items))
+    size = sum(item.size for item in items)
+    amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
+    return f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)} data blocks"
+
+
+def _list_all_buckets(access: Access, moment: Moment) -> int:
+    found = list_buckets(access)
+    _say("Bucket List")
+    for name, created in found:
+        _say(f"{moment.local(created):%Y-%m-%d %I:%M:%S} - {name}")
+    _say(f"total: {len(found)}")
+    return EXIT_OK
+
+
+# --------------------------------------------------------------------------------------------------
+# demo
+# --------------------------------------------------------------------------------------------------
+
+_DEMO_FILES = {
+    "letters/first.txt": "Dear diary, today I was backed up.\n",
+    "letters/old.txt": "I shall be gone tomorrow.\n",
+    "numbers.csv": "1,2,3\n" * 2000,
+}
+
+
+def cmd_demo(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`demo`: the life of a backup in a throwaway folder. Raises Failure where it does not pass."""
+    if words:
+        raise Failure(f"demo takes no arguments: {words[0]}", status=EXIT_USAGE)
+    # A short path: gpg's agent listens on a socket in it, whose path has a limit of 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp") as folder:
+        demo = _Demo(folder, moment)
+        try:
+            demo.play()
+        finally:
+            demo.end()
+    return EXIT_OK
+
+
+class _Demo:
+    """The scenes of the demo. folder: all of it happens there; moment: the first day."""
+
+    def __init__(self, folder: str, moment: Moment) -> None:
+        self._folder = folder
+        self._tree = f"{folder}/home"
+        self._conf = f"{folder}/demo.conf"
+        self._env = {**os.environ, "GNUPGHOME": f"{folder}/gnupg"}
+        # A day on which a cycle of Diffs 6 begins, so that its morning after makes a DIFF.
+        self._days = [replace(moment, epoch=moment.epoch + 86400 * n)
+                      for n in ((-moment.yday()) % 7, (-moment.yday()) % 7 + 1)]
+        if self._days[1].yday() == 0:  # New Year's Day begins a cycle, too
+            self._days = [replace(day, epoch=day.epoch + 86400) for day in self._days]
+
+    def play(self) -> None:
+        print(f"A throwaway folder for everything: {self._folder}")
+        self._prepare()
+        print("\n-- The first day: a FULL backup")
+        self._back_up(0)
+        print("\n-- The next day: one file changed, one deleted, one new; a DIFF holds just that")
+        self._change()
+        self._back_up(1)
+        print("\n-- What is in the bucket, now that the disk is lost")
+        self._shell(f"{self._program} js3tream {self._endpoint} -l -b demo")
+        names = self._archives()
+        if [name.rpartition("-")[2] for name in names] != [FULL, DIFF]:
+            raise Failure(f"the demo expected a FULL and a DIFF, not {names}")
+        print("\n-- Recovery by hand: the FULL, then the DIFF")
+        os.mkdir(f"{self._folder}/back")
+        for name in names:
+            self._shell(
+                f"{self._program} js3tream {self._endpoint} -o -b {shlex.quote(f'demo:{name}')}"
+                f" | gpg --batch -q -d"
+                f" | tar xzp --listed-incremental=/dev/null -C {self._folder}/back"
+            )
+        self._shell(f"diff -r {self._tree} {self._folder}/back{self._tree}")
+        print(
+            "\nPASS: what came back is what was there on the second day, the deleted file gone.\n"
+            "Nothing of this is left on your disk. Where to go from here:\n"
+            "  example.conf   a config to start from; README.md explains every line of it\n"
+            f"  {self._program} -t -c YOUR.conf   shows what a run would do, and changes nothing"
+        )
+
+    def end(self) -> None:
+        """Stops the agent that gpg started for the throwaway key."""
+        with contextlib.suppress(Failure):
+            run_tool(("gpgconf", "--kill", "all"), self._env)
+
+    @property
+    def _program(self) -> str:
+        return f"{shlex.quote(sys.executable)} {_program()}"
+
+    @property
+    def _endpoint(self) -> str:
+        return f"--endpoint file://{self._folder}/buckets"
+
+    def _prepare(self) -> None:
+        for name in ("gnupg", "diffs", "buckets"):
+            os.mkdir(f"{self._folder}/{name}", 0o700)
+        for name, text in _DEMO_FILES.items():
+            self._write(name, text)
+        with open(self._conf, "w", encoding="utf-8") as file:
+            file.write(
+                f"DiffDir {self._folder}/diffs\n"
+                f"S3Endpoint file://{self._folder}/buckets\n"
+                "Bucket demo\n"
+                "ChunkSize 20000\n"
+                "GpgRecipient demo@example.com\n"
+                f"Directory {self._tree}\n"
+            )
+        self._shell(
+            "gpg --batch -q --passphrase '' --quick-generate-key demo@example.com default default"
+        )
+        self._shell(f"cat {self._conf}")
+
+    def _change(self) -> None:
+        self._write("letters/first.txt", "Dear diary, today I was changed.\n")
+        self._write("letters/new.txt", "I am new here.\n")
+        os.unlink(f"{self._tree}/letters/old.txt")
+
+    def _write(self, name: str, text: str) -> None:
+        path = f"{self._tree}/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _back_up(self, day: int) -> None:
+        moment = self._days[day]
+        print(f"$ {_program()} -c {self._conf}    # on {moment.date()}")
+        sys.stdout.flush()
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("  %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            started = time.monotonic()
+            context = Context(
+                moment, lambda: moment.epoch + time.monotonic() - started, self._env,
+                _program(), _no_progress,
+            )
+            status = run_config(self._conf, context)
+        finally:
+            log.removeHandler(handler)
+        if status != EXIT_OK:
+            raise Failure(f"the demo's backup ended with status {status}")
+
+    def _archives(self) -> list[str]:
+        """The archives in the demo's bucket, oldest first."""
+        store = open_store("demo", Access(f"file://{self._folder}/buckets"), time.time)
+        newest: dict[str, float] = {}
+        for item in listing(store):
+            parsed = parse_chunk_key(item.key)
+            if parsed:
+                newest[parsed[0]] = max(item.modified, newest.get(parsed[0], 0.0))
+        return sorted(newest, key=lambda name: newest[name])
+
+    def _shell(self, line: str) -> None:
+        print(f"$ {line}")
+        sys.stdout.flush()
+        try:
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", line], env=self._env, check=False,
+                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise os_failure(error, "run bash") from error
+        if done.returncode:
+            raise Failure(f"the demo's command ended with status {done.returncode}: {line}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Moment, Callable[[], float]], int]] = {
+    "js3tream": cmd_js3tream,
+    "demo": cmd_demo,
+}
+
+
+def _with_libraries() -> None:
+    """Where the libraries are missing and a `.venv` beside the script has them, starts over in it.
+
+    So a crontab line can name the script itself, whatever python3 is on cron's PATH.
+    """
+    import importlib.util
+
+    folder = os.path.dirname(os.path.realpath(__file__))
+    python = os.path.join(folder, ".venv", "bin", "python")
+    inside = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(folder, ".venv"))
+    if not inside and importlib.util.find_spec("apacheconfig") is None and os.access(
+        python, os.X_OK
+    ):
+        os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    _with_libraries()
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""Section 4: a config means what it meant to the original."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+
+import s3napback
+from s3napback import Block, Failure, Value
+
+CASES = {case["name"]: case for case in json.loads((GOLDEN / "configs.json").read_text())}
+
+# Where the port differs on purpose: the recording's name, and why.
+DIFFERENCES = {
+    "dup_blocks_same_name": "blocks of one name each stand for themselves",
+    "dup_blocks_same_name_dir": "blocks of one name each stand for themselves",
+    "mixed_dir_line_then_block": "a line and a block side by side work",
+    "mixed_dir_in_cycle_line_then_block": "a line and a block side by side work",
+    "mixed_block_first_after_close": "a line and a block side by side work",
+    "case_values_kept": "a line and a block side by side work",
+    "mixed_dir_block_then_line": "a line and a block side by side work",
+    "mixed_dir_in_cycle_block_then_line": "a line and a block side by side work",
+    "cycle_as_directive": "a Cycle line is ignored",
+    "cycle_directive_then_block": "a Cycle line is ignored",
+    "cycle_directive_names_block_type": "a Cycle line is ignored; a job block needs a name",
+    "block_name_zero": "a job block needs a name",
+}
+
+
+def write_case(case: dict[str, Any], folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """The config's path; the current folder is the one that the recording had."""
+    conf = folder / "confdir"
+    conf.mkdir()
+    (folder / "elsewhere").mkdir()
+    path = conf / "test.conf"
+    path.write_bytes(case["text"].encode(case["encoding"]))
+    for name, text in case.get("files", {}).items():
+        (conf / name).parent.mkdir(exist_ok=True)
+        (conf / name).write_text(text)
+    patch.chdir(conf if case.get("cwd") == "confdir" else folder / "elsewhere")
+    return str(path)
+
+
+def as_recorded(text: str) -> str:
+    """Bytes that are not UTF-8 are recorded as the characters of Latin-1."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeDecodeError:
+        return os.fsencode(text).decode("latin-1")
+
+
+def compare(block: Block, recorded: dict[str, Any]) -> None:
+    """The directives and blocks of one level. The recording has only names that the script knows;
+    a block beside a line is an object to it, and a second block of a name the first one again."""
+    names = {name.lower(): entry for name, entry in recorded.get("directives", {}).items()}
+    known = {name.lower() for name in s3napback._KNOWN.values()} - {"include"}
+    assert {name for name, _ in block.entries} & known == set(names)
+    for name, entry in names.items():
+        ours: list[Any] = [
+            as_recorded(e.text) if isinstance(e, Value) else {"block_spec": [e.tag, *e.arguments]}
+            for e in block.all(name)
+        ]
+        if "list" not in entry:  # asking for it made the original die
+            continue
+        assert len(ours) == len(entry["list"])
+        for mine, theirs in zip(ours, entry["list"], strict=True):
+            assert mine == theirs or theirs == {"object": "Config::ApacheFormat"}
+    for name, items in recorded.get("blocks", {}).items():
+        for mine, theirs in zip(block.blocks(name), items, strict=True):
+            assert [mine.tag, *map(as_recorded, mine.arguments)] == theirs["spec"]
+            if "content" in theirs:
+                compare(mine, theirs["content"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_is_read_as_the_original_reads_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    path = write_case(case, tmp_path, monkeypatch)
+    if "error" in case:
+        with pytest.raises(Failure) as caught:
+            s3napback.read_config(path)
+        assert caught.value.message == case["error"].replace("FILE", path).strip()
+        assert caught.value.status == 2
+        return
+    config = s3napback.read_config(path)
+    compare(config, case["perl"]["main"])
+    if name in DIFFERENCES:
+        return
+    check_script(config, case["perl"]["script"], tmp_path)
+
+
+def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
+    """Settings and jobs as the script takes them from the file."""
+    for directive, value in script["settings"].items():
+        ours = config.first(directive)
+        assert (None if ours is None else ours.text) == value
+    died = script.get("settings_die")
+    if died and not died.startswith("DiffDir"):
+        here = ("diffdir", Value(str(folder), "x"))  # the recording did not look for the folder
+        with pytest.raises(Failure) as caught:
+            s3napback.settings_of(replace(config, entries=(here, *config.entries)))
+        assert caught.value.message == died
+    jobs, _ = s3napback.jobs_of(config)
+    assert len(jobs) == len(script["jobs"])
+    for job, recorded in zip(jobs, script["jobs"], strict=True):
+        assert (job.kind, as_recorded(job.name)) == (recorded["directive"], recorded["name"])
+        temp = recorded["cycle"].pop("UseTempFile", None)
+        assert job.use_temp_file == (temp == "1")
+        assert job.timing == recorded["cycle"]
+        if recorded["directive"] == "Directory":
+            assert [as_recorded(e) for e in job.excludes] == recorded["excludes"]
+        if recorded["directive"] == "MySQL":
+            first = recorded["mysqloptions"]
+            assert " ".join(job.mysql_options).startswith((first or "").replace("'", ""))
+
+
+def test_all_recordings_are_looked_at() -> None:
+    assert len(CASES) == 189
+    assert set(DIFFERENCES) < set(CASES)
+
+
+def parse(text: str, folder: Path) -> Block:
+    path = folder / "x.conf"
+    path.write_text(text)
+    return s3napback.read_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        ("mixed_dir_block_then_line", [("/b", "2"), ("/a", None)]),
+        ("mixed_dir_in_cycle_block_then_line", [("/b", "2"), ("/a", None), ("/z", None)]),
+        ("dup_blocks_same_name", [("/a", "1"), ("/b", "2")]),
+        ("case_values_kept", [("/Home/Foo", None), ("/Home/Bar", None)]),
+        ("mixed_block_first_after_close", [("/b", None), ("/c", None), ("/a", None)]),
+        ("cycle_as_directive", [("/a", None)]),
+        ("cycle_directive_then_block", [("/a", None)]),
+    ],
+)
+def test_differences(name: str, jobs: list[tuple[str, str | None]], tmp_path: Path) -> None:
+    found, warnings = s3napback.jobs_of(parse(CASES[name]["text"], tmp_path))
+    assert [(job.name, job.timing.get("Fulls")) for job in found] == jobs
+    assert warnings or name == "dup_blocks_same_name"  # two Cycles of one name are nothing odd
+
+
+@pytest.mark.parametrize("name", ["block_name_zero", "cycle_directive_names_block_type"])
+def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="has no name") as caught:
+        s3napback.jobs_of(parse(CASES[name]["text"], tmp_path))
+    assert caught.value.where.startswith(f"{tmp_path}/x.conf:")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "warning"),
+    [
+        ("Directory /a # not /b\nDirectory /c\n", ["/a", "/c"], "ends at #"),
+        ("Directory /a\n<Directory /a>\n</Directory>\n", ["/a", "/a"], "jobs alike"),
+        ("<Directory /a>\n</Directory>\n<Directory /a>\n</Directory>", ["/a", "/a"], "second"),
+        ("Direktory /a\n", [], "did you mean Directory?"),
+        ("Directory /a\nFrequency weekly\n", ["/a"], "Frequency weekly is read as 0"),
+        ("Directory /a\nSafeReplace On\n", ["/a"], "SafeReplace is not yet in effect"),
+        ("Directory /a\n", ["/a"], ""),
+    ],
+)
+def test_warnings_name_their_place(
+    text: str, names: list[str], warning: str, tmp_path: Path
+) -> None:
+    jobs, warnings = s3napback.jobs_of(parse(text, tmp_path))
+    assert [job.name for job in jobs] == names
+    assert len(warnings) == bool(warning)
+    if warning:
+        assert warning in warnings[0]
+        assert warnings[0].startswith(f"{tmp_path}/x.conf:")
+
+
+def test_all_words_of_mysqloptions(tmp_path: Path) -> None:
+    text = "<MySQL a>\nMySQLOptions \"--where='a b' -x\" --quick\n</MySQL>\n"
+    (job,), warnings = s3napback.jobs_of(parse(text, tmp_path))
+    assert job.mysql_options == ("--where=a b", "-x", "--quick")
+    assert len(warnings) == 1
+    with pytest.raises(Failure, match="MySQLOptions"):
+        s3napback.jobs_of(parse("<MySQL a>\nMySQLOptions \"it's\"\n</MySQL>\n", tmp_path))
+
+
+GOOD = {"DiffDir": "{}", "Bucket": "b", "ChunkSize": "1000"}
+
+
+def config_with(folder: Path, **directives: str) -> Block:
+    lines = {**GOOD, **directives}
+    text = "".join(f"{k} {v}\n" for k, v in lines.items() if v)
+    return parse(text.replace("{}", str(folder)), folder)
+
+
+@pytest.mark.parametrize("name", ["DiffDir", "Bucket", "ChunkSize"])
+def test_each_required_directive(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=rf"{name} must be defined\.") as caught:
+        s3napback.settings_of(config_with(tmp_path, **{name: ""}))
+    assert caught.value.status == 2
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DiffDir", "/nonexistent/diffs"), ("DiffDir", "{}/x.conf"), ("Bucket", "a:b"),
+        ("Bucket", "a/b"), ("Bucket", ".."), ("ChunkSize", "5M"), ("ChunkSize", "-5"),
+        ("ChunkSize", "1.5"), ("ChunkSize", "5368709121"), ("ChunkSize", "9" * 30),
+        ("Parallel", "0"), ("Parallel", "65"), ("Parallel", "four"), ("RetryHours", "long"),
+        ("RetryHours", "-1"), ("BandwidthLimit", "1M"), ("BandwidthLimit", "0"),
+        ("SafeReplace", "maybe"), ("StorageClass", "standard"), ("S3Endpoint", "s3.example.com"),
+        ("S3Endpoint", "file://host/x"), ("S3Endpoint", "https://"), ("S3Endpoint", "ftp://x"),
+        ("S3Endpoint", "http://[x"), ("Compressor", "\"'\""), ("Compressor", '""'),
+        ("GpgRecipient", '""'),
+    ],
+)
+def test_each_malformed_directive(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        s3napback.settings_of(config_with(tmp_path, **{name: value}))
+    assert name in caught.value.message
+    assert caught.value.status == 2
+    assert f"{tmp_path}/x.conf:" in str(caught.value)
+
+
+def test_good_settings(tmp_path: Path) -> None:
+    settings = s3napback.settings_of(
+        config_with(
+            tmp_path, TempDir="/tmp", S3Endpoint="file:///x", Parallel="8", SafeReplace="On",
+            RetryHours="0.5", Compressor="zstd -3", StorageClass="GLACIER_IR", S3Region="eu-west-1",
+            BandwidthLimit="1000000",
+        )
+    )
+    assert settings == s3napback.Settings(
+        f"{tmp_path}/x.conf", f"{tmp_path}/", "b", 1000, "/tmp/", s3_endpoint="file:///x",
+        s3_region="eu-west-1", storage_class="GLACIER_IR", parallel=8, compressor="zstd -3",
+        bandwidth_limit=1000000, retry_hours=0.5, safe_replace=True,
+    )
+
+
+@pytest.mark.parametrize("path", ["", "/nonexistent.conf", "/", "/x\0y"])
+def test_a_config_that_cannot_be_read(path: str) -> None:
+    with pytest.raises(Failure, match="Unable to open file") as caught:
+        s3napback.read_config(path)
+    assert caught.value.status == 2
+
+
+def test_an_include_that_includes_itself(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="includes itself"):
+        parse(f"Include {tmp_path}/x.conf\n", tmp_path)
+
+
+def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    for name in ("b1.inc", "a1.inc", "d/2", "d/10", "x.inc"):
+        (tmp_path / name).write_text(f"Directory /{name}\n")
+    config = parse("Directory /0\nInclude {b,a}*.inc d\nInclude x.inc\nDirectory /9", tmp_path)
+    names = [value.text for value in config.values("Directory")]
+    assert names == ["/0", "/b1.inc", "/a1.inc", "/d/10", "/d/2", "/x.inc", "/9"]
+
+
+LINES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["<Cycle x>", "</Cycle>", "<Directory /a>", "</Directory>", "Directory /a", "Fulls 0",
+             "Exclude 'a b' \"c", "# x", "X \\", "<MySQL \"a>\">", "Include y", "MySQLOptions 'a"]
+        ),
+        st.text(max_size=30),
+    )
+)
+
+
+@given(st.one_of(st.binary(max_size=200), LINES.map(lambda x: "\n".join(x).encode("utf-8"))))
+def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.conf"
+    path.write_bytes(data)
+    try:
+        config = s3napback.read_config(str(path))
+        s3napback.jobs_of(config)
+        s3napback.settings_of(config)
+    except Failure as failure:
+        assert failure.status == 2
+        assert str(failure)

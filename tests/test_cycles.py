@@ -1,0 +1,122 @@
+"""Section 5: which day, which slot, FULL or DIFF."""
+
+import doctest
+import gzip
+import json
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import s3napback
+from s3napback import CycleSpec, Day, Failure, Moment
+
+# What the config reader makes of words that Perl's reader takes for booleans.
+BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
+
+
+def decision(cycle: CycleSpec, day: Day) -> list[str] | None:
+    """In the form of the recording: the ends of a Directory's and of a MySQL archive's name."""
+    if not s3napback.is_backup_day(cycle, day):
+        return None
+    slot = s3napback.slot_number(cycle, day)
+    return [
+        f"{slot}-{s3napback.slot_mode(cycle, slot)}",
+        str(s3napback.slot_number(cycle, day, ignore_diffs=True)),
+    ]
+
+
+def test_every_recorded_decision(golden: Path) -> None:
+    recorded = json.loads(gzip.decompress((golden / "slots.json.gz").read_bytes()))
+    days = [
+        Moment.of(datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(zone))).day
+        for local, zone in recorded["instants"]
+    ]
+    compared = 0
+    for spec, expected in zip(recorded["specs"], recorded["decisions"], strict=True):
+        timing = {
+            name: BOOLEANS.get(str(value).lower(), str(value))
+            for name, value in spec.items()
+            if value is not None
+        }
+        cycle = CycleSpec.of(timing)
+        assert [decision(cycle, day) for day in days] == expected, spec
+        compared += len(days)
+    assert compared == 213_120
+
+
+def test_doctests() -> None:
+    failed, tried = doctest.testmod(s3napback)
+    assert tried > 5
+    assert not failed
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("07", 7), (" 3 ", 3), ("-1", -1), ("+2", 2), ("1.5", 1.5), (".5", 0.5), ("2.", 2),
+     ("1e1", 10), ("3 weeks", 3), ("weekly", 0), ("", 0), ("0x10", 0), ("1e999", 0)],
+)
+def test_perl_numbers(text: str, number: float) -> None:
+    assert s3napback.perl_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        {"Frequency": "0"},
+        {"Frequency": "0.5"},
+        {"Fulls": "0"},
+        {"Diffs": "-1"},
+        {"CycleType": "HanoiCycle", "Frequency": "0"},
+        {"CycleType": "HanoiCycle", "Discs": "0"},
+    ],
+)
+def test_a_cycle_without_a_rotation_is_a_failure(timing: dict[str, str]) -> None:
+    cycle = CycleSpec.of(timing)
+    with pytest.raises(Failure, match="Illegal modulus zero"):
+        decision(cycle, Day(0, 0))
+
+
+def test_an_unknown_cycle_type_is_never_due_and_has_no_slot() -> None:
+    cycle = CycleSpec.of({"CycleType": "WeeklyCycle"})
+    assert not s3napback.is_backup_day(cycle, Day(0, 0))
+    with pytest.raises(Failure, match='CycleType "WeeklyCycle" is unknown'):
+        s3napback.slot_number(cycle, Day(0, 0))
+
+
+numbers = st.one_of(st.integers(-20, 400).map(str), st.floats(-9, 99).map(str), st.text(max_size=5))
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "CycleType": st.sampled_from(["SimpleCycle", "HanoiCycle"]),
+            "Frequency": numbers,
+            "Phase": numbers,
+            "Diffs": numbers,
+            "Fulls": numbers,
+            "Discs": numbers,
+            "ArchiveOldestDisc": st.sampled_from(["0", "1"]),
+        },
+    ),
+    st.integers(0, 365),
+    st.integers(0, 40_000),
+)
+def test_odd_directives_give_a_slot_or_a_failure(
+    timing: dict[str, str], yday: int, epoch_days: int
+) -> None:
+    try:
+        decision(CycleSpec.of(timing), Day(yday, epoch_days))
+    except Failure as failure:
+        assert failure.status == 2
+
+
+def test_a_moment_knows_its_local_day() -> None:
+    moment = Moment.of(datetime(2026, 12, 31, 23, 30, tzinfo=ZoneInfo("America/New_York")))
+    assert moment.day == Day(364, 20819)  # already 2027-01-01 in UTC
+    assert moment.utc_text() == "2027-01-01T04:30:00Z"
+    assert Moment.of(moment.epoch).epoch == moment.epoch

@@ -1,0 +1,76 @@
+"""Section 6: names are built and parsed in one place, and the two agree."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import s3napback
+from s3napback import DIFF, FULL
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "slot", "mode", "archive"),
+    [
+        ("Directory", "/", 46, DIFF, "/-46-DIFF"),
+        ("Directory", "/home//x/", 0, FULL, "/home//x/-0-FULL"),
+        ("Subversion", "/svn/p", 6, FULL, "/svn/p-6-FULL"),
+        ("MySQL", "all", 4, FULL, "MySQL/--all-databases-4"),
+        ("MySQL", "/run/m.sock:all", 2, FULL, "MySQL//run/m.sock/--all-databases-2"),
+        ("MySQL", "/run/m.sock:shop", 2, FULL, "MySQL//run/m.sock/shop-2"),
+        ("PostgreSQL", "all", 1, FULL, "PostgreSQL/-1"),
+        ("PostgreSQL", "alice@crm", 1, FULL, "PostgreSQL/crm-1"),
+    ],
+)
+def test_archive_names(kind: str, name: str, slot: int, mode: str, archive: str) -> None:
+    assert s3napback.archive_name(kind, s3napback.stored_name(kind, name), slot, mode) == archive
+
+
+@given(names, st.integers(0, 9999), st.sampled_from([FULL, DIFF]))
+def test_directory_archive_names_parse_back(name: str, slot: int, mode: str) -> None:
+    archive = s3napback.archive_name("Directory", name, slot, mode)
+    assert s3napback.parse_archive_name(archive) == (None, name, slot, mode)
+
+
+@given(st.sampled_from(["MySQL", "PostgreSQL"]), names, st.integers(0, 9999))
+def test_dump_archive_names_parse_back(kind: str, name: str, slot: int) -> None:
+    archive = s3napback.archive_name(kind, name, slot, FULL)
+    # A database called x-3-FULL gives a name that no one can tell from a directory's.
+    if not archive.endswith(("-FULL", "-DIFF")):
+        assert s3napback.parse_archive_name(archive) == (kind, name, slot, FULL)
+
+
+@given(names.filter(bool), st.integers(0, 10**13 - 1))
+def test_chunk_keys_parse_back(archive: str, number: int) -> None:
+    assert s3napback.parse_chunk_key(s3napback.chunk_key(archive, number)) == (archive, number)
+
+
+@given(st.text(max_size=30))
+def test_no_key_or_name_breaks_the_parsers(text: str) -> None:
+    s3napback.parse_chunk_key(text)
+    s3napback.parse_archive_name(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "parsed"),
+    [
+        ("/etc-5-FULL:0000000000000", ("/etc-5-FULL", 0)),
+        ("/etc-5-FULL:00000000000000000012", ("/etc-5-FULL", 12)),
+        ("a:b:3", ("a:b", 3)),
+        ("00000000000000000001", ("", 1)),
+        (":1", None),
+        ("/etc-5-FULL", None),
+        ("/etc-5-FULL:", None),
+        ("/etc-5-FULL:1x", None),
+        ("/etc-5-FULL:٣", None),
+    ],
+)
+def test_chunk_keys(key: str, parsed: tuple[str, int] | None) -> None:
+    assert s3napback.parse_chunk_key(key) == parsed
+
+
+def test_file_names() -> None:
+    assert s3napback.diff_file_name("/srv//www/") == "_srv__www_.diff"
+    assert s3napback.temp_file_name("b", "MySQL/x-1") == "b:MySQL_x-1.temp"
+    assert s3napback.key_text("/home/J\udcfcrgen") == "/home/J\\xfcrgen"

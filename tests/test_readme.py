@@ -1,0 +1,84 @@
+"""What README.md and example.conf say is so."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+import s3napback
+from s3napback import CycleSpec, Moment
+
+ROOT = Path(s3napback.__file__).parent
+README = (ROOT / "README.md").read_text()
+
+COLUMNS = [
+    CycleSpec.of({"Diffs": "3", "Fulls": "2"}),
+    CycleSpec.of({"Frequency": "7", "Diffs": "3", "Fulls": "2"}),
+    CycleSpec.of({"CycleType": "HanoiCycle", "Discs": "4"}),
+]
+
+
+def test_the_calendar() -> None:
+    section = README.partition("<!-- calendar")[2].partition("\n```\n")[2].partition("```")[0]
+    lines = [line.split() for line in section.splitlines() if line.startswith("202")]
+    assert len(lines) == 16
+    for iso, weekday, *cells, mysql in lines:
+        at = datetime.fromisoformat(f"{iso}T03:00").replace(tzinfo=ZoneInfo("UTC"))
+        day = Moment.of(at).day
+        assert weekday == f"{at:%a}"
+        for cycle, cell in zip(COLUMNS, cells, strict=True):
+            slot = s3napback.slot_number(cycle, day)
+            due = s3napback.is_backup_day(cycle, day)
+            assert cell == (f"{slot}-{s3napback.slot_mode(cycle, slot)}" if due else "-")
+        assert int(mysql) == s3napback.slot_number(COLUMNS[0], day, ignore_diffs=True)
+
+
+def test_every_python_name_in_the_table_is_there() -> None:
+    table = README.partition("## From Perl to Python")[2]
+    names = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| `") or row.startswith("| js3")
+        for name in re.findall(r"`([A-Za-z_.]+)`", row.split("|")[2])
+    }
+    assert len(names) > 20
+    for name in names:
+        found: Any = s3napback
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_every_directive_of_the_example_is_in_the_readme_and_back() -> None:
+    example = (ROOT / "example.conf").read_text()
+    shown = set(re.findall(r"^#?\s*<?([A-Z][A-Za-z0-9]+) [^ ]", example, re.MULTILINE))
+    known = {
+        name
+        for line in README.partition("## Configuration")[2].partition("## How rotation")[0]
+        .splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"^\| `([A-Z]\w+)", line)
+    }
+    assert known == shown & known
+    assert known > {"DiffDir", "Directory", "Exclude", "SafeReplace", "UseTempFile"}
+
+
+def test_the_example_is_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "example.conf").read_text()
+    text = text.replace("/var/lib/s3napback", str(tmp_path))
+    conf = tmp_path / "example.conf"
+    conf.write_text(text)
+    config = s3napback.read_config(str(conf))
+    settings = s3napback.settings_of(config)
+    jobs, warnings = s3napback.jobs_of(config)
+    assert settings.gpg_recipient == "backup@example.com"
+    assert len(jobs) == 11
+    assert {job.kind for job in jobs} == set(s3napback.KINDS)
+    assert not warnings
+
+
+def test_the_glossary_has_every_heading_noun() -> None:
+    for word in ("archive", "chunk", "cycle", "diff file", "draft", "slot", "stage", "task"):
+        assert f"| {word} |" in README
