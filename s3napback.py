@@ -17,8 +17,8 @@ How the data flows; the numbers are the sections below:
             job -7-> stages -8-> byte stream -10-> chunks -9-> keys  name-3-FULL:0000000000000 ...
 
 Sections: 1 Manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
-8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 14 Command line. What stands above does
-no input or output; the effects are below; main is last.
+8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 13 Log, 14 Command line. What stands above
+does no input or output but reading the config; the effects are below; main is last.
 """
 
 from __future__ import annotations
@@ -3633,6 +3633,8 @@ def _handler(appender: Appender) -> logging.Handler:
         facility = options.get("facility", "user")
         if facility not in logging.handlers.SysLogHandler.facility_names:
             raise ValueError(f"facility {facility} is unknown")
+        if isinstance(where, str) and not os.path.exists(where):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
         handler = _Syslog(where, facility)
         handler.ident = options.get("ident", "s3napback") + ": "
         handler.append_nul = False
