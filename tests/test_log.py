@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-import s3napback
 from hypothesis import given
 from hypothesis import strategies as st
+
+import s3napback
 
 log = logging.getLogger("Backup.S3napback")
 directory = logging.getLogger("Backup.S3napback.Directory")
@@ -251,7 +253,7 @@ def test_rotation_by_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 class Smtp(socketserver.StreamRequestHandler):
     """As much of a mail server as a client needs."""
 
-    mails: list[str] = []
+    mails: ClassVar[list[str]] = []
 
     def handle(self) -> None:
         self.wfile.write(b"220 here\r\n")
@@ -274,7 +276,7 @@ def test_one_mail_at_the_end() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = "log4perl.rootLogger = INFO, M\n" + appender(
             "M", "Log::Dispatch::Email::MailSender", to="a@example.com, b@example.com",
-            subject="the log", smtp="127.0.0.1:%d" % server.server_address[1], min_level="warning",
+            subject="the log", smtp=f"127.0.0.1:{server.server_address[1]}", min_level="warning",
             **{"from": "me@example.com"},
         )
         opened(config)
