@@ -2826,7 +2826,10 @@ class Run:
             log.info("%s:%s", bucket, archive)
         for task in tasks:
             self._do(task)
-        log.info("%s", self._tally.text(time.monotonic() - started))
+        if self._context.test:
+            log.info("Finished: test mode, nothing was done")
+        else:
+            log.info("%s", self._tally.text(time.monotonic() - started))
         return self._tally.status()
 
     # ---- plan ----
@@ -4346,5 +4349,6 @@ def _with_libraries() -> None:
 
 
 if __name__ == "__main__":
-    _with_libraries()
+    if "-h" not in sys.argv:  # help needs none of them, and should be there at once
+        _with_libraries()
     sys.exit(main())
