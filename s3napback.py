@@ -6,6 +6,7 @@ the bucket. It backs up directories, MySQL, PostgreSQL and Subversion, and reads
 that the Perl script wrote.
 
     s3napback.py [-c FILE] [-t] [-f] [-d] [NAME...]     back up
+    s3napback.py list|restore|verify ...                what is in the bucket, and back again
     s3napback.py js3tream -i|-o|-l|-d -b BUCKET[:NAME]  one stream to the bucket, or back
     s3napback.py demo                                   see it work, without an account
 
@@ -15,10 +16,11 @@ How the data flows; the numbers are the sections below:
 
     config line -4-> Job -5-> slot, FULL|DIFF -6-> archive name
             job -7-> stages -8-> byte stream -10-> chunks -9-> keys  name-3-FULL:0000000000000 ...
+    bucket listing -6-> archives -13-> chain -10-> byte stream -8-> gpg -d | tar x -> files
 
 Sections: 1 Manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
-8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 13 Log, 14 Command line. What stands above
-does no input or output but reading the config; the effects are below; main is last.
+8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 13 Recovery, 14 Command line. What stands
+above does no input or output but reading the config; the effects are below; main is last.
 """
 
 from __future__ import annotations
@@ -3185,8 +3187,352 @@ def verify_repository(repository: str, env: Mapping[str, str]) -> None:
 
 
 # ==================================================================================================
-# 13. Log
+# 13. Recovery
 # ==================================================================================================
+
+
+@dataclass(frozen=True)
+class Found:
+    """One archive as the catalogue knows it. kind: None where only a config, or the content, could
+    tell a directory from a repository; made: epoch seconds; size: bytes; before, after: its
+    `s3napback-state`, "" without; classes: the storage classes of its chunks."""
+
+    archive: str
+    kind: str | None
+    name: str
+    slot: int
+    mode: str
+    made: float
+    size: int
+    chunks: int
+    fault: str
+    before: str = ""
+    after: str = ""
+    status: str = ""
+    classes: tuple[str, ...] = ()
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
+        return self.mode == FULL or self.before in ("-", "0")
+
+    def follows(self, earlier: Found) -> bool:
+        """Whether the states say that this archive continues the earlier one."""
+        if self.kind == SUBVERSION:
+            return self.before.isdigit() and earlier.after == str(int(self.before) - 1)
+        return bool(self.before) and earlier.after == self.before
+
+
+def catalogue(store: Store, prefix: str = "") -> Iterator[tuple[Archive, Found]]:
+    """Every archive of a bucket whose name starts with the prefix, by key.
+
+    One listing, and one or two requests for each archive; memory holds the chunks of one archive.
+    """
+
+
+    def archive_of(item: StoredObject) -> str:
+        parsed = parse_chunk_key(item.key)
+        return parsed[0] if parsed else ""
+
+    for name, group in itertools.groupby(listing(store, prefix), key=archive_of):
+        parts = parse_archive_name(name)
+        if parts is None:
+            continue
+        archive = assemble(name, list(group), store.head)
+        if archive is not None:
+            yield archive, _found(archive, *parts)
+
+
+def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
+    marks = archive.metadata
+    before, _, after = marks.get("state", "").partition(":")
+    try:
+        made = datetime.strptime(marks.get("made", ""), "%Y-%m-%dT%H:%M:%SZ").replace(
+            tzinfo=timezone.utc
+        ).timestamp()
+    except ValueError:
+        made = archive.modified
+    return Found(
+        archive.name, marks.get("kind") or kind, name, slot, mode, made, archive.size,
+        len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
+        tuple(sorted({item.storage_class for item in archive.chunks})),
+    )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Archives to be restored one upon the other, oldest first. doubts: sentences to be told."""
+
+    links: tuple[Found, ...]
+    doubts: tuple[str, ...] = ()
+
+
+def choose_chain(found: Sequence[Found], at: float) -> Chain:
+    """The archives that give a source as it was at a moment: pure, from one source's archives.
+
+    at: epoch seconds; the newest archive not after it is the one that is wanted. It is followed
+    back to the one that needs no other, by the states where they are known, else by date, never
+    by slot number. Raises Failure, with the last good moment in `hint`, where a link is missing.
+    """
+    in_time = sorted((f for f in found if f.made <= at), key=lambda f: f.made)
+    if not in_time:
+        raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
+    links: list[Found] = []
+    doubts: list[str] = []
+    link: Found | None = in_time[-1]
+    while True:
+        assert link is not None
+        if link.fault:
+            raise _broken(f"{link.archive} cannot be used: {link.fault}", found, link.made)
+        links.insert(0, link)
+        if link.self_contained:
+            return Chain(tuple(links), tuple(doubts))
+        earlier = [f for f in in_time if f.made < links[0].made]
+        link = _predecessor(links[0], earlier, found)
+        if link is None:
+            torn = [f for f in earlier if f.fault]
+            lacking = f"is not whole: {torn[-1].archive}: {torn[-1].fault}" if torn else (
+                "is no longer there"
+            )
+            raise _broken(
+                f"{links[0].archive} continues an archive that {lacking}", found, links[0].made
+            )
+        if not links[0].before and links[0].slot not in (link.slot, link.slot + 1):
+            doubts.append(
+                f"between {link.archive} and {links[0].archive} nights were missed, or archives"
+                " are gone; the Perl script left no mark that could tell"
+            )
+
+
+def _predecessor(
+    link: Found, earlier: Sequence[Found], found: Sequence[Found]
+) -> Found | None:
+    by_state = [f for f in earlier if not f.fault and link.follows(f)]
+    if by_state:
+        return by_state[-1]
+    # Unmarked archives are the Perl script's: there the one before by date was continued.
+    last = earlier[-1] if earlier else None
+    if last is None or (link.before and last.after):
+        return None
+    fulls = [f.slot for f in found if f.mode == FULL and f.slot <= link.slot]
+    chain_start = next((f for f in reversed(earlier) if f.mode == FULL), None)
+    # A DIFF belongs to the FULL of the nearest lower slot; if another one stands before it by
+    # date, its own was replaced (SimpleCycle starts anew at New Year), and it is stale.
+    if not link.before and fulls and (chain_start is None or chain_start.slot != max(fulls)):
+        return None
+    return last
+
+
+def _broken(message: str, found: Sequence[Found], before: float) -> Failure:
+    moments = [m for m in restorable_moments(found) if m < before]
+    if not moments:
+        return Failure(message, "there is nothing before it that could be restored")
+    last = datetime.fromtimestamp(moments[-1]).astimezone()
+    return Failure(message, f"the last good moment before it: --at '{last:%Y-%m-%d %H:%M:%S}'")
+
+
+def restorable_moments(found: Sequence[Found]) -> list[float]:
+    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
+    moments = []
+    for candidate in sorted(found, key=lambda f: f.made):
+        if _chain_is_whole(found, candidate):
+            moments.append(candidate.made)
+    return moments
+
+
+def _chain_is_whole(found: Sequence[Found], link: Found | None) -> bool:
+    while link is not None and not link.fault:
+        if link.self_contained:
+            return True
+        made = link.made
+        link = _predecessor(
+            link, sorted((f for f in found if f.made < made), key=lambda f: f.made), found
+        )
+    return False
+
+
+def parse_when(text: str, moment: Moment) -> float:
+    """Epoch seconds of a moment as people write it, local unless it names a zone.
+
+    "now", "today", "yesterday", "3 days ago", "5 hours ago", "2026-11-20" (to its end),
+    "2026-11-20 03:00". Raises Failure (status 2) for another.
+    """
+    words = text.strip().lower()
+    match = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
+    if words == "now":
+        return moment.epoch
+    if match:
+        unit = {"minute": 60, "hour": 3600, "day": 86400, "week": 604800}[match[2]]
+        return moment.epoch - int(match[1]) * unit
+    day = {"today": 0, "yesterday": 1}.get(words)
+    local = moment.local()
+    end_of_day = local.replace(hour=23, minute=59, second=59, microsecond=999999)
+    if day is not None:
+        return end_of_day.timestamp() - day * 86400
+    try:
+        from dateutil import parser
+    except ImportError as error:
+        raise missing_library(error) from error
+    try:
+        return parser.parse(text, default=end_of_day).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise Failure(
+            f"cannot read the moment {text!r}", 'write "2026-11-20 03:00", or "3 days ago"',
+            status=EXIT_USAGE,
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------
+# From chunks to content
+# --------------------------------------------------------------------------------------------------
+
+# Bytes that go through a pipe at once.
+_BLOCK = 1 << 18
+
+
+def through(stage: Stage, blocks: Iterable[bytes], env: Mapping[str, str]) -> Iterator[bytes]:
+    """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
+    stream raised; then the filter is gone, and its last bytes are not handed on."""
+    fault: list[BaseException] = []
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                env=dict(env), bufsize=0,
+            )
+        except OSError as error:
+            raise _start_failure(stage, error) from error
+        assert process.stdin and process.stdout
+
+        def feed() -> None:
+            assert process.stdin
+            try:
+                for block in blocks:
+                    view = memoryview(block)
+                    while view:
+                        view = view[process.stdin.write(view) :]
+            except BrokenPipeError:
+                pass  # it ended early, and its status says whether it may
+            except BaseException as error:
+                fault.append(error)
+                process.kill()  # it must not take the cut stream for a whole one
+            finally:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        try:
+            while data := os.read(process.stdout.fileno(), _BLOCK):
+                yield data
+            feeder.join()
+            status = process.wait()
+            if fault:
+                raise fault[0]
+            if status:
+                end = _stage_end(stage, status, errors)
+                raise Failure(str(end), _decrypting_hint(end))
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            feeder.join()
+
+
+def _decrypting_hint(end: StageEnd) -> str:
+    said = "\n".join(end.said)
+    if end.stage.tool == "gpg" and re.search("[Nn]o secret key|decryption failed", said):
+        ids = re.findall(r"ID ([0-9A-F]{8,})", said)
+        wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
+        wanted = wanted or "the secret key is not here"
+        return f"{wanted}: gpg --import it, or use --secret-key FILE"
+    return ""
+
+
+def content_of(
+    blocks: Iterator[bytes], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
+) -> Iterator[bytes]:
+    """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
+    ask for (RFC 4880, RFC 1952, RFC 8878). gpg: how to call it."""
+    start, blocks = _peek(blocks)
+    if _is_openpgp(start):
+        start, blocks = _peek(through(Stage((*gpg, "-d")), blocks, env))
+    if start.startswith(b"\x1f\x8b"):
+        tool = find_tool(("pigz", "gzip"), env) or "gzip"
+        return through(Stage((tool, "-dc")), blocks, env)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        return through(Stage(("zstd", "-dcq")), blocks, env)
+    return blocks
+
+
+def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    first = b""
+    for block in blocks:
+        first += block
+        if len(first) >= 32:
+            break
+    return first[:32], itertools.chain([first], blocks)
+
+
+def _is_openpgp(start: bytes) -> bool:
+    if start.startswith(b"-----BEGIN PGP"):
+        return True
+    if not start or not start[0] & 0x80:
+        return False
+    tag = start[0] & 0x3F if start[0] & 0x40 else start[0] >> 2 & 0x0F
+    return tag in (1, 3, 9, 18)  # session keys and encrypted data (RFC 4880, 4.3)
+
+
+def extract(
+    blocks: Iterator[bytes], folder: str, members: Sequence[str], env: Mapping[str, str]
+) -> set[str]:
+    """Lets tar unpack one archive's content into a folder; the members that were not in it.
+
+    Deleted and renamed files come out as they were then. Raises Failure where tar fails.
+    """
+    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", "-C", folder]
+    if os.geteuid() == 0:
+        words.append("--same-owner")
+    stage = Stage((*words, "--", *members))
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
+                env=_stage_environment(env, tar_stage((), (), "")), bufsize=0,
+            )
+        except OSError as error:
+            raise _start_failure(stage, error) from error
+        assert process.stdin
+        try:
+            for block in blocks:
+                view = memoryview(block)
+                while view:
+                    view = view[process.stdin.write(view) :]
+        except BrokenPipeError:
+            pass  # its status tells why
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            status = process.wait()
+        end = _stage_end(stage, status, errors)
+    absent = {m for m in members if any(m in s and "Not found in archive" in s for s in end.said)}
+    others = [s for s in end.said if "Not found in archive" not in s
+              and "previous errors" not in s]
+    if status and (others or not absent):
+        raise Failure(f"{end.stage.tool} ended with status {status}: {(others or end.said)[0]}")
+    return absent
+
+
+# ==================================================================================================
+# 14. Command line
+# ==================================================================================================
+
+# --------------------------------------------------------------------------------------------------
+# Log
+# --------------------------------------------------------------------------------------------------
 #
 # log4perl's property files on Python's logging. Nothing in them is the end of a backup: what cannot
 # be used becomes a problem, one sentence each, and the rest is used.
@@ -3725,15 +4071,13 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-# ==================================================================================================
-# 14. Command line
-# ==================================================================================================
-
 USAGE = """\
 usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
          -c FILE  the config file          -t  show what would be done, change nothing
          -f       do it even if not due    -d  log every command and detail
+       s3napback.py list -h
+         what is in the bucket; restore and verify it
        s3napback.py js3tream -h
          one stream to the bucket, or back: recovery by hand
        s3napback.py demo
@@ -4172,6 +4516,418 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
+# Recovery
+# --------------------------------------------------------------------------------------------------
+
+RECOVERY_USAGE = """\
+usage: s3napback.py list    [BUCKET OPTIONS] [--json] [NAME]
+       s3napback.py restore [BUCKET OPTIONS] NAME [--at WHEN] (--to PLACE | --stdout) [PATH...]
+       s3napback.py verify  [BUCKET OPTIONS] [NAME] [--deep]
+  NAME             /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF
+  --at WHEN        "2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago"; now
+  --to PLACE       a folder; for a dump a file; for a repository a place for a new one
+  --stdout         the SQL, or the dump of the repository, to standard output
+  --overwrite      into a folder that is not empty: tar DELETES there what was not backed up
+  --force-partial  from what is left of a chain that is not whole
+  --secret-key FILE        decrypt with this key, in a throwaway keyring
+  --passphrase-file FILE   the secret key's passphrase
+  --deep           read every archive to its end, and store nothing
+  --json           for programs; README.md has the form
+BUCKET OPTIONS: -c CONFIG, or -b BUCKET [-K KEYFILE] [--endpoint URL] [--region NAME]
+"""
+
+_RECOVERY_VALUES = ("at", "to", "endpoint", "region", "secret-key", "passphrase-file")
+_RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "help")
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """What the recovery commands work on. kinds: names in the config → their kind."""
+
+    store: Patience
+    parallel: int
+    kinds: Mapping[str, str]
+
+
+def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    longs = [*(f"{name}=" for name in _RECOVERY_VALUES), *_RECOVERY_SWITCHES]
+    try:
+        found, names = getopt.gnu_getopt(list(words), "c:b:K:h", longs)
+    except getopt.GetoptError as error:
+        raise Failure(error.msg, "see: s3napback.py list -h", status=EXIT_USAGE) from error
+    return {name.lstrip("-"): value for name, value in found}, names
+
+
+def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
+    _js3tream_log(verbose=False, debug=False)
+    kinds: dict[str, str] = {}
+    if "c" in options:
+        path = options["c"]
+        if not os.path.exists(path) and "/" not in path:
+            path = _config_paths("", [path])[0]
+        config = read_config(path)
+        settings = settings_of(config)
+        for job in jobs_of(config)[0]:
+            kinds[stored_name(job.kind, job.name)] = job.kind
+        bucket, access = settings.bucket, access_of(settings)
+    elif "b" in options:
+        bucket, access = options["b"], _js3tream_access(
+            {name: options[short] for name, short in (
+                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
+            ) if short in options}
+        )
+    else:
+        raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
+    store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
+    return _Bucket(store, access.connections, kinds)
+
+
+def _sources(
+    found: Iterable[Found], kinds: Mapping[str, str]
+) -> dict[tuple[str, str], list[Found]]:
+    """(kind, name) → archives. The kind is "" where nothing tells a directory from a repository."""
+    sources: dict[tuple[str, str], list[Found]] = {}
+    for one in found:
+        kind = one.kind
+        if kind is None:
+            kind = kinds.get(one.name, "")
+            if kind == SUBVERSION_DIR or (not kind and os.path.dirname(one.name) in kinds):
+                kind = SUBVERSION if kinds.get(os.path.dirname(one.name)) == SUBVERSION_DIR else ""
+        sources.setdefault((kind, one.name), []).append(one)
+    # An unmarked archive beside marked ones of its name is of their kind.
+    for kind, name in [key for key in sources if not key[0]]:
+        for known in (DIRECTORY, SUBVERSION):
+            if (known, name) in sources:
+                sources[known, name] += sources.pop((kind, name))
+                break
+    return sources
+
+
+def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
+    options, names = _recovery_options(words)
+    if "h" in options or "help" in options:
+        print(RECOVERY_USAGE, end="")
+        return EXIT_OK
+    if len(names) > 1:
+        raise Failure(f"one NAME at a time, not {names[1]}", status=EXIT_USAGE)
+    bucket = _open_bucket(options, clock)
+    sources = _sources((found for _, found in catalogue(bucket.store)), bucket.kinds)
+    if names:
+        sources = {key: found for key, found in sources.items() if _is_meant(names[0], key)}
+        if not sources:
+            raise Failure(f"there is no backup of {names[0]} in {bucket.store.bucket}")
+    if "json" in options:
+        print(json.dumps(_catalogue_json(bucket.store.bucket, sources), indent=1))
+        return EXIT_OK
+    for (kind, name), found in sorted(sources.items()):
+        print(f"{kind or 'Directory or Subversion'} {name or '(all)'}")
+        for one in sorted(found, key=lambda f: f.made):
+            print(f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
+                  f" {one.chunks} chunks  {one.fault or 'complete'}{_remarks(one)}")
+        moments = restorable_moments(found)
+        shown = ", ".join(_moment_text(moment, at) for at in moments) or "none"
+        print(f"  can be restored as of: {shown}")
+    return EXIT_OK
+
+
+def _moment_text(moment: Moment, at: float) -> str:
+    return f"{moment.local(at):%Y-%m-%d %H:%M:%S %z}"
+
+
+def _remarks(found: Found) -> str:
+    text = ", with warnings" if found.status == "warnings" else ""
+    if found.mode == DIFF and found.self_contained:
+        text += ", needs no FULL"
+    return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
+
+
+def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Found]]) -> Any:
+    def utc(epoch: float) -> str:
+        return Moment(epoch).utc_text()
+
+    return {
+        "format": 1,
+        "bucket": bucket,
+        "sources": [
+            {
+                "kind": kind or None,
+                "name": name,
+                "restorable": [utc(at) for at in restorable_moments(found)],
+                "archives": [
+                    {
+                        "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
+                        "bytes": f.size, "chunks": f.chunks, "complete": not f.fault,
+                        "fault": f.fault or None, "status": f.status or None,
+                        "storage_classes": list(f.classes),
+                    }
+                    for f in sorted(found, key=lambda f: f.made)
+                ],
+            }
+            for (kind, name), found in sorted(sources.items())
+        ],
+    }
+
+
+def _is_meant(given: str, source: tuple[str, str]) -> bool:
+    """Whether a NAME of the command line is this source: as archives have it, or as configs do."""
+    kind, name = source
+    if kind not in (MYSQL, POSTGRESQL):
+        return given == name
+    prefix, slash, rest = given.partition("/")
+    return bool(slash) and prefix == kind and name in (rest, stored_name(kind, rest))
+
+
+def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`restore NAME`: a directory, a dump or a repository as it was."""
+    options, names = _recovery_options(words)
+    if "h" in options or "help" in options or not names:
+        print(RECOVERY_USAGE, end="")
+        return EXIT_OK if names or options else EXIT_USAGE
+    if ("to" in options) == ("stdout" in options):
+        raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
+    bucket = _open_bucket(options, clock)
+    archives, kind, chain = _wanted(bucket, names[0], options, moment)
+    for doubt in chain.doubts:
+        _say(f"s3napback: {doubt}")
+    _refuse_frozen(chain)
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, dict(os.environ), stack)
+        work = _Restore(bucket, [archives[link.archive] for link in chain.links], env, gpg)
+        place = work.restore(kind, options, names[1:])
+    done = ", ".join(link.archive for link in chain.links)
+    _say(f"{names[0]} as of {_moment_text(moment, chain.links[-1].made)} is in {place}: {done}")
+    return EXIT_OK
+
+
+def _wanted(
+    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment
+) -> tuple[dict[str, Archive], str, Chain]:
+    """(archives by name, kind, chain) of what is to be restored."""
+    at = parse_when(options["at"], moment) if "at" in options else math.inf
+    parsed = parse_archive_name(given)
+    prefixes = [parsed[1] if parsed[0] is None else f"{parsed[0]}/"] if parsed else []
+    kind_of_name, slash, rest = given.partition("/")
+    if slash and kind_of_name in (MYSQL, POSTGRESQL):
+        prefixes.append(f"{kind_of_name}/{stored_name(kind_of_name, rest)}-")
+    else:
+        prefixes.append(f"{given}-")
+    archives: dict[str, Archive] = {}
+    found: dict[str, Found] = {}
+    for prefix in prefixes:
+        for archive, one in catalogue(bucket.store, key_text(prefix)):
+            archives[archive.name], found[archive.name] = archive, one
+    if key_text(given) in found:
+        one = found[key_text(given)]
+        (source,) = _sources([one], bucket.kinds)
+        if one.fault and "force-partial" not in options:
+            raise Failure(f"{one.archive} cannot be used: {one.fault}",
+                          "--force-partial gives what is left of it")
+        return archives, source[0], Chain((one,))
+    sources = _sources(found.values(), bucket.kinds)
+    meant = [source for source in sources if _is_meant(key_text(given), source)]
+    if not meant:
+        raise Failure(f"there is no backup of {given} in {bucket.store.bucket}",
+                      "see what there is: s3napback.py list")
+    if len(meant) > 1:
+        raise Failure(f"{given} is both a directory and a repository; name one archive")
+    of_source = sources[meant[0]]
+    try:
+        return archives, meant[0][0], choose_chain(of_source, at)
+    except Failure:
+        good = [m for m in restorable_moments(of_source) if m <= at]
+        if "force-partial" not in options or not good:
+            raise
+        chain = choose_chain(of_source, good[-1])
+        doubt = f"partial: as of {_moment_text(moment, good[-1])}, the last good moment"
+        return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, doubt))
+
+
+def _refuse_frozen(chain: Chain) -> None:
+    for link in chain.links:
+        frozen = {"GLACIER", "DEEP_ARCHIVE"} & set(link.classes)
+        if frozen:
+            raise Failure(
+                f"{link.archive} is in the storage class {min(frozen)} and cannot be read at once",
+                "thaw its objects first: aws s3api restore-object, some hours before",
+            )
+
+
+def _decrypting(
+    options: Mapping[str, str], env: dict[str, str], stack: contextlib.ExitStack
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(environment, command) with which gpg finds the secret key and its passphrase."""
+    gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
+    if "passphrase-file" in options:
+        gpg += ["--batch", "--pinentry-mode", "loopback",
+                "--passphrase-file", options["passphrase-file"]]
+    elif not sys.stdin or not sys.stdin.isatty():
+        gpg.append("--batch")
+    if "secret-key" in options:
+        # A short path, for the agent's socket.
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp"))
+        env = {**env, "GNUPGHOME": home}
+        stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
+        status, _, said = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
+        if status:
+            why = (said.strip().splitlines() or ["no reason given"])[0]
+            raise Failure(f"cannot import --secret-key {options['secret-key']}: {why}")
+    return env, tuple(gpg)
+
+
+class _Restore:
+    """The archives of a chain on their way to where they are wanted."""
+
+    def __init__(
+        self, bucket: _Bucket, archives: Sequence[Archive], env: dict[str, str],
+        gpg: tuple[str, ...],
+    ) -> None:
+        self._bucket, self._archives, self._env, self._gpg = bucket, archives, env, gpg
+
+    def restore(self, kind: str, options: Mapping[str, str], members: Sequence[str]) -> str:
+        """Does it; where it went, in words."""
+        if not kind:
+            start, _ = _peek(self._content(self._archives[0]))
+            kind = SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
+        if kind == DIRECTORY and "stdout" in options:
+            raise Failure("a directory needs --to DIR", status=EXIT_USAGE)
+        if kind != DIRECTORY and members:
+            raise Failure(f"{members[0]}: only a directory has parts", status=EXIT_USAGE)
+        if "stdout" in options:
+            for archive in self._archives:
+                self._write(archive, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return "standard output"
+        place = options["to"]
+        if kind == DIRECTORY:
+            self._to_folder(place, "overwrite" in options, [m.lstrip("/") for m in members])
+        elif kind == SUBVERSION:
+            self._to_repository(place)
+        else:
+            self._to_file(place, "overwrite" in options)
+        return place
+
+    def _content(self, archive: Archive) -> Iterator[bytes]:
+        return content_of(
+            download(archive, self._bucket.store, self._bucket.parallel), self._env, self._gpg
+        )
+
+    def _write(self, archive: Archive, output: IO[bytes]) -> None:
+        try:
+            for block in self._content(archive):
+                output.write(block)
+        except Failure as failure:
+            failure.where = archive.name
+            raise
+        except OSError as error:
+            raise os_failure(error, "write the dump") from error
+
+    def _to_folder(self, folder: str, overwrite: bool, members: Sequence[str]) -> None:
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if os.listdir(folder) and not overwrite:
+                raise Failure(
+                    f"{folder} is not empty",
+                    "restore into an empty folder; --overwrite deletes there what was not"
+                    " backed up", status=EXIT_USAGE,
+                )
+        except OSError as error:
+            raise os_failure(error, "make the folder") from error
+        absent = set(members)
+        for archive in self._archives:
+            try:
+                absent &= extract(self._content(archive), folder, members, self._env)
+            except Failure as failure:
+                failure.where = archive.name
+                failure.hint = failure.hint or f"{folder} holds what came before"
+                raise
+        if absent:
+            raise Failure(f"not in the backup: {', '.join(sorted(absent))}")
+
+    def _to_repository(self, place: str) -> None:
+        if os.path.exists(place):
+            raise Failure(f"{place} exists already", "name a new place", status=EXIT_USAGE)
+        status, _, said = run_tool(("svnadmin", "create", place), self._env)
+        if status:
+            raise Failure(f"svnadmin cannot make {place}: {said.strip()}")
+        for archive in self._archives:
+            load = Stage(("svnadmin", "load", "-q", place))
+            try:
+                for _ in through(load, self._content(archive), self._env):
+                    pass
+            except Failure as failure:
+                failure.where = archive.name
+                raise
+
+    def _to_file(self, place: str, overwrite: bool) -> None:
+        if os.path.exists(place) and not overwrite:
+            raise Failure(f"{place} exists already", "--overwrite replaces it", status=EXIT_USAGE)
+        temp = f"{place}.{secrets.token_hex(4)}.part"
+        try:
+            with open(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                self._write(self._archives[0], file)
+            os.replace(temp, place)
+        except OSError as error:
+            raise os_failure(error, "write the dump") from error
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temp)
+
+
+def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
+    options, names = _recovery_options(words)
+    if "h" in options or "help" in options:
+        print(RECOVERY_USAGE, end="")
+        return EXIT_OK
+    bucket = _open_bucket(options, clock)
+    faults: list[str] = []
+    checked = 0
+    found: list[Found] = []
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, dict(os.environ), stack)
+        for archive, one in catalogue(bucket.store):
+            key = (one.kind or "", one.name)
+            if names and key_text(names[0]) != one.archive and not _is_meant(
+                key_text(names[0]), key
+            ):
+                continue
+            found.append(one)
+            checked += 1
+            if one.fault:
+                faults.append(f"{one.archive}: {one.fault}")
+            elif "deep" in options:
+                try:
+                    _read_to_the_end(archive, bucket, env, gpg)
+                except Failure as failure:
+                    faults.append(f"{one.archive}: {failure}")
+    for (_, name), of_source in sorted(_sources(found, bucket.kinds).items()):
+        good = set(restorable_moments(of_source))
+        faults += [
+            f"{one.archive}: what it continues is not there any more ({name} as of"
+            f" {_moment_text(moment, one.made)} cannot be restored)"
+            for one in of_source if not one.fault and one.made not in good
+        ]
+    for fault in faults:
+        print(fault)
+    _say(f"{checked} archives checked, {len(faults)} faults")
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+def _read_to_the_end(
+    archive: Archive, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
+) -> None:
+    start, blocks = _peek(content_of(download(archive, bucket.store, bucket.parallel), env, gpg))
+    dumps = ("MySQL/", "PostgreSQL/")
+    if start.startswith(b"SVN-fs-dump-format") or archive.name.startswith(dumps):
+        for _ in blocks:
+            pass
+        return
+    for _ in through(Stage(("tar", "-t", "-f", "-")), blocks, env):
+        pass
+
+
+# --------------------------------------------------------------------------------------------------
 # demo
 # --------------------------------------------------------------------------------------------------
 
@@ -4327,6 +5083,9 @@ class _Demo:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Moment, Callable[[], float]], int]] = {
+    "list": cmd_list,
+    "restore": cmd_restore,
+    "verify": cmd_verify,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,
 }

@@ -1,0 +1,457 @@
+"""Section 13 and its commands: from a bucket and a key to the data again."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GOLDEN
+
+import s3napback
+from s3napback import Failure, Found
+
+ARCHIVES = GOLDEN / "perl-archives"
+EXPECTED = json.loads((ARCHIVES / "expected.json").read_text())
+RESTORES = EXPECTED["restores"]
+
+
+def command(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, s3napback.__file__, *words], capture_output=True,
+        stdin=subprocess.DEVNULL, env={**os.environ, "TZ": "UTC", **(env or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded buckets as folders, with their dates."""
+    folder = tmp_path_factory.mktemp("buckets")
+    for name in ("plain-day4", "gpg-day4"):
+        index = json.loads((ARCHIVES / name / "index.json").read_text())
+        for bucket, about in index["buckets"].items():
+            shutil.copytree(ARCHIVES / name / "objects" / bucket, folder / bucket)
+            for entry in about["objects"].values():
+                at = datetime.fromisoformat(entry["last_modified"].replace("Z", "+00:00"))
+                os.utime(folder / bucket / entry["file"], (at.timestamp(), at.timestamp()))
+    return folder
+
+
+def given_name(restore: dict[str, Any]) -> str:
+    kind, name = restore["kind"], restore["name"]
+    return f"{kind}/{name}" if kind in ("MySQL", "PostgreSQL") else name
+
+
+def last_moment(restore: dict[str, Any]) -> str:
+    return EXPECTED["days"][str(restore["day"])]
+
+
+def unpacked(archive: Path) -> dict[str, tuple[Any, ...]]:
+    """What is expected: kind and mode, owner, link, content."""
+    found = {}
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            content: Any = None
+            if member.isfile() or member.islnk():
+                file = tar.extractfile(member)
+                content = file.read() if file else None
+            elif member.issym():
+                content = member.linkname
+            kind = "file" if member.islnk() or member.isfile() else member.type
+            owner = (member.uid, member.gid) if os.geteuid() == 0 else None
+            mode = None if member.issym() else member.mode
+            found[member.name] = (kind, mode, owner, content)
+    return found
+
+
+TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE,
+         stat.S_IFIFO: tarfile.FIFOTYPE}
+
+
+def on_disk(root: Path, below: str) -> dict[str, tuple[Any, ...]]:
+    found = {}
+    for path in [root / below, *(root / below).rglob("*")]:
+        info = path.lstat()
+        content: Any = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        owner = (info.st_uid, info.st_gid) if os.geteuid() == 0 else None
+        mode = None if path.is_symlink() else stat.S_IMODE(info.st_mode)
+        found[str(path.relative_to(root))] = (
+            TYPES[stat.S_IFMT(info.st_mode)], mode, owner, content
+        )
+    return found
+
+
+def restore_and_compare(restore: dict[str, Any], options: list[str], folder: Path) -> None:
+    """Runs `restore` as of the end of the day, and compares what came out."""
+    place = folder / "back"
+    if restore["encrypted"]:
+        options = [*options, "--secret-key", str(ARCHIVES / "gpg-secret-key.asc")]
+    at = ["--at", last_moment(restore)]
+    done = command("restore", *options, given_name(restore), *at, "--to", str(place))
+    assert done.returncode == 0, done.stderr.decode()
+    used = done.stderr.decode().rpartition(": ")[2].strip().split(", ")
+    assert used == restore["archives"]
+    if restore["kind"] == "Directory":
+        expected = unpacked(ARCHIVES / restore["expected"])
+        below = restore["name"][1:]
+        wanted = {name: entry for name, entry in expected.items()
+                  if name == below or name.startswith(f"{below}/")}
+        excluded = re.compile(r"(^|/)cache(/|$)|\.bak$") if below.endswith("tree") else None
+        wanted = {n: e for n, e in wanted.items() if not (excluded and excluded.search(n))}
+        assert on_disk(place, below) == wanted
+    elif restore["kind"] == "Subversion":
+        dump = subprocess.run(["svnadmin", "dump", "-q", str(place)], capture_output=True)
+        youngest = subprocess.run(["svnlook", "youngest", str(place)], capture_output=True)
+        assert int(youngest.stdout) == restore["revision"]
+        assert dump.returncode == 0
+    else:
+        assert hashlib.md5(place.read_bytes()).hexdigest() == restore["text_md5"]
+
+
+def ids(restore: dict[str, Any]) -> str:
+    return f"{restore['store']}-{restore['kind']}-{restore['name']}-{restore['day']}"
+
+
+@pytest.mark.parametrize("restore", RESTORES, ids=ids)
+def test_every_recorded_restore_from_the_bucket_alone(
+    restore: dict[str, Any], buckets: Path, tmp_path: Path
+) -> None:
+    options = ["-b", restore["bucket"], "--endpoint", f"file://{buckets}"]
+    restore_and_compare(restore, options, tmp_path)
+
+
+def test_all_recorded_restores_are_looked_at() -> None:
+    assert len(RESTORES) == 53
+
+
+@pytest.mark.parametrize("store", ["plain-day4", "gpg-day4"])
+def test_recorded_restores_over_http_with_the_config(
+    store: str, s3_server: Any, tmp_path: Path
+) -> None:
+    s3_server.load(ARCHIVES / store)
+    keyfile = s3_server.write_keyfile(tmp_path / "key")
+    (tmp_path / "diffs").mkdir()
+    (recorded,) = (ARCHIVES / store).glob("*conf*")
+    text = recorded.read_text()
+    text = re.sub(r"(?m)^DiffDir .*", f"DiffDir {tmp_path}/diffs", text)
+    text = re.sub(r"(?m)^S3Keyfile .*", f"S3Keyfile {keyfile}", text)
+    conf = tmp_path / "my.conf"
+    conf.write_text(f"S3Endpoint {s3_server.endpoint}\n{text}")
+    wanted = [r for r in RESTORES if r["store"] == store]
+    for n, restore in enumerate(wanted):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        restore_and_compare(restore, ["-c", str(conf)], folder)
+
+
+# ---- choosing ----
+
+
+def found(slot: int, mode: str, made: float, state: str = "", fault: str = "") -> Found:
+    before, _, after = state.partition(":")
+    return Found(f"/d-{slot}-{mode}", "Directory" if state else None, "/d", slot, mode, made, 1, 1,
+                 fault, before, after)
+
+
+def chain(archives: list[Found], at: float = 1e9) -> list[float]:
+    return [link.made for link in s3napback.choose_chain(archives, at).links]
+
+
+PORT = [found(0, "FULL", 1, "-:a"), found(1, "DIFF", 2, "a:b"), found(2, "DIFF", 3, "b:c"),
+        found(3, "FULL", 4, "-:d"), found(4, "DIFF", 5, "d:e")]
+PERL = [found(f.slot, f.mode, f.made) for f in PORT]
+
+
+@pytest.mark.parametrize("archives", [PORT, PERL])
+def test_chains_by_state_and_by_date(archives: list[Found]) -> None:
+    assert [chain(archives, at) for at in (1, 2.5, 3, 4, 99)] == [
+        [1], [1, 2], [1, 2, 3], [4], [4, 5]
+    ]
+    assert s3napback.restorable_moments(archives) == [1, 2, 3, 4, 5]
+    with pytest.raises(Failure, match="nothing was backed up by then"):
+        chain(archives, 0.5)
+
+
+@pytest.mark.parametrize("archives", [PORT, PERL])
+def test_a_missing_full_makes_its_diffs_stale(archives: list[Found]) -> None:
+    with pytest.raises(Failure, match="no longer there") as caught:
+        chain(archives[1:], 3)
+    assert "nothing before it" in caught.value.hint
+    assert s3napback.restorable_moments(archives[1:]) == [4, 5]
+
+
+def test_a_missing_link_is_named_with_the_last_good_moment() -> None:
+    with pytest.raises(Failure, match="/d-2-DIFF continues an archive") as caught:
+        chain([PORT[0], PORT[2]])
+    assert "the last good moment before it: --at '1970-01-01" in caught.value.hint
+
+
+def test_a_cut_link_is_named() -> None:
+    archives = [PORT[0], found(1, "DIFF", 2, "a:b", "chunk 1 is missing"), PORT[2]]
+    named = "/d-2-DIFF continues an archive that is not whole: /d-1-DIFF: chunk 1 is missing"
+    with pytest.raises(Failure, match=named):
+        chain(archives)
+    with pytest.raises(Failure, match="/d-1-DIFF cannot be used: chunk 1 is missing"):
+        chain(archives, 2)
+
+
+def test_a_diff_that_repeats_another_follows_what_it_continues() -> None:
+    """After a kill between the upload and DiffDir, the next DIFF starts from the state before."""
+    archives = [PORT[0], PORT[1], found(2, "DIFF", 3, "a:c"), found(3, "DIFF", 4, "c:d")]
+    assert chain(archives, 2) == [1, 2]
+    assert chain(archives) == [1, 3, 4]
+
+
+def test_a_self_contained_diff_needs_no_full() -> None:
+    archives = [found(5, "DIFF", 1, "-:a"), found(6, "DIFF", 2, "a:b")]
+    assert chain(archives) == [1, 2]
+
+
+def test_from_the_perl_script_to_the_port() -> None:
+    archives = [PERL[0], PERL[1], found(2, "DIFF", 3, "x:y"), found(3, "DIFF", 4, "y:z")]
+    assert chain(archives) == [1, 2, 3, 4]
+
+
+def test_new_year_leaves_stale_diffs_that_are_not_applied() -> None:
+    """FULL 3 was replaced after New Year; its DIFF 4 must not follow FULL 0 of the round before."""
+    archives = [PERL[0], PERL[1], PERL[2], found(4, "DIFF", 5), found(3, "FULL", 9)]
+    with pytest.raises(Failure, match="/d-4-DIFF"):
+        chain(archives, 5)
+    assert s3napback.restorable_moments(archives) == [1, 2, 3, 9]
+
+
+def test_nights_that_were_missed_are_a_doubt() -> None:
+    archives = [PERL[0], found(2, "DIFF", 3)]
+    assert s3napback.choose_chain(archives, 9).doubts
+    assert not s3napback.choose_chain(PERL, 9).doubts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", "2026-11-24T12:00:00"), ("today", "2026-11-24T23:59:59"),
+        ("yesterday", "2026-11-23T23:59:59"), ("3 days ago", "2026-11-21T12:00:00"),
+        ("1 hour ago", "2026-11-24T11:00:00"), ("2026-11-20", "2026-11-20T23:59:59"),
+        ("2026-11-20 03:00", "2026-11-20T03:00:59"), ("2026-11-20T03:00Z", "2026-11-20T03:00:59"),
+        ("2026-11-20 03:00:00+02:00", "2026-11-20T01:00:00"),
+    ],
+)
+def test_moments_as_people_write_them(text: str, expected: str) -> None:
+    moment = s3napback.Moment.of(datetime(2026, 11, 24, 12, tzinfo=timezone.utc))
+    at = datetime.fromtimestamp(s3napback.parse_when(text, moment), timezone.utc)
+    assert at.replace(microsecond=0, tzinfo=None).isoformat() == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "", "2026-13-45", "9" * 400])
+def test_moments_that_are_none(text: str) -> None:
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(text, s3napback.Moment(0))
+
+
+# ---- the commands ----
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[..., Path]:
+    """Two nights of a directory; the folder with the bucket `b` is returned."""
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "kept").write_text("kept")
+    (data / "sub" / "gone").write_text("gone")
+    (data / "big").write_bytes(os.urandom(30_000))
+    for name in ("diffs", "buckets"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "c").write_text(
+        f"DiffDir {tmp_path}/diffs\nS3Endpoint file://{tmp_path}/buckets\nBucket b\n"
+        f"ChunkSize 4000\nDirectory {data}\n"
+    )
+
+    def make() -> Path:
+        for day in range(2):
+            assert s3napback.main(
+                ["-c", str(tmp_path / "c")], now=datetime(2026, 11, 22, 3) + timedelta(days=day)
+            ) == 0
+            if not day:
+                (data / "sub" / "gone").unlink()
+                (data / "new").write_text("new")
+        return tmp_path
+
+    return make
+
+
+def test_restore_as_of_each_night(site: Callable[..., Path]) -> None:
+    folder = site()
+    data, conf = folder / "data", str(folder / "c")
+    done = command("restore", "-c", conf, str(data), "--to", str(folder / "now"))
+    assert done.returncode == 0, done.stderr
+    assert not subprocess.run(["diff", "-r", str(data), f"{folder}/now{data}"]).returncode
+    done = command("restore", "-c", conf, str(data), "--at", "2026-11-22", "--to", f"{folder}/then")
+    assert done.returncode == 0, done.stderr
+    assert (folder / f"then{data}" / "sub" / "gone").read_text() == "gone"
+    assert not (folder / f"then{data}" / "new").exists()
+
+
+def test_restore_of_one_file(site: Callable[..., Path]) -> None:
+    folder = site()
+    data, conf = folder / "data", str(folder / "c")
+    done = command("restore", "-c", conf, str(data), "--to", f"{folder}/one", f"{data}/kept")
+    assert done.returncode == 0, done.stderr
+    files = [p.name for p in (folder / "one").rglob("*") if p.is_file()]
+    assert files == ["kept"]
+    done = command("restore", "-c", conf, str(data), "--to", f"{folder}/two", f"{data}/none")
+    assert done.returncode == 1
+    assert b"not in the backup: " in done.stderr
+
+
+def test_restore_refuses(site: Callable[..., Path]) -> None:
+    folder = site()
+    data, conf = str(folder / "data"), str(folder / "c")
+    for words, status, message in [
+        ((data, "--to", data), 2, "is not empty"),
+        ((data,), 2, "give one of --to PLACE and --stdout"),
+        ((data, "--stdout"), 2, "a directory needs --to DIR"),
+        (("/nothing", "--to", f"{folder}/x"), 1, "there is no backup of /nothing in b"),
+        ((data, "--at", "2020-01-01", "--to", f"{folder}/x"), 1, "nothing was backed up by then"),
+        ((data, "--at", "soon", "--to", f"{folder}/x"), 2, "cannot read the moment"),
+        ((data, "--nonsense"), 2, "option --nonsense not recognized"),
+    ]:
+        done = command("restore", "-c", conf, *words)
+        assert done.returncode == status, (words, done.stderr)
+        assert message in done.stderr.decode()
+        assert "Traceback" not in done.stderr.decode()
+    done = command("restore", data, "--to", f"{folder}/x")
+    assert done.returncode == 2
+    assert b"no bucket given" in done.stderr
+
+
+def test_list_and_json(site: Callable[..., Path]) -> None:
+    folder = site()
+    text = command("list", "-c", str(folder / "c")).stdout.decode()
+    assert text.startswith(f"Directory {folder}/data\n")
+    assert "needs no FULL" in text
+    assert "can be restored as of: 2026-11-22 03:00:00 +0000, 2026-11-23 03:00:00 +0000" in text
+    answer = json.loads(command("list", "-c", str(folder / "c"), "--json").stdout)
+    assert answer["format"] == 1
+    (source,) = answer["sources"]
+    assert source["restorable"] == ["2026-11-22T03:00:00Z", "2026-11-23T03:00:00Z"]
+    assert [a["complete"] for a in source["archives"]] == [True, True]
+    assert command("list", "-c", str(folder / "c"), "/none").returncode == 1
+
+
+def chunks(folder: Path) -> list[Path]:
+    return sorted(p for p in (folder / "buckets" / "b").iterdir() if p.is_file())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    info = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip], ids=["missing", "cut", "flipped"])
+def test_no_damaged_chunk_is_given_out(site: Callable[..., Path], damage: Any) -> None:
+    folder = site()
+    whole = [path for path in chunks(folder) if "-DIFF" in path.name]
+    kept = {path: (path.read_bytes(), path.stat()) for path in whole}
+    for n, path in enumerate(whole):
+        damage(path)
+        done = command("restore", "-c", str(folder / "c"), str(folder / "data"),
+                       "--to", str(folder / f"r{n}"))
+        if damage is Path.unlink and "-18-DIFF" in path.name:
+            # All of it is gone, and nothing knows that it was there: the night before is newest.
+            assert b"as of 2026-11-22 03:00:00" in done.stderr
+            path.write_bytes(kept[path][0])
+            os.utime(path, ns=(kept[path][1].st_atime_ns, kept[path][1].st_mtime_ns))
+            continue
+        assert done.returncode == 1, path
+        # In a folder, a file that was written anew has lost its notes, the archive's state too.
+        named = path.name.partition("%3A")[0].replace("%2F", "/")
+        assert named[:-7 if damage is cut else None] in done.stderr.decode()
+        deep = command("verify", "-c", str(folder / "c"), "--deep")
+        assert deep.returncode == 1, path
+        assert deep.stdout
+        data, info = kept[path]
+        path.write_bytes(data)
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    done = command("verify", "-c", str(folder / "c"), "--deep")
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_verify_names_what_is_wrong_without_downloading(site: Callable[..., Path]) -> None:
+    folder = site()
+    assert command("verify", "-c", str(folder / "c")).returncode == 0
+    for path in chunks(folder):
+        if path.name.endswith("-DIFF%3A0000000000001"):
+            path.unlink()
+            break
+    done = command("verify", "-c", str(folder / "c"))
+    assert done.returncode == 1
+    assert b"chunk 1 is missing" in done.stdout
+
+
+def test_restore_with_a_wrong_key_says_which_is_wanted(
+    buckets: Path, tmp_path: Path, gpg_home: Any
+) -> None:
+    restore = next(r for r in RESTORES if r["encrypted"] and r["kind"] == "Directory")
+    done = command(
+        "restore", "-b", restore["bucket"], "--endpoint", f"file://{buckets}",
+        restore["name"], "--to", str(tmp_path / "x"), env=gpg_home.env,
+    )
+    assert done.returncode == 1
+    assert re.search(rb"wants the secret key [0-9A-F]{8}", done.stderr), done.stderr
+
+
+def test_frozen_objects_are_named(s3_server: Any, tmp_path: Path) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="cold")
+    client.put_object(Bucket="cold", Key="/d-0-FULL:" + "0" * 20, Body=b"x",
+                      StorageClass="DEEP_ARCHIVE")
+    done = command("restore", "-b", "cold", "-K", str(s3_server.write_keyfile(tmp_path / "k")),
+                   "--endpoint", s3_server.endpoint, "/d", "--to", str(tmp_path / "x"))
+    assert done.returncode == 1
+    assert b"storage class DEEP_ARCHIVE and cannot be read at once (thaw" in done.stderr
+
+
+def test_force_partial_gives_the_last_good_moment(site: Callable[..., Path]) -> None:
+    folder = site()
+    last = [path for path in chunks(folder) if "-18-DIFF" in path.name]
+    last[0].unlink()
+    words = ["restore", "-c", str(folder / "c"), str(folder / "data"), "--to", f"{folder}/p"]
+    done = command(*words)
+    if done.returncode == 1:  # all of a one-chunk archive is gone: the night before is the newest
+        assert b"--at '2026-11-22" in done.stderr
+        done = command(*words, "--force-partial")
+        assert b"partial: as of 2026-11-22" in done.stderr
+    assert done.returncode == 0
+    assert (folder / f"p{folder}/data" / "sub" / "gone").exists()
+
+
+def test_restore_of_sql_to_standard_output(buckets: Path) -> None:
+    done = command("restore", "-b", "oracle.plain", "--endpoint", f"file://{buckets}",
+                   "MySQL/all", "--stdout")
+    assert done.returncode == 0
+    raw = buckets / "oracle.plain"
+    (last,) = [r for r in RESTORES if r["store"] == "plain-day4" and r["kind"] == "MySQL"
+               and r["name"] == "all" and r["day"] == 4]
+    file = raw / (last["archives"][0].replace("/", "%2F") + "%3A" + "0" * 20)
+    assert done.stdout == gzip.decompress(file.read_bytes())
