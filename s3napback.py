@@ -1646,7 +1646,7 @@ class FolderStore:
 
     def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        path = self._path(key)
+        path = self.path_of(key)
         with _folder_errors(f"store {path}"):
             if not os.path.isdir(self._folder):
                 raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
@@ -1672,7 +1672,7 @@ class FolderStore:
         return digest
 
     def get(self, key: str) -> tuple[bytes, dict[str, str]]:
-        path = self._path(key)
+        path = self.path_of(key)
         with _folder_errors(f"read {path}"), open(path, "rb") as file:
             data = file.read()
         etag, metadata = self._notes(path)
@@ -1681,7 +1681,7 @@ class FolderStore:
         return data, metadata
 
     def head(self, key: str) -> dict[str, str] | None:
-        path = self._path(key)
+        path = self.path_of(key)
         return self._notes(path)[1] if os.path.isfile(path) else None
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
@@ -1699,7 +1699,7 @@ class FolderStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            path = self._path(key)
+            path = self.path_of(key)
             with _folder_errors(f"delete {path}"), contextlib.suppress(FileNotFoundError):
                 notes = self._notes_path(path)
                 os.unlink(path)
@@ -1726,7 +1726,8 @@ class FolderStore:
     def _meta_folder(self) -> str:
         return os.path.join(self._folder, ".meta")
 
-    def _path(self, key: str) -> str:
+    def path_of(self, key: str) -> str:
+        """The file of a key. Raises Failure for a key that S3 would not take either."""
         if len(key.encode()) > LONGEST_KEY:
             raise Failure(f"the key of {len(key.encode())} bytes is too long: {key[:60]}…")
         name = urllib.parse.quote(key, safe="")
@@ -2463,10 +2464,16 @@ def _read_chunk(stream: Stream, size: int, buffer: bytearray) -> bytearray:
 # --------------------------------------------------------------------------------------------------
 
 
-def download(archive: Archive, store: Store, parallel: int) -> Iterator[bytes]:
+def download(
+    archive: Archive,
+    store: Store,
+    parallel: int,
+    progress: Callable[[int], None] = lambda size: None,
+) -> Iterator[bytes]:
     """The chunks' data in order, each checked before it is handed on.
 
-    Memory: chunk size × (parallel + 1). Raises Failure for a chunk that is not the one listed.
+    Memory: chunk size × (parallel + 1). progress: told the bytes of each chunk.
+    Raises Failure for a chunk that is not the one listed.
     """
     mine = archive.metadata.get("archive")
 
@@ -2476,6 +2483,7 @@ def download(archive: Archive, store: Store, parallel: int) -> Iterator[bytes]:
             raise Failure(f"{item.key} has {len(data)} bytes, not {item.size}: it was replaced")
         if mine and metadata.get(f"{META}archive") != mine:
             raise Failure(f"{item.key} belongs to another upload of {archive.name}")
+        progress(len(data))
         return data
 
     with ThreadPoolExecutor(parallel, thread_name_prefix="download") as pool:
@@ -4522,7 +4530,8 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 RECOVERY_USAGE = """\
 usage: s3napback.py list    [BUCKET OPTIONS] [--json] [NAME]
        s3napback.py restore [BUCKET OPTIONS] NAME [--at WHEN] (--to PLACE | --stdout) [PATH...]
-       s3napback.py verify  [BUCKET OPTIONS] [NAME] [--deep]
+       s3napback.py restore-script [BUCKET OPTIONS] NAME [--at WHEN]
+       s3napback.py verify  [BUCKET OPTIONS] [NAME] [--deep] [--sample N%]
   NAME             /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF
   --at WHEN        "2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago"; now
   --to PLACE       a folder; for a dump a file; for a repository a place for a new one
@@ -4532,11 +4541,14 @@ usage: s3napback.py list    [BUCKET OPTIONS] [--json] [NAME]
   --secret-key FILE        decrypt with this key, in a throwaway keyring
   --passphrase-file FILE   the secret key's passphrase
   --deep           read every archive to its end, and store nothing
+  --sample N%      fetch and check N percent of the chunks, chosen by chance
   --json           for programs; README.md has the form
 BUCKET OPTIONS: -c CONFIG, or -b BUCKET [-K KEYFILE] [--endpoint URL] [--region NAME]
 """
 
-_RECOVERY_VALUES = ("at", "to", "endpoint", "region", "secret-key", "passphrase-file")
+_RECOVERY_VALUES = (
+    "at", "to", "endpoint", "region", "secret-key", "passphrase-file", "sample"
+)
 _RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "help")
 
 
@@ -4547,6 +4559,7 @@ class _Bucket:
     store: Patience
     parallel: int
     kinds: Mapping[str, str]
+    endpoint: str | None
 
 
 def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -4579,7 +4592,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds)
+    return _Bucket(store, access.connections, kinds, access.endpoint)
 
 
 def _sources(
@@ -4693,7 +4706,10 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
     _refuse_frozen(chain)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, dict(os.environ), stack)
-        work = _Restore(bucket, [archives[link.archive] for link in chain.links], env, gpg)
+        progress = stack.enter_context(_progress_display()(names[0]))
+        work = _Restore(
+            bucket, [archives[link.archive] for link in chain.links], env, gpg, progress
+        )
         place = work.restore(kind, options, names[1:])
     done = ", ".join(link.archive for link in chain.links)
     _say(f"{names[0]} as of {_moment_text(moment, chain.links[-1].made)} is in {place}: {done}")
@@ -4780,9 +4796,10 @@ class _Restore:
 
     def __init__(
         self, bucket: _Bucket, archives: Sequence[Archive], env: dict[str, str],
-        gpg: tuple[str, ...],
+        gpg: tuple[str, ...], progress: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._bucket, self._archives, self._env, self._gpg = bucket, archives, env, gpg
+        self._progress = progress
 
     def restore(self, kind: str, options: Mapping[str, str], members: Sequence[str]) -> str:
         """Does it; where it went, in words."""
@@ -4809,7 +4826,8 @@ class _Restore:
 
     def _content(self, archive: Archive) -> Iterator[bytes]:
         return content_of(
-            download(archive, self._bucket.store, self._bucket.parallel), self._env, self._gpg
+            download(archive, self._bucket.store, self._bucket.parallel, self._progress),
+            self._env, self._gpg,
         )
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
@@ -4874,12 +4892,69 @@ class _Restore:
                 os.unlink(temp)
 
 
+def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`restore-script NAME`: a shell script that restores it without this program."""
+    options, names = _recovery_options(words)
+    if "h" in options or "help" in options or len(names) != 1:
+        print(RECOVERY_USAGE, end="")
+        return EXIT_OK if options else EXIT_USAGE
+    bucket = _open_bucket(options, clock)
+    archives, kind, chain = _wanted(bucket, names[0], options, moment)
+    _refuse_frozen(chain)
+    chosen = [archives[link.archive] for link in chain.links]
+    print(restore_script(names[0], kind, chosen, bucket), end="")
+    return EXIT_OK
+
+
+def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _Bucket) -> str:
+    """A POSIX shell script with the aws command line (or cat, for a folder), gpg and tar."""
+    root = folder_root(bucket.endpoint)
+    endpoint = f" --endpoint-url {shlex.quote(bucket.endpoint)}" if bucket.endpoint else ""
+    lines = [
+        "#!/bin/sh",
+        f"# Restores {name!r} into the folder, file or repository given as the first argument.",
+        "# Needs: " + ("cat" if root else "aws (with its credentials set)")
+        + ", gpg (with the secret key, if encrypted), gzip or zstd, and tar, or svnadmin.",
+        "set -eu",
+        'to=${1:?usage: sh restore.sh PLACE}',
+        # Told by the first bytes, as gpg and gzip leave no other way.
+        'plain() { case $(head -c 4 "$1" | od -An -tx1 | tr -d " ") in',
+        '  1f8b*) gzip -dc "$1";; 28b52ffd) zstd -dcq "$1";;',
+        '  8[4-7c-e]*|c1*|c3*|d2*|2d2d*) gpg -d "$1" > "$1.dec"',
+        '    plain "$1.dec"; rm "$1.dec";;',
+        '  *) cat "$1";; esac; }',
+        "unpack() { case $(head -c 18 \"$work/b\" | tr -d '\\0') in",
+        '  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"',
+        '    svnadmin load -q "$to" < "$work/b";;',
+        '  *) mkdir -p "$to"',
+        '    tar -xpf "$work/b" --listed-incremental=/dev/null -C "$to";; esac; }',
+        "work=$(mktemp -d); trap 'rm -rf \"$work\"' EXIT",
+    ]
+    for archive in archives:
+        lines.append(f"echo {shlex.quote(archive.name)} >&2; : > \"$work/a\"")
+        for item in archive.chunks:
+            if root:
+                path = FolderStore(root, bucket.store.bucket, time.time).path_of(item.key)
+                lines.append(f'cat {shlex.quote(path)} >> "$work/a"')
+            else:
+                url = shlex.quote(f"s3://{bucket.store.bucket}/{item.key}")
+                lines.append(f'aws s3 cp{endpoint} {url} - >> "$work/a"')
+        if kind in (MYSQL, POSTGRESQL):
+            lines.append('plain "$work/a" > "$to"')
+        else:
+            lines.append('plain "$work/a" > "$work/b"; unpack')
+    return "\n".join([*lines, ""])
+
+
 def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
     options, names = _recovery_options(words)
     if "h" in options or "help" in options:
         print(RECOVERY_USAGE, end="")
         return EXIT_OK
+    sample = options.get("sample", "0").removesuffix("%")
+    if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
+        raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
     faults: list[str] = []
     checked = 0
@@ -4901,6 +4976,14 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
                     _read_to_the_end(archive, bucket, env, gpg)
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
+            else:
+                chosen = [c for c in archive.chunks if random.uniform(0, 100) < float(sample)]
+                try:
+                    for _ in download(replace(archive, chunks=tuple(chosen)), bucket.store,
+                                      bucket.parallel):
+                        pass
+                except Failure as failure:
+                    faults.append(f"{one.archive}: {failure}")
     for (_, name), of_source in sorted(_sources(found, bucket.kinds).items()):
         good = set(restorable_moments(of_source))
         faults += [
@@ -4918,10 +5001,18 @@ def _read_to_the_end(
     archive: Archive, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
 ) -> None:
     start, blocks = _peek(content_of(download(archive, bucket.store, bucket.parallel), env, gpg))
-    dumps = ("MySQL/", "PostgreSQL/")
-    if start.startswith(b"SVN-fs-dump-format") or archive.name.startswith(dumps):
+    if start.startswith(b"SVN-fs-dump-format"):
         for _ in blocks:
             pass
+        return
+    if archive.name.startswith(("MySQL/", "PostgreSQL/")):
+        tail = b""
+        for block in blocks:
+            tail = (tail + block)[-4096:]
+        # What the dump programs write last, unless their comments are switched off.
+        comments = re.match(rb"(/\*.*?\*/\s*)?-- (MySQL|MariaDB|$|\s*PostgreSQL)", start)
+        if comments and b"ump complete" not in tail:
+            raise Failure("the dump has no closing line: it was cut before it was stored")
         return
     for _ in through(Stage(("tar", "-t", "-f", "-")), blocks, env):
         pass
@@ -5085,6 +5176,7 @@ class _Demo:
 COMMANDS: dict[str, Callable[[Sequence[str], Moment, Callable[[], float]], int]] = {
     "list": cmd_list,
     "restore": cmd_restore,
+    "restore-script": cmd_restore_script,
     "verify": cmd_verify,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,

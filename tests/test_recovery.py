@@ -352,6 +352,168 @@ def test_list_and_json(site: Callable[..., Path]) -> None:
     assert command("list", "-c", str(folder / "c"), "/none").returncode == 1
 
 
+def run_script(script: bytes, place: Path, env: dict[str, str]) -> None:
+    """Runs a restore script with a PATH of tools only: nothing of ours is on it."""
+    file = place.parent / f"{place.name}.sh"
+    file.write_bytes(script)
+    done = subprocess.run(["sh", str(file), str(place)], capture_output=True,
+                          env={"PATH": "/usr/bin:/bin", "HOME": str(place.parent), **env})
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_restore_scripts_need_nothing_of_ours(
+    encrypted: bool, buckets: Path, tmp_path: Path, gpg_home: Any
+) -> None:
+    gpg_home.import_golden()
+    tried = 0
+    for restore in RESTORES:
+        if restore["encrypted"] != encrypted or restore["day"] != 4:
+            continue
+        done = command("restore-script", "-b", restore["bucket"], "--endpoint",
+                       f"file://{buckets}", given_name(restore), "--at", last_moment(restore))
+        assert done.returncode == 0, done.stderr
+        place = tmp_path / str(tried)
+        run_script(done.stdout, place, gpg_home.env)
+        if restore["kind"] == "Directory":
+            below = restore["name"][1:]
+            wanted = {n for n in unpacked(ARCHIVES / restore["expected"])
+                      if (n == below or n.startswith(f"{below}/")) and not n.endswith(".bak")
+                      and "cache" not in n.split("/")}
+            assert set(on_disk(place, below)) == wanted
+        elif restore["kind"] == "Subversion":
+            youngest = subprocess.run(["svnlook", "youngest", str(place)], capture_output=True)
+            assert int(youngest.stdout) == restore["revision"]
+        else:
+            assert hashlib.md5(place.read_bytes()).hexdigest() == restore["text_md5"]
+        tried += 1
+    assert tried >= 4
+
+
+def test_a_restore_script_for_s3(s3_server: Any, tmp_path: Path) -> None:
+    """`aws s3 cp` is played by a few lines that fetch the same URL from the same server."""
+    s3_server.load(ARCHIVES / "plain-day4")
+    keyfile = s3_server.write_keyfile(tmp_path / "key")
+    restore = next(r for r in RESTORES if r["kind"] == "MySQL" and r["name"] == "mydb"
+                   and r["day"] == 4)
+    done = command("restore-script", "-b", restore["bucket"], "-K", str(keyfile), "--endpoint",
+                   s3_server.endpoint, "MySQL/mydb")
+    assert done.returncode == 0, done.stderr
+    aws = tmp_path / "aws"
+    aws.write_text(
+        f"#!{sys.executable}\nimport sys, boto3\nfrom botocore.config import Config\n"
+        "s3, cp, option, endpoint, url, dash = sys.argv[1:]\n"
+        "assert (s3, cp, option, dash) == ('s3', 'cp', '--endpoint-url', '-')\n"
+        "bucket, _, key = url.removeprefix('s3://').partition('/')\n"
+        "client = boto3.client('s3', endpoint_url=endpoint, region_name='us-east-1',"
+        f" aws_access_key_id={s3_server.key!r}, aws_secret_access_key={s3_server.secret!r},"
+        " config=Config(s3={'addressing_style': 'path'}))\n"
+        "sys.stdout.buffer.write(client.get_object(Bucket=bucket, Key=key)['Body'].read())\n"
+    )
+    aws.chmod(0o755)
+    run_script(done.stdout, tmp_path / "out.sql", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    text = (tmp_path / "out.sql").read_bytes()
+    assert hashlib.md5(text).hexdigest() == restore["text_md5"]
+
+
+def test_foreign_chunks_are_never_given_out(site: Callable[..., Path]) -> None:
+    """Swapped, from another upload, one too many, both widths of numbers."""
+    folder = site()
+    store = s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 1e9)
+    keys = [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]
+    kept = {key: store.get(key) for key in keys}
+
+    def put_back() -> None:
+        for key in [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]:
+            if key not in kept:
+                store.delete([key])
+        for key, (data, metadata) in kept.items():
+            store.put(key, data, metadata)
+
+    def outcome() -> int:
+        return command("restore", "-c", str(folder / "c"), str(folder / "data"), "--at",
+                       "2026-11-22", "--to", str(folder / "r")).returncode
+
+    first, second = kept[keys[1]], kept[keys[2]]
+    store.put(keys[1], *second)
+    store.put(keys[2], *first)
+    assert outcome() == 1  # swapped
+    put_back()
+    store.put(keys[1], first[0], {**first[1], "s3napback-archive": "0" * 32})
+    assert outcome() == 1  # the right bytes, of another upload
+    put_back()
+    shutil.rmtree(folder / "r", ignore_errors=True)
+    store.put(f"{keys[0].rpartition(':')[0]}:{len(keys):013d}", b"more", {})
+    assert outcome() == 0  # a leftover tail: the complete archive counts
+    put_back()
+    shutil.rmtree(folder / "r")
+    for n, key in enumerate(keys[:3]):
+        store.put(f"{key.rpartition(':')[0]}:{n:020d}", b"x" * 4000, {})
+    assert outcome() == 0  # both widths: the marked and complete one counts
+    assert (folder / f"r{folder}/data" / "kept").read_text() == "kept"
+
+
+def test_verify_samples(site: Callable[..., Path]) -> None:
+    folder = site()
+    assert command("verify", "-c", str(folder / "c"), "--sample", "100%").returncode == 0
+    flip(chunks(folder)[1])
+    assert command("verify", "-c", str(folder / "c")).returncode == 0  # nothing is fetched
+    done = command("verify", "-c", str(folder / "c"), "--sample", "100%")
+    assert done.returncode == 1
+    assert b"is damaged: its MD5 is not the stored one" in done.stdout
+    assert command("verify", "-c", str(folder / "c"), "--sample", "lots").returncode == 2
+
+
+def test_a_dump_that_was_cut_before_it_was_stored(tmp_path: Path) -> None:
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1e9)
+    store.create()
+    sql = b"-- MariaDB dump 10.19\nCREATE TABLE t (n INT);\n"
+    for name, text in (("cut", sql), ("whole", sql + b"-- Dump completed\n")):
+        store.put(f"MySQL/{name}-0:{0:020d}", gzip.compress(text), {})
+    done = command("verify", "-b", "b", "--endpoint", f"file://{tmp_path}", "--deep")
+    assert done.returncode == 1
+    assert done.stdout == (
+        b"MySQL/cut-0: the dump has no closing line: it was cut before it was stored\n"
+    )
+
+
+class Million:
+    """A bucket of a million objects that exist only when they are listed."""
+
+    bucket = "million"
+    requests = 0
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[s3napback.StoredObject], bool]:
+        self.requests += 1
+        start = 0
+        if after:
+            name, _, number = after.partition("-0-FULL:")
+            start = int(name[1:]) * 20000 + int(number) + 1
+        objects = [
+            s3napback.StoredObject(f"/{n // 20000:05d}-0-FULL:{n % 20000:013d}",
+                                   10 if n % 20000 < 19999 else 3, f"{n:032x}", 1.0)
+            for n in range(start, start + 1000)
+        ]
+        return objects, start + 1000 < 1_000_000
+
+    def head(self, key: str) -> dict[str, str]:
+        self.requests += 1
+        return {}
+
+
+def test_a_million_objects_are_listed_in_bounded_memory() -> None:
+    import resource
+
+    store: Any = Million()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = [one for _, one in s3napback.catalogue(store)]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert len(found) == 50
+    assert all(not one.fault and one.chunks == 20000 for one in found)
+    assert store.requests <= 1100
+    assert grown < 100_000  # kB
+
+
 def chunks(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "buckets" / "b").iterdir() if p.is_file())
 
