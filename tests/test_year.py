@@ -1,0 +1,119 @@
+"""A year of nights in a bucket, and any moment of it again: days missed, nights that failed, New
+Year, the rotation of both cycles. What comes back is compared with a plain copy kept of each night,
+or the refusal is right."""
+
+import os
+import random
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3napback
+
+FIRST = datetime(2027, 3, 1, 3, 0)
+NIGHTS = 365
+MOMENTS = 50  # for each cycle
+
+CYCLES = {
+    "SimpleCycle": "Frequency 1\nDiffs 4\nFulls 5",
+    "HanoiCycle": "CycleType HanoiCycle\nDiscs 6",
+}
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+def change(tree: Path, chance: random.Random, day: int) -> None:
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    for path in chance.sample(files, min(2, len(files))):
+        path.unlink()
+    for n in range(3):
+        path = tree / f"d{chance.randrange(3)}" / f"{day}-{n}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(chance.randbytes(chance.randrange(200)))
+    if day % 11 == 5:
+        shutil.rmtree(tree / "d0", ignore_errors=True)
+
+
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_any_moment_of_a_year(
+    cycle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    chance = random.Random(cycle)
+    tree = tmp_path / "tree"
+    for name in ("diffs", "buckets", "tree"):
+        (tmp_path / name).mkdir()
+    conf = tmp_path / "c"
+    text = (
+        f"DiffDir {tmp_path}/diffs\nS3Endpoint file://{tmp_path}/buckets\nBucket b\n"
+        f"ChunkSize 700\n<Cycle c>\n{CYCLES[cycle]}\nDirectory {tree}\n</Cycle>\n"
+    )
+    nights: dict[datetime, dict[str, bytes | None]] = {}
+    for day in range(NIGHTS):
+        change(tree, chance, day)
+        night = FIRST + timedelta(days=day)
+        fate = chance.random()
+        if fate < 0.05:
+            continue  # the machine was off
+        conf.write_text(text)
+        if fate > 0.95:  # the compressor dies in the middle
+            conf.write_text(text + "Compressor \"bash -c 'head -c 900; exit 1'\"\n")
+            assert s3napback.main(["-c", str(conf)], now=night) == 1
+            continue
+        assert s3napback.main(["-c", str(conf)], now=night) == 0
+        nights[night] = contents(tree)
+    conf.write_text(text)
+    capsys.readouterr()
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), lambda: 0.0)
+    found = [one for _, one in s3napback.catalogue(store)]
+    held = {datetime.fromtimestamp(one.made): one for one in found}
+    assert all(not one.fault for one in found)
+    assert set(held) <= set(nights)
+    equal = refused = 0
+    for n in range(MOMENTS):
+        at = FIRST + timedelta(minutes=chance.randrange(NIGHTS * 1440))
+        place = tmp_path / f"back{n}"
+        status = s3napback.main(
+            ["restore", "-c", str(conf), str(tree), "--at", f"{at:%Y-%m-%d %H:%M:%S}", "--to",
+             str(place)], now=FIRST + timedelta(days=NIGHTS),
+        )
+        before = [night for night in held if night <= at]
+        if status == 0:
+            newest = max(before)
+            assert contents(place / str(tree)[1:]) == nights[newest]
+            equal += 1
+            shutil.rmtree(place)
+        else:
+            # Right only if nothing so old is held, or what the newest continues is gone.
+            assert not before or not is_whole(found, held[max(before)])
+            refused += 1
+    assert equal + refused == MOMENTS
+    assert equal >= 5
+    for night in sorted(held):
+        if not is_whole(found, held[night]):
+            continue
+        place = tmp_path / "again"
+        assert s3napback.main(
+            ["restore", "-c", str(conf), str(tree), "--at", f"{night:%Y-%m-%d %H:%M:%S}", "--to",
+             str(place)], now=FIRST,
+        ) == 0
+        assert contents(place / str(tree)[1:]) == nights[night]
+        shutil.rmtree(place)
+    assert not os.listdir(tmp_path / "diffs") or len(os.listdir(tmp_path / "diffs")) == 1
+
+
+def is_whole(found: list[s3napback.Found], wanted: s3napback.Found) -> bool:
+    """Whether all that an archive continues is held: by the states alone, going back."""
+    while wanted.mode == "DIFF" and wanted.before != "-":
+        earlier = [one for one in found if one.after == wanted.before and one.made < wanted.made]
+        if not earlier:
+            return False
+        wanted = max(earlier, key=lambda one: one.made)
+    return True
