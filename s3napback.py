@@ -1540,6 +1540,9 @@ class Store(Protocol):
     def get(self, key: str) -> tuple[bytes, dict[str, str]]:
         """(data, metadata); the data has been compared with its MD5 where the store knows it."""
 
+    def peek(self, key: str, count: int) -> bytes:
+        """The first bytes of an object, at most `count`; unchecked."""
+
     def head(self, key: str) -> dict[str, str] | None:
         """The object's user metadata, None where there is no such key."""
 
@@ -1679,6 +1682,11 @@ class FolderStore:
         if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
             raise Failure(f"{path} is damaged: its MD5 is not the stored one")
         return data, metadata
+
+    def peek(self, key: str, count: int) -> bytes:
+        path = self.path_of(key)
+        with _folder_errors(f"read {path}"), open(path, "rb") as file:
+            return file.read(count)
 
     def head(self, key: str) -> dict[str, str] | None:
         path = self.path_of(key)
@@ -1872,6 +1880,14 @@ class S3Store:
         if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
             raise PassingFailure(f"{key} arrived damaged: its MD5 is not the stored one")
         return data, dict(answer["Metadata"])
+
+    def peek(self, key: str, count: int) -> bytes:
+        with self._errors(f"fetch {key} from"):
+            answer = self._client.get_object(
+                Bucket=self.bucket, Key=key, Range=f"bytes=0-{count - 1}"
+            )
+            data: bytes = answer["Body"].read(count)
+        return data
 
     def head(self, key: str) -> dict[str, str] | None:
         try:
@@ -2074,6 +2090,9 @@ class Patience:
 
     def get(self, key: str) -> tuple[bytes, dict[str, str]]:
         return self._persist(lambda: self._store.get(key))
+
+    def peek(self, key: str, count: int) -> bytes:
+        return self._persist(lambda: self._store.peek(key, count))
 
     def head(self, key: str) -> dict[str, str] | None:
         return self._persist(lambda: self._store.head(key))
@@ -3203,7 +3222,8 @@ def verify_repository(repository: str, env: Mapping[str, str]) -> None:
 class Found:
     """One archive as the catalogue knows it. kind: None where only a config, or the content, could
     tell a directory from a repository; made: epoch seconds; size: bytes; before, after: its
-    `s3napback-state`, "" without; classes: the storage classes of its chunks."""
+    `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
+    other uploads under its name; encrypted: None where no one looked."""
 
     archive: str
     kind: str | None
@@ -3218,6 +3238,8 @@ class Found:
     after: str = ""
     status: str = ""
     classes: tuple[str, ...] = ()
+    leftovers: int = 0
+    encrypted: bool | None = None
 
     @property
     def self_contained(self) -> bool:
@@ -3231,24 +3253,52 @@ class Found:
         return bool(self.before) and earlier.after == self.before
 
 
-def catalogue(store: Store, prefix: str = "") -> Iterator[tuple[Archive, Found]]:
+# Archives that the catalogue asks about at the same time.
+_CATALOGUE_PARALLEL = 8
+
+
+def catalogue(
+    store: Store, prefix: str = "", *, look_inside: bool = False
+) -> Iterator[tuple[Archive, Found]]:
     """Every archive of a bucket whose name starts with the prefix, by key.
 
-    One listing, and one or two requests for each archive; memory holds the chunks of one archive.
+    look_inside: also whether it is encrypted. One listing, and one or two requests for each
+    archive, some at a time; memory holds the chunks of those few archives.
     """
-
 
     def archive_of(item: StoredObject) -> str:
         parsed = parse_chunk_key(item.key)
         return parsed[0] if parsed else ""
 
-    for name, group in itertools.groupby(listing(store, prefix), key=archive_of):
-        parts = parse_archive_name(name)
-        if parts is None:
-            continue
-        archive = assemble(name, list(group), store.head)
-        if archive is not None:
-            yield archive, _found(archive, *parts)
+    def look(
+        name: str, objects: list[StoredObject], parts: tuple[str | None, str, int, str]
+    ) -> tuple[Archive, Found] | None:
+        archive = assemble(name, objects, store.head)
+        if archive is None:
+            return None
+        encrypted = None
+        frozen = {"GLACIER", "DEEP_ARCHIVE"} & {item.storage_class for item in archive.chunks}
+        if look_inside and not frozen:
+            encrypted = is_openpgp(store.peek(archive.chunks[0].key, 32))
+        leftovers = len(objects) - len(archive.chunks)
+        return archive, replace(
+            _found(archive, *parts), leftovers=leftovers, encrypted=encrypted
+        )
+
+    with ThreadPoolExecutor(_CATALOGUE_PARALLEL, thread_name_prefix="catalogue") as pool:
+        running: deque[Future[tuple[Archive, Found] | None]] = deque()
+        for name, group in itertools.groupby(listing(store, prefix), key=archive_of):
+            parts = parse_archive_name(name)
+            if parts is not None:
+                running.append(pool.submit(look, name, list(group), parts))
+            if len(running) > _CATALOGUE_PARALLEL:
+                looked = running.popleft().result()
+                if looked is not None:
+                    yield looked
+        for future in running:
+            looked = future.result()
+            if looked is not None:
+                yield looked
 
 
 def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
@@ -3463,7 +3513,7 @@ def content_of(
     """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
     ask for (RFC 4880, RFC 1952, RFC 8878). gpg: how to call it."""
     start, blocks = _peek(blocks)
-    if _is_openpgp(start):
+    if is_openpgp(start):
         start, blocks = _peek(through(Stage((*gpg, "-d")), blocks, env))
     if start.startswith(b"\x1f\x8b"):
         tool = find_tool(("pigz", "gzip"), env) or "gzip"
@@ -3482,7 +3532,8 @@ def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return first[:32], itertools.chain([first], blocks)
 
 
-def _is_openpgp(start: bytes) -> bool:
+def is_openpgp(start: bytes) -> bool:
+    """Whether data that starts so is encrypted with OpenPGP."""
     if start.startswith(b"-----BEGIN PGP"):
         return True
     if not start or not start[0] & 0x80:
@@ -3498,7 +3549,8 @@ def extract(
 
     Deleted and renamed files come out as they were then. Raises Failure where tar fails.
     """
-    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", "-C", folder]
+    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", "--acls", "--xattrs"]
+    words += ["-C", folder]
     if os.geteuid() == 0:
         words.append("--same-owner")
     stage = Stage((*words, "--", *members))
@@ -4625,7 +4677,8 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
     if len(names) > 1:
         raise Failure(f"one NAME at a time, not {names[1]}", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
-    sources = _sources((found for _, found in catalogue(bucket.store)), bucket.kinds)
+    seen = catalogue(bucket.store, look_inside=True)
+    sources = _sources((found for _, found in seen), bucket.kinds)
     if names:
         sources = {key: found for key, found in sources.items() if _is_meant(names[0], key)}
         if not sources:
@@ -4635,10 +4688,11 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         return EXIT_OK
     for (kind, name), found in sorted(sources.items()):
         print(f"{kind or 'Directory or Subversion'} {name or '(all)'}")
-        for one in sorted(found, key=lambda f: f.made):
-            print(f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
-                  f" {one.chunks} chunks  {one.fault or 'complete'}{_remarks(one)}")
         moments = restorable_moments(found)
+        for one in sorted(found, key=lambda f: f.made):
+            stale = "" if one.fault or one.made in moments else ", stale: what it continues is gone"
+            print(f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
+                  f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{_remarks(one)}")
         shown = ", ".join(_moment_text(moment, at) for at in moments) or "none"
         print(f"  can be restored as of: {shown}")
     return EXIT_OK
@@ -4652,6 +4706,10 @@ def _remarks(found: Found) -> str:
     text = ", with warnings" if found.status == "warnings" else ""
     if found.mode == DIFF and found.self_contained:
         text += ", needs no FULL"
+    if found.encrypted:
+        text += ", encrypted"
+    if found.leftovers:
+        text += f", and {found.leftovers} chunks left over from another upload"
     return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
 
 
@@ -4672,7 +4730,9 @@ def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Foun
                         "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
                         "bytes": f.size, "chunks": f.chunks, "complete": not f.fault,
                         "fault": f.fault or None, "status": f.status or None,
-                        "storage_classes": list(f.classes),
+                        "storage_classes": list(f.classes), "encrypted": f.encrypted,
+                        "leftovers": f.leftovers,
+                        "stale": not f.fault and f.made not in restorable_moments(found),
                     }
                     for f in sorted(found, key=lambda f: f.made)
                 ],
@@ -4841,6 +4901,9 @@ class _Restore:
             raise os_failure(error, "write the dump") from error
 
     def _to_folder(self, folder: str, overwrite: bool, members: Sequence[str]) -> None:
+        if os.path.realpath(folder) == "/" and folder != "/":
+            raise Failure(f"{folder} is the root folder", "write --to / to mean it",
+                          status=EXIT_USAGE)
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             if os.listdir(folder) and not overwrite:

@@ -137,6 +137,9 @@ class Memory:
     def get(self, key: str) -> tuple[bytes, dict[str, str]]:
         return self.objects[key]
 
+    def peek(self, key: str, count: int) -> bytes:
+        return self.objects[key][0][:count]
+
     def head(self, key: str) -> dict[str, str] | None:
         return self.objects[key][1]
 

@@ -500,13 +500,17 @@ class Million:
         self.requests += 1
         return {}
 
+    def peek(self, key: str, count: int) -> bytes:
+        self.requests += 1
+        return b"\x85"
+
 
 def test_a_million_objects_are_listed_in_bounded_memory() -> None:
     import resource
 
     store: Any = Million()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = [one for _, one in s3napback.catalogue(store)]
+    found = [one for _, one in s3napback.catalogue(store, look_inside=True)]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert len(found) == 50
     assert all(not one.fault and one.chunks == 20000 for one in found)
@@ -607,6 +611,62 @@ def test_force_partial_gives_the_last_good_moment(site: Callable[..., Path]) -> 
         assert b"partial: as of 2026-11-22" in done.stderr
     assert done.returncode == 0
     assert (folder / f"p{folder}/data" / "sub" / "gone").exists()
+
+
+def test_list_tells_stale_cut_left_over_and_encrypted(tmp_path: Path) -> None:
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1e9)
+    store.create()
+    for key, data in (
+        (f"/a-0-FULL:{0:020d}", b"x"), (f"/b-3-DIFF:{0:020d}", b"\x85\x01"),
+        (f"/c-0-FULL:{0:020d}", b"12"), (f"/c-0-FULL:{1:020d}", b"12"),
+        (f"/c-1-FULL:{0:013d}", b"new"), (f"/c-1-FULL:{0:020d}", b"old"), ("foreign", b"x"),
+    ):
+        store.put(key, data, {})
+    done = command("list", "-b", "b", "--endpoint", f"file://{tmp_path}")
+    lines = {line.split()[3]: line for line in done.stdout.decode().splitlines()
+             if line.startswith("  2001")}
+    assert lines["/a-0-FULL"].endswith("1 chunks  complete")
+    assert lines["/b-3-DIFF"].endswith("complete, stale: what it continues is gone, encrypted")
+    assert "it was cut off: its last chunk is as long as the others" in lines["/c-0-FULL"]
+    assert lines["/c-1-FULL"].endswith("and 1 chunks left over from another upload")
+
+
+def test_a_secret_key_with_a_passphrase(
+    tmp_path: Path, short_folder: Callable[[str], Path]
+) -> None:
+    home, bare = short_folder(""), short_folder("")
+    env = {**os.environ, "GNUPGHOME": str(home)}
+    gpg = ["gpg", "--batch", "-q", "--pinentry-mode", "loopback", "--passphrase", "open sesame"]
+    subprocess.run([*gpg, "--quick-generate-key", "p@example.com", "future-default", "default"],
+                   env=env, check=True)
+    secret = tmp_path / "secret.asc"
+    secret.write_bytes(subprocess.run([*gpg, "--armor", "--export-secret-keys"], env=env,
+                                      check=True, capture_output=True).stdout)
+    (tmp_path / "pass").write_text("open sesame\n")
+    (tmp_path / "wrong").write_text("open barley\n")
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1e9)
+    store.create()
+    sql = subprocess.run(["gpg", "--batch", "-q", "-r", "p@example.com", "-e"], env=env, check=True,
+                         input=gzip.compress(b"SELECT 1;"), capture_output=True).stdout
+    store.put(f"PostgreSQL/-0:{0:020d}", sql, {})
+    words = ["restore", "-b", "b", "--endpoint", f"file://{tmp_path}", "PostgreSQL/all",
+             "--secret-key", str(secret), "--stdout", "--passphrase-file"]
+    done = command(*words, str(tmp_path / "pass"), env={"GNUPGHOME": str(bare)})
+    assert (done.returncode, done.stdout) == (0, b"SELECT 1;"), done.stderr
+    done = command(*words, str(tmp_path / "wrong"), env={"GNUPGHOME": str(bare)})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"Traceback" not in done.stderr
+    assert not list(bare.glob("*.kbx"))
+    subprocess.run(["gpgconf", "--kill", "all"], env=env)
+
+
+def test_the_root_folder_only_by_its_name(site: Callable[..., Path]) -> None:
+    folder = site()
+    words = ["restore", "-c", str(folder / "c"), str(folder / "data"), "--to"]
+    done = command(*words, "/tmp/..", "--overwrite")
+    assert done.returncode == 2
+    assert b"is the root folder (write --to / to mean it)" in done.stderr
+    assert b"is not empty" in command(*words, "/").stderr
 
 
 def test_restore_of_sql_to_standard_output(buckets: Path) -> None:

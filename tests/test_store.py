@@ -56,6 +56,7 @@ def test_what_is_put_is_got(bucket: Store) -> None:
     assert bucket.put("/k:1", data, {"s3napback-archive": "id"}) == hashlib.md5(data).hexdigest()
     assert bucket.get("/k:1") == (data, {"s3napback-archive": "id"})
     assert bucket.head("/k:1") == {"s3napback-archive": "id"}
+    assert bucket.peek("/k:1", 5) == data[:5]
     (item,) = s3napback.listing(bucket)
     assert (item.size, item.etag) == (len(data), hashlib.md5(data).hexdigest())
     assert abs(item.modified - time.time()) < 60

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import s3napback
 
 FIRST = datetime(2027, 3, 1, 3, 0)
