@@ -2491,7 +2491,7 @@ def download(
 ) -> Iterator[bytes]:
     """The chunks' data in order, each checked before it is handed on.
 
-    Memory: chunk size × (parallel + 1). progress: told the bytes of each chunk.
+    Memory: chunk size × (parallel + 2). progress: told the bytes of each chunk.
     Raises Failure for a chunk that is not the one listed.
     """
     mine = archive.metadata.get("archive")
@@ -2509,9 +2509,10 @@ def download(
         running: deque[Future[bytes]] = deque()
         try:
             for item in archive.chunks:
-                running.append(pool.submit(fetch, item))
-                if len(running) > parallel:
+                # Besides these, one chunk is with the consumer and one on its way through a pipe.
+                if len(running) == max(1, parallel - 1):
                     yield running.popleft().result()
+                running.append(pool.submit(fetch, item))
             while running:
                 yield running.popleft().result()
         finally:
@@ -4323,20 +4324,24 @@ def _read_logconfig() -> LogConfig:
 
 
 @contextlib.contextmanager
-def _no_progress(_archive: str) -> Iterator[Callable[[int], None]]:
+def _no_progress(_archive: str, _total: int | None = None) -> Iterator[Callable[[int], None]]:
     yield lambda size: None
 
 
 @contextlib.contextmanager
-def _progress_bar(archive: str) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes, rate and chunks; what is logged meanwhile is written above it."""
+def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes (of a total, where it is known), rate and chunks; what is logged meanwhile is
+    written above it."""
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise missing_library(error) from error
     lock = threading.Lock()
     chunks = 0
-    with tqdm(desc=archive, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+    shown = archive if len(archive) <= 40 else f"…{archive[-39:]}"  # leaves room for the bar
+    with tqdm(
+        desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr
+    ) as bar:
 
         def stored(size: int) -> None:
             nonlocal chunks
@@ -4348,9 +4353,7 @@ def _progress_bar(archive: str) -> Iterator[Callable[[int], None]]:
         yield stored
 
 
-def _progress_display() -> Callable[
-    [str], contextlib.AbstractContextManager[Callable[[int], None]]
-]:
+def _progress_display() -> Callable[..., contextlib.AbstractContextManager[Callable[[int], None]]]:
     try:
         terminal = sys.stderr.isatty()
     except (AttributeError, ValueError):  # closed
@@ -4766,7 +4769,8 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
     _refuse_frozen(chain)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, dict(os.environ), stack)
-        progress = stack.enter_context(_progress_display()(names[0]))
+        size = sum(link.size for link in chain.links)
+        progress = stack.enter_context(_progress_display()(names[0], size))
         work = _Restore(
             bucket, [archives[link.archive] for link in chain.links], env, gpg, progress
         )
@@ -5065,8 +5069,13 @@ def _read_to_the_end(
 ) -> None:
     start, blocks = _peek(content_of(download(archive, bucket.store, bucket.parallel), env, gpg))
     if start.startswith(b"SVN-fs-dump-format"):
-        for _ in blocks:
-            pass
+        last = archive.metadata.get("state", "").partition(":")[2].encode()
+        tail, seen = b"", False
+        for block in blocks:
+            tail = tail[-64:] + block
+            seen = seen or b"\nRevision-number: " + last + b"\n" in tail
+        if last and not seen:
+            raise Failure(f"the dump lacks revision {last.decode()}")
         return
     if archive.name.startswith(("MySQL/", "PostgreSQL/")):
         tail = b""

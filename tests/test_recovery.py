@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, require_tool
 
 import s3napback
 from s3napback import Failure, Found
@@ -667,6 +667,36 @@ def test_the_root_folder_only_by_its_name(site: Callable[..., Path]) -> None:
     assert done.returncode == 2
     assert b"is the root folder (write --to / to mean it)" in done.stderr
     assert b"is not empty" in command(*words, "/").stderr
+
+
+def test_a_repositorys_dump_that_lacks_its_last_revision(
+    tmp_path: Path, svn_repo_factory: Callable[[Path, int], Path]
+) -> None:
+    repo = svn_repo_factory(tmp_path / "repo", 3)
+    dump = subprocess.run(["svnadmin", "dump", "-q", str(repo)], capture_output=True).stdout
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1e9)
+    store.create()
+    for name, last in (("good", 3), ("bad", 4)):
+        data = gzip.compress(dump)
+        digest = s3napback.digest_of_digests([hashlib.md5(data).hexdigest()])
+        marks = {"archive": "i", "chunks": "1", "bytes": str(len(data)), "md5": digest,
+                 "kind": "Subversion", "made": "2026-11-24T00:00:00Z", "state": f"0:{last}"}
+        store.put(f"/{name}-0-FULL:{0:013d}", data,
+                  {f"s3napback-{key}": value for key, value in marks.items()})
+    done = command("verify", "-b", "b", "--endpoint", f"file://{tmp_path}", "--deep")
+    assert done.stdout == b"/bad-0-FULL: the dump lacks revision 4\n"
+    assert done.returncode == 1
+
+
+def test_restore_shows_its_progress_on_a_terminal(site: Callable[..., Path]) -> None:
+    folder = site()
+    line = (f"{sys.executable} {s3napback.__file__} restore -c {folder}/c {folder}/data"
+            f" --to {folder}/seen")
+    done = subprocess.run([require_tool("script"), "-qec", line, "/dev/null"],
+                          capture_output=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert b"%|" in done.stdout
+    assert b"is in " in done.stdout
 
 
 def test_restore_of_sql_to_standard_output(buckets: Path) -> None:
