@@ -2155,14 +2155,6 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """One numbered piece of an archive, in the bucket. `upload` is its `s3napback-archive`."""
-
-    number: int
-    item: StoredObject
-
-
-@dataclass(frozen=True)
 class Archive:
     """The chunks of one name that belong together, by number, and what the last one says.
 
@@ -4339,8 +4331,13 @@ def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[
     lock = threading.Lock()
     chunks = 0
     shown = archive if len(archive) <= 40 else f"…{archive[-39:]}"  # leaves room for the bar
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        columns = rows = 0
     with tqdm(
-        desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr
+        desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr,
+        ncols=None if columns else 80, nrows=None if rows else 24,  # some do not know their size
     ) as bar:
 
         def stored(size: int) -> None:

@@ -6,6 +6,7 @@ Only time is made up (`now`), and failures (a stage that dies is a real process 
 import hashlib
 import logging
 import os
+import re
 import shutil
 import signal
 import stat
@@ -789,7 +790,7 @@ def test_the_progress_bar_on_a_terminal(site: Site) -> None:
         stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"},
     )
     assert done.returncode == 0
-    assert "/data-" in done.stdout.split("B/s]")[0].rpartition("\r")[2]
+    assert re.search(r"\r…\S*/data-\d+-DIFF: .*B/s", done.stdout)
     assert "Finished: 1 stored" in done.stdout
 
 
