@@ -1150,12 +1150,21 @@ class Stage:
         return shlex.join(self.argv)
 
 
-def tar_stage(names: Sequence[str], excludes: Sequence[str], snapshot: str) -> Stage:
-    """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes."""
+# What tar keeps only when it is told to (its manual, "Extended File Attributes").
+TAR_ATTRIBUTES = ("--acls", "--xattrs")
+
+
+def tar_stage(
+    names: Sequence[str], excludes: Sequence[str], snapshot: str, *, attributes: bool = True
+) -> Stage:
+    """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
+
+    attributes: with access control lists and extended attributes; without, as the original.
+    """
     words = ["tar", "-f", "-"]
     for pattern in excludes:
         words += ["--exclude", pattern]
-    words += ["-g", snapshot, "-C", "/", "-cp"]
+    words += ["-g", snapshot, "-C", "/", "-cp", *(TAR_ATTRIBUTES if attributes else ())]
     if any(name.startswith("-") for name in names):
         words.append("--")
     # The messages decide what a status of 2 means (`judge`), so they are asked for in English.
@@ -3011,7 +3020,7 @@ class Run:
         if task.kind == DIRECTORY:
             excludes = [expand_home(pattern, env) for pattern in task.job.excludes]
             names = expand_name(task.name, env) if not self._context.test else [task.name]
-            return tar_stage(names, excludes, snapshot)
+            return tar_stage(names, excludes, snapshot, attributes=not self._context.test)
         if task.kind == SUBVERSION:
             assert task.revisions is not None
             return subversion_stage(task.name, *task.revisions)
@@ -3542,7 +3551,7 @@ def extract(
 
     Deleted and renamed files come out as they were then. Raises Failure where tar fails.
     """
-    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", "--acls", "--xattrs"]
+    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_ATTRIBUTES]
     words += ["-C", folder]
     if os.geteuid() == 0:
         words.append("--same-owner")

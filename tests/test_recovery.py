@@ -305,6 +305,28 @@ def test_restore_as_of_each_night(site: Callable[..., Path]) -> None:
     assert not (folder / f"then{data}" / "new").exists()
 
 
+def test_acls_and_extended_attributes_come_back(
+    site: Callable[..., Path], tmp_path: Path
+) -> None:
+    setfacl, getfacl = require_tool("setfacl"), require_tool("getfacl")
+    setfattr, getfattr = require_tool("setfattr"), require_tool("getfattr")
+    data = tmp_path / "data"
+    kept = f"{data}/kept"
+    subprocess.run([setfacl, "-m", "u:12345:rw", kept], check=True)
+    subprocess.run([setfattr, "-n", "user.note", "-v", "hello", kept], check=True)
+    folder = site()
+    done = command("restore", "-c", str(folder / "c"), str(data), "--to", str(folder / "a"))
+    assert done.returncode == 0, done.stderr
+    for tool in ([getfacl, "-pcn"], [getfattr, "--absolute-names", "-d"]):
+        was, now = (
+            subprocess.run([*tool, path], capture_output=True, check=True).stdout.replace(
+                path.encode(), b"")
+            for path in (kept, f"{folder}/a{kept}")
+        )
+        assert now == was
+        assert b"12345" in was or b"hello" in was
+
+
 def test_restore_of_one_file(site: Callable[..., Path]) -> None:
     folder = site()
     data, conf = folder / "data", str(folder / "c")
