@@ -58,6 +58,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timezone, tzinfo
+from functools import cached_property
 from types import FrameType
 from typing import IO, Any, Protocol, TypeVar
 
@@ -186,10 +187,10 @@ _BLANKS = " \t\n\r\f\v"
 _CLOSE = re.compile(r"</(\w+)>", re.ASCII)
 _OPEN = re.compile(r"<(\w+)\s*(.*)>", re.ASCII)
 _DIRECTIVE = re.compile(r"(\w+)(?:\s+(.+))?", re.ASCII)
-_BARE_WORD = re.compile(r"(\S+)\s*(.*)", re.ASCII)
+_BARE_WORD = re.compile(r"(\S+)\s*", re.ASCII)
 # A backslash protects whatever follows it, another backslash too (Text::Balanced).
 _QUOTED_WORD = re.compile(
-    r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*(.*)""", re.ASCII
+    r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*""", re.ASCII
 )
 
 _BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
@@ -225,9 +226,16 @@ class Block:
     def name(self) -> str | None:
         return self.arguments[0] if self.arguments else None
 
+    @cached_property
+    def _by_name(self) -> dict[str, tuple[Value | Block, ...]]:
+        lists: dict[str, list[Value | Block]] = {}
+        for name, entry in self.entries:
+            lists.setdefault(name, []).append(entry)
+        return {name: tuple(entries) for name, entries in lists.items()}
+
     def all(self, name: str) -> tuple[Value | Block, ...]:
         """The values and blocks of that name, mixed as in the file."""
-        return tuple(entry for key, entry in self.entries if key == name.lower())
+        return self._by_name.get(name.lower(), ())
 
     def values(self, name: str) -> tuple[Value, ...]:
         """The values given to a directive, of all its lines."""
@@ -261,14 +269,16 @@ def split_words(text: str) -> list[str]:
             raise Failure("no value found for directive", status=EXIT_USAGE)
         return words
     words = []
+    position = 0
     # Kept quirk: Perl takes a rest of "0" for false, and it is lost.
-    while text not in ("", "0"):
-        quoted = text[0] in "\"'"
-        match = (_QUOTED_WORD if quoted else _BARE_WORD).fullmatch(text)
+    while position < len(text) and not (text[position] == "0" and position == len(text) - 1):
+        quoted = text[position] in "\"'"
+        match = (_QUOTED_WORD if quoted else _BARE_WORD).match(text, position)
         if not match:
-            raise Failure(f"value string '{text}' not properly formatted", status=EXIT_USAGE)
-        word, text = match.groups()
-        words.append(re.sub(r"""\\(["'])""", r"\1", word[1:-1]) if quoted else word)
+            rest = text[position:]
+            raise Failure(f"value string '{rest}' not properly formatted", status=EXIT_USAGE)
+        words.append(re.sub(r"""\\(["'])""", r"\1", match[1][1:-1]) if quoted else match[1])
+        position = match.end()
     return words
 
 
@@ -307,7 +317,7 @@ class _Source:
         )
 
 
-def _open_source(path: str, inside: frozenset[tuple[int, int]] = frozenset()) -> _Source:
+def _open_source(path: str) -> _Source:
     """Reads a config file whole. Raises OSError, or Failure for one that cannot be a config."""
     try:
         with open(path, "rb") as file:
@@ -320,47 +330,41 @@ def _open_source(path: str, inside: frozenset[tuple[int, int]] = frozenset()) ->
             f"more than {_LARGEST_CONFIG} bytes", "is this a config file?",
             where=path, status=EXIT_USAGE,
         )
-    identity = (status.st_dev, status.st_ino)
-    if identity in inside:
-        raise Failure(f"{path} includes itself", status=EXIT_USAGE)
     lines = data.decode("utf-8", "surrogateescape").split("\n")
-    return _Source(path, lines[:-1] if lines[-1] == "" else lines, inside | {identity})
+    if lines[-1] == "":
+        lines.pop()
+    return _Source(path, lines, frozenset([(status.st_dev, status.st_ino)]))
 
 
 def _brace_alternatives(pattern: str) -> list[str]:
-    """What a pattern with {a,b} stands for; "{}" and unbalanced braces are ordinary text."""
-    depth, start, cuts = 0, 0, []
-    for position, char in enumerate(pattern):
-        if char == "{" and pattern[position : position + 2] != "{}":
-            if depth == 0:
-                start, cuts = position, [position]
-            depth += 1
-        elif char == "," and depth == 1:
+    """What a pattern with {a,b} stands for, by the rules of Perl's File::Glob."""
+    start = pattern.find("{")
+    if start < 0:
+        return [pattern]
+    depth, cuts = 0, [start]
+    for position in range(start, len(pattern)):
+        char = pattern[position]
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if (char == "," and depth == 1) or depth == 0:
             cuts.append(position)
-        elif char == "}" and depth and pattern[position - 1] != "{":
-            depth -= 1
-            if depth == 0:
-                cuts.append(position)
-                return [
-                    alternative
-                    for left, right in itertools.pairwise(cuts)
-                    for alternative in _brace_alternatives(
-                        pattern[:start] + pattern[left + 1 : right] + pattern[position + 1 :]
-                    )
-                ]
-    return [pattern]
+        if depth == 0:
+            return [
+                alternative
+                for left, right in itertools.pairwise(cuts)
+                for alternative in _brace_alternatives(
+                    pattern[:start] + pattern[left + 1 : right] + pattern[position + 1 :]
+                )
+            ]
+    return [pattern[:start]]  # kept quirk: a brace that is open ends the pattern
 
 
 def _glob_files(pattern: str) -> list[str]:
     """The files that Perl's `glob` gives for a pattern: csh's rules (File::Glob, "csh_glob")."""
     files = []
     for word in re.findall(r"\S+", pattern, re.ASCII):  # kept quirk: blanks separate patterns
-        has_wildcard = False
         for alternative in _brace_alternatives(os.path.expanduser(word)):
-            literal = re.sub(r"\\(.)", r"\1", alternative)
-            has_wildcard = has_wildcard or bool(re.search(r"[*?\[]", alternative))
-            if not has_wildcard:
-                files.append(literal)
+            if not re.search(r"[*?\[]", alternative):
+                files.append(re.sub(r"\\(.)", r"\1", alternative))
                 continue
             plain = re.sub(r"\\(.)", lambda match: glob.escape(match[1]), alternative)
             files += sorted(
@@ -377,8 +381,8 @@ def _glob_files(pattern: str) -> list[str]:
 class _Reader:
     """Follows the lines of a config and its included files, in the original's order.
 
-    It leaves `canonical`: the same config in a plain form that no dialect reads differently, one
-    value a line, every word percent-encoded, every block closed.
+    It leaves `canonical`: the same config in a plain form that no dialect reads differently: one
+    directive a line, every word percent-encoded, PLACE:WORD:WORD, every block closed.
     """
 
     def __init__(self, path: str) -> None:
@@ -456,9 +460,8 @@ class _Reader:
             return self._include(words, source)
         self._check_name(name, source)
         place = _encode(f"{source.name}:{source.line}")
-        for word in words:
-            value = _encode(_BOOLEANS.get(word.lower(), word))
-            self.canonical.append(f"{name.lower()} {place}:{value}")
+        values = (_encode(_BOOLEANS.get(word.lower(), word)) for word in words)
+        self.canonical.append(f"{name.lower()} {':'.join((place, *values))}")
         return source
 
     def _include(self, words: list[str], source: _Source) -> _Source:
@@ -496,9 +499,10 @@ class _Reader:
     def _open_included(self, path: str, includer: str, place: str, source: _Source) -> _Source:
         for attempt in (path, includer[: includer.rfind("/") + 1] + path):
             try:
-                opened = _open_source(attempt, source.inside)
-                opened.name = path
-                return opened
+                opened = _open_source(attempt)
+                if opened.inside <= source.inside:
+                    raise source.error(f"{path} includes itself")
+                return replace(opened, name=path, inside=opened.inside | source.inside)
             except IsADirectoryError:
                 # Kept quirk: a folder counts only as seen from the current one; to Perl, one
                 # beside the config is a file without lines.
@@ -539,8 +543,9 @@ def _entries(nodes: Any) -> Iterator[tuple[str, Value | Block]]:
             where, *arguments = _decode(node.arguments)
             yield node.tag, Block(node.tag, tuple(arguments), where, tuple(_entries(node)))
         elif node.typestring == "statement":
-            where, text = _decode(node.value)
-            yield node.name, Value(text, where)
+            where, *texts = _decode(node.value)
+            for text in texts:
+                yield node.name, Value(text, where)
 
 
 def read_config(path: str) -> Block:
@@ -611,9 +616,11 @@ def settings_of(config: Block) -> Settings:
         config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name",
         _required(config, "Bucket", "add a line Bucket NAME"),
     )
+    if config.first("S3Keyfile"):
+        _required(config, "S3Keyfile", "name a file, or leave the line out")
     _required(config, "ChunkSize", "add a line ChunkSize 25000000")
     recipient = _text(config, "GpgRecipient")
-    if recipient == "":
+    if recipient is not None and not recipient.strip():
         raise _config_failure(
             "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
             _place(config, "GpgRecipient"),
@@ -624,11 +631,11 @@ def settings_of(config: Block) -> Settings:
         bucket,
         _whole(config, "ChunkSize", 0, 1, LARGEST_CHUNK),
         _with_slash(temp_dir) if temp_dir else None,
-        _text(config, "S3Keyfile") or None,
-        _text(config, "GpgKeyring") or None,
+        _text(config, "S3Keyfile"),
+        None if _text(config, "GpgKeyring") in ("", "0") else _text(config, "GpgKeyring"),
         recipient,
         _endpoint(config),
-        _text(config, "S3Region") or None,
+        _checked(config, "S3Region", "[A-Za-z0-9._-]+", "a region's name", None),
         _checked(config, "StorageClass", "[A-Z_]+", "a storage class", None),
         _whole(config, "Parallel", 4, 1, 64),
         _compressor(config),
@@ -702,11 +709,16 @@ def _endpoint(config: Block) -> str | None:
     value = _text(config, "S3Endpoint")
     if not value:
         return None
-    parts = urllib.parse.urlsplit(value) if value.isprintable() and "[" not in value else None
-    good = parts and (
-        (parts.scheme in ("http", "https") and parts.netloc)
-        or (parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"))
-    )
+    good = False
+    # A bad port, IPv6 address or host name is a ValueError of urllib.
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(value)
+        if parts.scheme in ("http", "https"):
+            host = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", parts.netloc)
+            plain = not re.search("[?#]", value)
+            good = bool(host and plain and parts.hostname and parts.port != 0)
+        else:
+            good = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
     if not good:
         raise _config_failure(
             f"S3Endpoint {value} is not a URL", "use https://HOST, http://HOST or file:///PATH",
@@ -753,6 +765,7 @@ def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
     """(jobs in the order in which they run, warnings). Raises Failure for a job without a name."""
     warnings = list(config.warnings)
     jobs = _jobs_of_level(config, warnings)
+    _warn_of_differences("Cycle", config.blocks("Cycle"), warnings)
     for entry in config.all("Cycle"):
         if isinstance(entry, Block):
             jobs += _jobs_of_level(entry, warnings)
@@ -775,10 +788,6 @@ def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
         for entry in _names(kind, entries, warnings):
             if isinstance(entry, Value):
                 jobs.append(_job(kind, entry.text, entry.where, False, level, warnings))
-            elif entry.name is None:
-                raise _config_failure(
-                    f"<{kind}> has no name", f"write <{kind} NAME>", entry.where
-                )
             else:
                 jobs.append(_job(kind, entry.name, entry.where, True, entry, warnings))
     return jobs
@@ -795,9 +804,10 @@ def _names(
                 continue
             if entry.text.startswith("#"):
                 ended = entry.where
-                warnings.append(
+                _warn_once(
+                    warnings,
                     f"{entry.where}: {kind}: the list of names ends at {entry.text};"
-                    " a comment has a line of its own"
+                    " a comment has a line of its own",
                 )
                 continue
         yield entry
@@ -814,17 +824,20 @@ def _warn_of_differences(
         )
     seen = set()
     for block in blocks:
-        if block.name in seen:
+        if block.arguments in seen:
             warnings.append(
-                f"{block.where}: a second <{kind} {block.name}> is a job of its own;"
-                " the Perl script ran the first one twice"
+                f"{block.where}: a second <{' '.join((kind, *block.arguments))}> stands for"
+                " itself; the Perl script ran the first one twice"
             )
-        seen.add(block.name)
+        seen.add(block.arguments)
 
 
 def _job(
-    kind: str, name: str, where: str, is_block: bool, timing: Block, warnings: list[str]
+    kind: str, name: str | None, where: str, is_block: bool, timing: Block, warnings: list[str]
 ) -> Job:
+    if not name:
+        wanted = f"<{kind} NAME>" if is_block else f"{kind} NAME"
+        raise _config_failure(f"this {kind} has no name", f"write {wanted}", where)
     given = {}
     for directive in TIMING:
         value = timing.first(directive)
@@ -848,14 +861,20 @@ def _job(
 
 
 def _mysql_options(block: Block, warnings: list[str]) -> tuple[str, ...]:
-    values = block.values("MySQLOptions")
+    """The words of MySQLOptions, each of its lines split as a shell would."""
+    values = [
+        value
+        for value in _names("MySQLOptions", block.values("MySQLOptions"), warnings)
+        if isinstance(value, Value)
+    ]
     words: list[str] = []
-    for value in values:
+    for where, line in itertools.groupby(values, lambda value: value.where):
+        text = " ".join(value.text for value in line)
         try:
-            words += shlex.split(value.text)
+            words += shlex.split(text)
         except ValueError as error:
             raise _config_failure(
-                f"MySQLOptions {value.text}: {error}", "close the quote", value.where
+                f"MySQLOptions {text}: {error}", "close the quote", where
             ) from error
     if len(values) > 1:
         _warn_once(

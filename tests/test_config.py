@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def parse(text: str, folder: Path) -> Block:
 def test_differences(name: str, jobs: list[tuple[str, str | None]], tmp_path: Path) -> None:
     found, warnings = s3napback.jobs_of(parse(CASES[name]["text"], tmp_path))
     assert [(job.name, job.timing.get("Fulls")) for job in found] == jobs
-    assert warnings or name == "dup_blocks_same_name"  # two Cycles of one name are nothing odd
+    assert warnings
 
 
 @pytest.mark.parametrize("name", ["block_name_zero", "cycle_directive_names_block_type"])
@@ -164,6 +165,9 @@ def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
         ("Directory /a # not /b\nDirectory /c\n", ["/a", "/c"], "ends at #"),
         ("Directory /a\n<Directory /a>\n</Directory>\n", ["/a", "/a"], "jobs alike"),
         ("<Directory /a>\n</Directory>\n<Directory /a>\n</Directory>", ["/a", "/a"], "second"),
+        ("<Cycle x>\nDirectory /a\n</Cycle>\n<Cycle x>\nDirectory /b\n</Cycle>", ["/a", "/b"],
+         "a second <Cycle x>"),
+        ("Directory /a /b\nExclude x # y\n", ["/a", "/b"], "Exclude: the list of names ends at #"),
         ("Direktory /a\n", [], "did you mean Directory?"),
         ("Directory /a\nFrequency weekly\n", ["/a"], "Frequency weekly is read as 0"),
         ("Directory /a\nSafeReplace On\n", ["/a"], "SafeReplace is not yet in effect"),
@@ -186,8 +190,26 @@ def test_all_words_of_mysqloptions(tmp_path: Path) -> None:
     (job,), warnings = s3napback.jobs_of(parse(text, tmp_path))
     assert job.mysql_options == ("--where=a b", "-x", "--quick")
     assert len(warnings) == 1
+    text = "<MySQL a>\nMySQLOptions --where=\"a b\" -x # not these\n</MySQL>\n"
+    (job,), _ = s3napback.jobs_of(parse(text, tmp_path))
+    assert job.mysql_options == ("--where=a b", "-x")
     with pytest.raises(Failure, match="MySQLOptions"):
         s3napback.jobs_of(parse("<MySQL a>\nMySQLOptions \"it's\"\n</MySQL>\n", tmp_path))
+
+
+@pytest.mark.parametrize("text", ['Directory ""', '<MySQL "">', "<PostgreSQL>"])
+def test_an_empty_name_is_none(text: str, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="has no name") as caught:
+        s3napback.jobs_of(parse(text, tmp_path))
+    assert caught.value.where == f"{tmp_path}/x.conf:1"
+
+
+def test_a_long_config_takes_time_in_proportion(tmp_path: Path) -> None:
+    text = "".join(f"Directory /d{number}\n" for number in range(8000)) + "Foo" + ' "a"' * 40000
+    before = time.process_time()
+    jobs, _ = s3napback.jobs_of(parse(text, tmp_path))
+    assert len(jobs) == 8000
+    assert time.process_time() - before < 10  # s; it is 0.5, and 30 where each job walks all lines
 
 
 GOOD = {"DiffDir": "{}", "Bucket": "b", "ChunkSize": "1000"}
@@ -217,7 +239,10 @@ def test_each_required_directive(name: str, tmp_path: Path) -> None:
         ("RetryHours", "-1"), ("BandwidthLimit", "1M"), ("BandwidthLimit", "0"),
         ("SafeReplace", "maybe"), ("StorageClass", "standard"), ("S3Endpoint", "s3.example.com"),
         ("S3Endpoint", "file://host/x"), ("S3Endpoint", "https://"), ("S3Endpoint", "ftp://x"),
-        ("S3Endpoint", "http://[x"), ("Compressor", "\"'\""), ("Compressor", '""'),
+        ("S3Endpoint", "http://[x"), ("S3Endpoint", "http://h:99999"),
+        ("S3Endpoint", "http://\u2100x"), ("S3Endpoint", "http://h?x"),
+        ("S3Endpoint", '"http://a b"'), ("S3Region", '"a b"'), ("S3Keyfile", '""'),
+        ("GpgRecipient", '" "'), ("Compressor", "\"'\""), ("Compressor", '""'),
         ("GpgRecipient", '""'),
     ],
 )
@@ -252,8 +277,8 @@ def test_a_config_that_cannot_be_read(path: str) -> None:
 
 
 def test_an_include_that_includes_itself(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="includes itself"):
-        parse(f"Include {tmp_path}/x.conf\n", tmp_path)
+    with pytest.raises(Failure, match=r"x\.conf, line 2: .*includes itself"):
+        parse(f"# me\nInclude {tmp_path}/x.conf\n", tmp_path)
 
 
 def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +289,29 @@ def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     config = parse("Directory /0\nInclude {b,a}*.inc d\nInclude x.inc\nDirectory /9", tmp_path)
     names = [value.text for value in config.values("Directory")]
     assert names == ["/0", "/b1.inc", "/a1.inc", "/d/10", "/d/2", "/x.inc", "/9"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [  # seen by running File::Glob
+        ("{b,a}*.inc", ["b1.inc", "a1.inc"]),
+        ("*.{inc,txt}", ["a1.inc", "b1.inc", "c.txt"]),
+        ("{b,{a,c}}1*", ["b1.inc", "a1.inc"]),
+        ("{}b*", ["b1.inc"]),
+        ("{a*,zz}", ["a1.inc", "zz"]),
+        ("a1* c.txt", ["a1.inc", "c.txt"]),
+        ("a1.inc{b*", ["a1.inc"]),
+        (r"\a1*", ["a1.inc"]),
+        ("n*", []),
+    ],
+)
+def test_globs(
+    pattern: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a1.inc", "b1.inc", "c.txt", ".hidden.inc"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert s3napback._glob_files(pattern) == files
 
 
 LINES = st.lists(
