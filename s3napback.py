@@ -1251,7 +1251,7 @@ def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipient: 
     """
     words = list(source.argv)
     if compressor:
-        parts = [shlex.join(words), compressor]
+        parts = [shlex.join(words), shlex.join(shlex.split(compressor))]
     elif kind == DIRECTORY:
         words[words.index("-cp")] = "-czp"
         parts = [shlex.join(words)]
@@ -1271,6 +1271,9 @@ def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipient: 
 _TAR_GAVE_UP = b"Error is not recoverable"
 # What tar says of every absolute name; no one needs it in the log of each night.
 _TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
+
+# Messages of one stage that are kept, to be logged: memory for some megabytes of them.
+_MOST_MESSAGES = 20_000
 
 # Kernel buffer between the last stage and us, bytes: Linux's limit for ordinary users (pipe(7)).
 _PIPE_BYTES = 1 << 20
@@ -1338,7 +1341,7 @@ class Pipeline:
         self._stages = tuple(stages)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: list[IO[bytes]] = []
-        self._ends: list[StageEnd] | None = None
+        self._ends: dict[int, StageEnd] = {}
         source: IO[bytes] | int = subprocess.DEVNULL
         try:
             for stage in self._stages:
@@ -1371,20 +1374,21 @@ class Pipeline:
         return self._reader.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
     def check(self) -> None:
-        """Raises Failure if a stage has already failed."""
-        if any(process.poll() for process in self._processes):
-            self.finish()
+        """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
+        ended = [self._end(n) for n, process in enumerate(self._processes)
+                 if process.poll() is not None]
+        # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
+        judge([end for end in ended if end.status != -signal.SIGPIPE])
 
     def finish(self) -> list[str]:
         """Waits for all stages; the warnings, or Failure as `judge` says."""
-        if self._ends is None:
-            self._ends = [
-                _stage_end(stage, process.wait(), errors)
-                for stage, process, errors in zip(
-                    self._stages, self._processes, self._errors, strict=True
-                )
-            ]
-        return judge(self._ends)
+        return judge([self._end(n) for n in range(len(self._processes))])
+
+    def _end(self, number: int) -> StageEnd:
+        if number not in self._ends:
+            status = self._processes[number].wait()
+            self._ends[number] = _stage_end(self._stages[number], status, self._errors[number])
+        return self._ends[number]
 
     def kill(self) -> None:
         """Ends what still runs, and leaves no process behind."""
@@ -1418,11 +1422,17 @@ def _stage_end(stage: Stage, status: int, errors: IO[bytes]) -> StageEnd:
     errors.seek(0)
     said: list[str] = []
     gave_up = False
-    for line in errors:
+    more, last = 0, ""
+    while line := errors.readline(4096):
         gave_up = gave_up or _TAR_GAVE_UP in line
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
-            said.append(text)
+            if len(said) < _MOST_MESSAGES:
+                said.append(text)
+            else:
+                more, last = more + 1, text
+    if more:
+        said += [f"{more} more messages of {stage.tool}, the last of them:", last]
     return StageEnd(stage, status, tuple(said), gave_up)
 
 
@@ -1529,8 +1539,10 @@ def _edit_key(key: Mapping[str, str], command: str) -> str:
 def _public_keys(
     recipient: str, keyring: str | None, env: Mapping[str, str]
 ) -> list[Mapping[str, str]]:
-    import gnupg
-
+    try:
+        import gnupg
+    except ImportError as error:
+        raise missing_library(error) from error
     gpg = gnupg.GPG(
         gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
         options=["--keyring", keyring] if keyring else None,
@@ -1755,8 +1767,9 @@ class FolderStore:
 
     def remove(self) -> None:
         with _folder_errors(f"remove the bucket {self._folder}"):
-            shutil.rmtree(self._meta_folder, ignore_errors=True)
-            os.rmdir(self._folder)
+            if any(True for _ in self._walk(self._folder, "")):
+                raise Failure(f"bucket {self.bucket} is not empty")
+            shutil.rmtree(self._folder)  # notes, folders of long names, what a killed run left
 
     @property
     def _meta_folder(self) -> str:
@@ -1842,7 +1855,11 @@ def _file_md5(path: str) -> str:
 
 # Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
 _PASSING_CODES = frozenset(
-    ("RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken")
+    (
+        "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken",
+        # Of the keys of a DeleteObjects, which come without a status.
+        "InternalError", "SlowDown", "ServiceUnavailable",
+    )
 )
 # HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
 # every 5xx but 501 does so, too.
@@ -2157,6 +2174,32 @@ class Patience:
         raise AssertionError("unreachable")
 
 
+@contextlib.contextmanager
+def _hurried(store: Store) -> Iterator[None]:
+    """Within it, a patient store tries each operation once, and pauses end."""
+    stop = getattr(store, "stop", None) or threading.Event()
+    before = stop.is_set()
+    stop.set()
+    try:
+        yield
+    finally:
+        if not before:
+            stop.clear()
+
+
+@contextlib.contextmanager
+def workers(store: Store, count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work for a store. Whoever leaves early does not wait for their retries."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
+    except BaseException:
+        with _hurried(store):
+            pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
 def listing(store: Store, prefix: str = "") -> Iterator[StoredObject]:
     """All objects whose key starts with the prefix, by key, fetched page by page."""
     after, more = "", True
@@ -2285,8 +2328,10 @@ def _candidates(
 ) -> Iterator[Archive]:
     largest = max(item.size for item in items)
     last = items[-1]
-    # Only an upload's last chunk is shorter than the others.
-    for end in [item for item in items if item.size < largest or item is last]:
+    # Only an upload's last chunk is shorter than its others; the first may be all of an upload
+    # with a larger ChunkSize.
+    ends = [i for i in items if i.size < largest or i is last or _number(i) == 0]
+    for end in ends:
         metadata = head(end.key) or {}
         ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
         upto = tuple(item for item in items if _number(item) <= _number(end))
@@ -2378,11 +2423,15 @@ def upload(
                 number += 1
             last = dict(closing())
             uploader.finish_with(number, chunk, last)
-        except BaseException:
-            uploader.abandon(log)
+        except BaseException as error:
+            # One who waited for hours, or was told to end, does not wait for hours once more.
+            patiently = isinstance(error, Failure) and not isinstance(error, PassingFailure)
+            uploader.abandon(log, patiently=patiently)
             raise
         # Complete. What is left of the old archive is in nobody's way (`assemble`).
-        leftovers = _delete_leftovers(store, replaced, uploader.keys if number == 0 else None, log)
+        leftovers = _delete_leftovers(store, replaced, chunk_key(archive, 0), log) if (
+            number == 0
+        ) else ()
         return Stored(archive, number + 1, number * chunk_size + len(chunk), leftovers)
 
 
@@ -2395,12 +2444,10 @@ def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
 def _delete_leftovers(
     store: Store,
     replaced: Sequence[StoredObject],
-    kept: Sequence[str] | None,
+    kept: str,
     log: logging.Logger,
 ) -> tuple[str, ...]:
-    if kept is None:
-        return ()
-    leftovers = [item for item in replaced if item.key not in kept]
+    leftovers = [item for item in replaced if item.key != kept]
     try:
         delete_chunks(store, leftovers)
     except Failure as failure:
@@ -2420,7 +2467,8 @@ class _Uploader:
         marks: Mapping[str, str],
         progress: Callable[[int], None],
     ) -> None:
-        self.keys: list[str] = []
+        self._keys: list[str] = []
+        self._whole = False
         self._store, self._archive, self._marks = store, archive, marks
         self._parallel, self._progress = parallel, progress
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
@@ -2457,27 +2505,33 @@ class _Uploader:
             f"{META}bytes": str(self._size + len(chunk)),
             f"{META}md5": digest_of_digests(digests),
         }
-        self._put(number, chunk, {**self._marks, **closing, **last})
+        if number == 0:
+            # A single PUT: whatever happens, the key holds the old archive or all of the new one.
+            self._whole = True
+        self._put(number, chunk, {**self._marks, **closing, **last}, last=True)
 
-    def abandon(self, log: logging.Logger) -> None:
-        """Removes what was uploaded; what was being uploaded is waited for first."""
-        stop = getattr(self._store, "stop", None)
-        if stop is not None:
-            stop.set()  # ends the pauses between tries
-        self._pool.shutdown(cancel_futures=True)
-        if stop is not None:
-            stop.clear()
-        if self.keys:
+    def abandon(self, log: logging.Logger, *, patiently: bool) -> None:
+        """Removes what was uploaded, unless that is whole; what is on its way is waited for first.
+
+        patiently: whether the removal is tried again like everything else, or just once.
+        """
+        with _hurried(self._store):
+            self._pool.shutdown(cancel_futures=True)
+        if self._keys and not self._whole:
             log.error("Deleting any partial backup")
             try:
-                self._store.delete(sorted(self.keys, reverse=True))
+                with contextlib.nullcontext() if patiently else _hurried(self._store):
+                    self._store.delete(sorted(self._keys, reverse=True))
             except Failure as failure:
                 log.error("Could not delete partial backup: %s", failure)
 
-    def _put(self, number: int, chunk: bytearray, metadata: Mapping[str, str]) -> bytearray:
+    def _put(
+        self, number: int, chunk: bytearray, metadata: Mapping[str, str], *, last: bool = False
+    ) -> bytearray:
         key = chunk_key(self._archive, number)
-        self.keys.append(key)  # before the request: one that fails may have stored it
+        self._keys.append(key)  # before the request: one that fails may have stored it
         self._digests[number] = self._store.put(key, chunk, metadata)
+        self._whole = self._whole or last  # an end that comes from here on takes nothing back
         self._size += len(chunk)
         self._progress(len(chunk))
         return chunk
@@ -2525,18 +2579,15 @@ def download(
         progress(len(data))
         return data
 
-    with ThreadPoolExecutor(parallel, thread_name_prefix="download") as pool:
+    with workers(store, parallel, "download") as pool:
         running: deque[Future[bytes]] = deque()
-        try:
-            for item in archive.chunks:
-                # Besides these, one chunk is with the consumer and one on its way through a pipe.
-                if len(running) == max(1, parallel - 1):
-                    yield running.popleft().result()
-                running.append(pool.submit(fetch, item))
-            while running:
+        for item in archive.chunks:
+            # Besides these, one chunk is with the consumer and one on its way through a pipe.
+            if len(running) == max(1, parallel - 1):
                 yield running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            running.append(pool.submit(fetch, item))
+        while running:
+            yield running.popleft().result()
 
 
 # ==================================================================================================
@@ -2566,6 +2617,8 @@ class State:
             return self._moment.yday(os.stat(self.diff_file(name)).st_mtime)
         except FileNotFoundError:
             return None
+        except OSError as error:  # a name too long for a file, for one
+            raise os_failure(error, "use the diff file") from error
 
     def revision(self, name: str) -> int:
         """The last revision that was backed up, -1 for none. Raises Failure if it is unreadable."""
@@ -2618,6 +2671,8 @@ class State:
                     "it goes on undisturbed; nothing was done here",
                     status=EXIT_LOCKED,
                 ) from error
+            except OSError as error:  # some network file systems lock no folders
+                log.warning("cannot lock DiffDir %s: %s; going on", self._folder, error.strerror)
             yield
         finally:
             os.close(handle)
@@ -2638,6 +2693,14 @@ class State:
             ) from error
 
 
+@contextlib.contextmanager
+def _diff_dir_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise os_failure(error, "write in DiffDir") from error
+
+
 @dataclass(frozen=True)
 class Draft:
     """A diff file in the making. path: where it is written; target: the diff file."""
@@ -2648,13 +2711,23 @@ class Draft:
 
     def digest(self) -> str:
         """SHA-256 of its content in hex, "-" for an empty one: what an archive's state says."""
-        with open(self.path, "rb") as file:
+        with _diff_dir_errors(), open(self.path, "rb") as file:
             content = file.read()
         return hashlib.sha256(content).hexdigest() if content else "-"
 
     def write(self, text: str) -> None:
-        with open(self.path, "w", encoding="ascii") as file:
+        with _diff_dir_errors(), open(self.path, "w", encoding="ascii") as file:
             file.write(text)
+
+    def hand_over(self) -> None:
+        """Gives it an ancient date, by which `was_written` knows."""
+        with _diff_dir_errors():
+            os.utime(self.path, (0, 0))
+
+    def was_written(self) -> bool:
+        """Whether anyone has written it since `hand_over`."""
+        with _diff_dir_errors():
+            return os.stat(self.path).st_mtime_ns != 0
 
     def forget_replaced(self) -> None:
         """See `without_replaced`."""
@@ -2666,7 +2739,7 @@ class Draft:
                 return None
             return info.st_dev, info.st_ino
 
-        with open(self.path, "r+b") as file:
+        with _diff_dir_errors(), open(self.path, "r+b") as file:
             content = file.read()
             try:
                 changed = without_replaced(content, identity)
@@ -2679,13 +2752,11 @@ class Draft:
 
     def keep(self) -> None:
         """Makes it the diff file: before the rename the old one stands whole, then this one."""
-        try:
+        with _diff_dir_errors():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
             os.utime(self.path, (self.moment.epoch, self.moment.epoch))
             os.replace(self.path, self.target)
-        except OSError as error:
-            raise os_failure(error, "write in DiffDir") from error
 
 
 # ==================================================================================================
@@ -2900,6 +2971,11 @@ class Run:
         except Failure as failure:
             failure.where = job.where
             raise
+        except (OverflowError, ZeroDivisionError) as error:
+            raise Failure(
+                "its numbers make no rotation", "correct Frequency, Fulls, Diffs or Discs",
+                where=job.where, status=EXIT_USAGE,
+            ) from error
         if job.kind == SUBVERSION_DIR:
             tasks = self._plan_repositories(job, slot, mode, cycle)
         else:
@@ -2933,7 +3009,11 @@ class Run:
     ) -> Task:
         task = Task(job, kind, name, mode=mode)
         if kind in (DIRECTORY, SUBVERSION):
-            stamp = self._state.backed_up_on(name)
+            try:
+                stamp = self._state.backed_up_on(name)
+            except Failure as failure:
+                task.failure = failure
+                return task
             today = stamp is not None and stamp == self._context.moment.yday() + cycle.phase
             if today and not self._context.force:
                 task.skip = logging.WARNING, (
@@ -2990,7 +3070,7 @@ class Run:
                 )
 
         wanted = [task for task in tasks if task.archive]
-        with ThreadPoolExecutor(self._settings.parallel) as pool:
+        with workers(self._store, self._settings.parallel, "look up") as pool:
             for _ in pool.map(look, wanted):
                 pass
 
@@ -3011,7 +3091,8 @@ class Run:
                 self._tally.skipped += 1
                 return
             self._make(task)
-        except Failure as failure:
+        except (Failure, OSError) as error:
+            failure = error if isinstance(error, Failure) else os_failure(error, "go on")
             where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
             task.log.error("Backup to %s failed: %s", where, failure)
             self._tally.failed += 1
@@ -3038,7 +3119,12 @@ class Run:
         env = self._context.env
         if task.kind == DIRECTORY:
             excludes = [expand_home(pattern, env) for pattern in task.job.excludes]
-            names = expand_name(task.name, env) if not self._context.test else [task.name]
+            try:
+                names = expand_name(task.name, env)
+            except Failure:
+                if not self._context.test:
+                    raise
+                names = [task.name]
             return tar_stage(names, excludes, snapshot, attributes=not self._context.test)
         if task.kind == SUBVERSION:
             assert task.revisions is not None
@@ -3080,6 +3166,7 @@ class Run:
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
                 draft.forget_replaced()
+                draft.hand_over()
             source = self._source(task, draft.path if draft else "")
             stages = [source, *self._filters()]
             task.log.debug("%s", " | ".join(map(str, stages)))
@@ -3094,6 +3181,8 @@ class Run:
                     "status": "warnings" if warnings else "ok",
                 }
                 if draft and task.kind == DIRECTORY:
+                    if not draft.was_written():  # GNU tar does it last, whatever it met
+                        raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
                     marks["state"] = f"{before}:{draft.digest()}"
                 elif draft and task.revisions:
                     marks["state"] = "{}:{}".format(*task.revisions)
@@ -3173,7 +3262,8 @@ class Run:
                 return self._send(task, FileStream(file), lambda: marks, progress)
         finally:
             task.log.info("Deleting temp file [ %s ].", path)
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # whoever tidies TempDir was faster
+                os.unlink(path)
 
     def _account(self, task: Task, stored: Stored, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -3306,7 +3396,7 @@ def catalogue(
             _found(archive, *parts), leftovers=leftovers, encrypted=encrypted
         )
 
-    with ThreadPoolExecutor(_CATALOGUE_PARALLEL, thread_name_prefix="catalogue") as pool:
+    with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
         running: deque[Future[tuple[Archive, Found] | None]] = deque()
         for name, group in itertools.groupby(listing(store, prefix), key=archive_of):
             parts = parse_archive_name(name)
@@ -4498,6 +4588,8 @@ def _js3tream_send(
     if not there:
         _TOOL_LOG.info("Creating bucket %s", store.bucket)
         store.create()
+    if sys.stdin is None:
+        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
     stored = upload(
         FileStream(sys.stdin.buffer.raw),  # type: ignore[union-attr]
         store, prefix, chunk_size=chunk_size,

@@ -462,6 +462,107 @@ def test_tar_that_gives_up_stores_nothing(site: Site, monkeypatch: pytest.Monkey
     assert not list((site.folder / "diffs").iterdir())
 
 
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_source_that_ended_with_a_warning_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """tar is through, and the compressor holds more than a pipe takes: it is read on, not waited
+    for."""
+    (site.data / "big").write_bytes(os.urandom(6_000_000))
+    fake_tool(site, monkeypatch, "tar", f'"$REAL" "$@"; exit {status}')
+    site.settings |= {"Compressor": "\"bash -c 'd=$(base64); echo $d'\"", "ChunkSize": "100000"}
+    assert site.run() == 3
+    ((_, archive),) = site.archives().items()
+    assert archive.complete
+    assert archive.size > 6_000_000
+
+
+def test_a_tar_that_wrote_nothing_stores_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert site.run() == 0
+    before = site.state()
+    fake_tool(site, monkeypatch, "tar", "echo 'tar: unrecognized option' >&2; exit 1")
+    assert site.run("-f", now=NIGHT.replace(month=12, day=1)) == 1
+    assert "tar wrote no snapshot file (install GNU tar as tar)" in capsys.readouterr().err
+    assert site.state() == before
+
+
+def test_a_replacement_that_cannot_be_stored_leaves_the_old_archive(
+    s3_site: Site, s3_server: Any
+) -> None:
+    s3_site.settings["ChunkSize"] = "100000"
+    assert s3_site.run() == 0
+    ((name, _),) = s3_site.archives().items()
+    old = s3_site.content(name)
+    (s3_site.data / "file").write_text("two")
+    s3_server.fail = lambda method, *_: (503, "SlowDown", "") if method == "PUT" else None
+    assert s3_site.run("-f") == 1
+    s3_server.fail = None
+    assert s3_site.content(name) == old
+
+
+def test_a_name_too_long_for_a_diff_file_fails_alone(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = site.folder / ("d" * 120) / ("e" * 120)
+    deep.mkdir(parents=True)
+    site.jobs = f"Directory {deep} {site.data}"
+    assert site.run() == 1
+    assert "cannot use the diff file: " in capsys.readouterr().err
+    assert [name.rpartition("/")[2].split("-")[0] for name in site.archives()] == ["data"]
+
+
+@pytest.mark.parametrize("line", ["CycleType HanoiCycle\nDiscs 1500", "Frequency 1e-310"])
+def test_numbers_that_make_no_rotation(
+    site: Site, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    site.jobs = f"<Directory {site.data}>\n{line}\n</Directory>"
+    assert site.run("-f") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not site.archives()
+
+
+def test_a_folder_that_cannot_be_locked_is_no_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(s3napback.fcntl, "flock", no_locks)
+    assert site.run() == 0
+    assert "cannot lock DiffDir" in capsys.readouterr().err
+
+
+def test_many_messages_are_counted_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3napback, "_MOST_MESSAGES", 10)
+    fake_tool(site, monkeypatch, "tar", '"$REAL" "$@"; seq 1 100 >&2; exit 1')
+    assert site.run() == 3
+    said = capsys.readouterr().err
+    assert "WARN 10\n" in said
+    assert "WARN 11\n" not in said
+    assert "90 more messages of tar, the last of them:" in said
+    assert "WARN 100\n" in said
+
+
+def test_ended_by_a_signal_while_the_network_is_down(site: Site) -> None:
+    site.settings |= {"S3Endpoint": "http://127.0.0.1:9", "RetryHours": "20"}
+    site.settings["S3Keyfile"] = str(site.folder / "key")
+    (site.folder / "key").write_text("key=a\nsecret=b\n")
+    process = subprocess.Popen(
+        [sys.executable, s3napback.__file__, "-c", str(site.write())], stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    while "trying again" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("tool", ["tar", "gzip", "gpg", "mysqldump", "svnlook"])
 def test_tools_that_are_not_on_path(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,

@@ -311,6 +311,60 @@ def test_memory_is_bounded() -> None:
     assert len(waiting) == 0
 
 
+@pytest.mark.parametrize("error", [Failure("denied"), PassingFailure("no luck"),
+                                   s3napback.Interrupted(15)])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_single_put_that_fails_leaves_the_old_archive(chunks: int, error: BaseException) -> None:
+    store = Memory()
+    old_archive(store, chunks)
+    before = dict(store.objects)
+
+    def fail(verb: str, key: str) -> None:
+        raise error
+
+    store.fail = fail
+    with pytest.raises(type(error)):
+        send(store, b"new")
+    assert store.objects == before
+
+
+def test_an_interruption_after_the_last_chunk_does_not_undo_it() -> None:
+    store = Memory()
+    told: list[int] = []
+
+    def progress(size: int) -> None:
+        told.append(size)
+        if size == 500:
+            raise s3napback.Interrupted(15)
+
+    with pytest.raises(s3napback.Interrupted):
+        send(store, b"n" * 2500, progress=progress)
+    assert content(store) == b"n" * 2500
+
+
+def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
+    store = Memory()
+    patient = s3napback.Patience(store, 20, LOG)  # type: ignore[arg-type]
+
+    def fail(verb: str, key: str) -> None:
+        if verb == "delete" or key.endswith("2"):
+            raise PassingFailure("down")
+
+    store.fail = fail
+
+    class Ended(Source):
+        def readinto(self, view: Any) -> int:
+            if self.tell() >= 4000:
+                raise s3napback.Interrupted(15)
+            return super().readinto(view)
+
+    started = time.monotonic()
+    with pytest.raises(s3napback.Interrupted):
+        send(patient, b"", source=Ended(b"n" * 9000), replaced=())
+    assert time.monotonic() - started < 5
+    assert not patient.stop.is_set()
+
+
 # ---- assembling ----
 
 
@@ -373,6 +427,15 @@ def test_a_longer_old_tail_does_not_hide_the_new_archive() -> None:
     send(store, b"new")
     store.objects |= tail
     assert content(store) == b"new"
+
+
+def test_a_larger_chunk_size_does_not_hide_the_new_archive() -> None:
+    store = Memory()
+    send(store, b"o" * 4500)
+    tail = {key: value for key, value in store.objects.items() if key > "a:0000000000000"}
+    send(store, b"n" * 5000, size=9000)
+    store.objects |= tail
+    assert content(store) == b"n" * 5000
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 4])

@@ -169,6 +169,14 @@ def test_a_closed_output_is_an_error(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_a_closed_input_is_an_error(tmp_path: Path) -> None:
+    line = f"{sys.executable} {SCRIPT} js3tream -i -b b:x --endpoint file://{tmp_path} <&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True)
+    assert done.returncode == 2
+    assert b"standard input is closed" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [

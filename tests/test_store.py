@@ -106,6 +106,15 @@ def test_deleting_what_is_not_there_is_no_error(bucket: Store) -> None:
     bucket.delete([])
 
 
+def test_a_bucket_that_is_not_empty_is_not_removed(bucket: Store) -> None:
+    bucket.put("/" + "k" * 900, b"x", {})
+    with pytest.raises(Failure):
+        bucket.remove()
+    bucket.delete(["/" + "k" * 900])
+    bucket.remove()
+    assert not bucket.exists()
+
+
 def test_a_missing_key_and_a_missing_bucket_are_failures(store: Store) -> None:
     with pytest.raises(Failure):
         store.put("k", b"", {})
@@ -298,6 +307,21 @@ def test_key_files_are_java_properties(tmp_path: Path) -> None:
     path = tmp_path / "key.txt"
     path.write_text("! mine\n key = AKIA \r\nsecret: a/b+c=d\\=\n")
     assert s3napback.read_key_file(str(path)) == ("AKIA", "a/b+c=d=")
+
+
+@pytest.mark.parametrize("code", ["InternalError", "SlowDown", "ServiceUnavailable"])
+def test_single_keys_that_were_not_deleted_may_pass(
+    s3_store: Callable[..., Store], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = s3_store()
+
+    class Client:
+        def delete_objects(self, **_: Any) -> dict[str, Any]:
+            return {"Errors": [{"Key": "k", "Code": code, "Message": "later"}]}
+
+    store._made = Client()
+    with pytest.raises(PassingFailure, match=code):
+        store.delete(["k"])
 
 
 # ---- patience ----
