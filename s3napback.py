@@ -2328,20 +2328,34 @@ def _candidates(
 ) -> Iterator[Archive]:
     largest = max(item.size for item in items)
     last = items[-1]
-    # Only an upload's last chunk is shorter than its others; the first may be all of an upload
-    # with a larger ChunkSize.
-    ends = [i for i in items if i.size < largest or i is last or _number(i) == 0]
-    for end in ends:
-        metadata = head(end.key) or {}
-        ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
+    # Only an upload's last chunk is shorter than its others ...
+    ends = [item for item in items if item.size < largest or item is last]
+    candidates = [c for end in ends if (c := _candidate(name, items, end, head, chunk_size))]
+    yield from candidates
+    # ... and the first may be all of an upload with a larger ChunkSize.
+    if items[0] not in ends and not any(archive.complete for archive in candidates):
+        alone = _candidate(name, items, items[0], head, chunk_size)
+        if alone is not None:
+            yield alone
+
+
+def _candidate(
+    name: str,
+    items: Sequence[StoredObject],
+    end: StoredObject,
+    head: Callable[[str], Mapping[str, str] | None],
+    chunk_size: int | None,
+) -> Archive | None:
+    """The upload that ends with this chunk, None where nothing says that one does."""
+    metadata = head(end.key) or {}
+    ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
+    if "chunks" in ours:
         upto = tuple(item for item in items if _number(item) <= _number(end))
-        if "chunks" in ours:
-            yield Archive(name, upto, _marked_fault(upto, ours), ours)
-        elif end is last:
-            fault = (
-                "its last chunk is not there" if ours else _unmarked_fault(items, chunk_size)
-            )
-            yield Archive(name, tuple(items), fault, ours)
+        return Archive(name, upto, _marked_fault(upto, ours), ours)
+    if end is items[-1]:
+        fault = "its last chunk is not there" if ours else _unmarked_fault(items, chunk_size)
+        return Archive(name, tuple(items), fault, ours)
+    return None
 
 
 def _marked_fault(items: Sequence[StoredObject], ours: Mapping[str, str]) -> str:
