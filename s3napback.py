@@ -774,7 +774,7 @@ def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
                 f"{entry.where}: Cycle {entry.text} is no block and is ignored;"
                 " a cycle is <Cycle NAME> ... </Cycle>"
             )
-    for name in ("BandwidthLimit", "SafeReplace"):
+    for name in ("BandwidthLimit",):
         if config.first(name):
             warnings.append(f"{_place(config, name)}: {name} is not yet in effect")
     return jobs, warnings
@@ -983,6 +983,10 @@ class CycleSpec:
     discs: float = 5.0
     archive_oldest_disc: bool = False
 
+    @property
+    def keeps_several_fulls(self) -> bool:
+        return (self.discs if self.cycle_type == "HanoiCycle" else self.fulls) > 1
+
     @staticmethod
     def of(timing: Mapping[str, str]) -> CycleSpec:
         """From the directives as they stand in the config; absent ones take their default."""
@@ -1092,8 +1096,24 @@ def chunk_key(archive: str, number: int) -> str:
     return f"{archive}:{digits}" if archive else digits
 
 
+# Between archive and number in the keys of chunks that wait to take their archive's place.
+_STAGED = ":s3napback-new"
+
+
+def staged_key(archive: str, number: int) -> str:
+    """The key of a chunk that waits to take its place (SafeReplace)."""
+    return chunk_key(f"{archive}{_STAGED}", number)
+
+
+def is_staged(key: str) -> bool:
+    """Whether a chunk's key is as `staged_key` gives it."""
+    return key.rpartition(":")[0].endswith(_STAGED)
+
+
 def parse_chunk_key(key: str) -> tuple[str, int] | None:
     """(archive, number) of a chunk's key with any number of digits, None for a foreign key.
+
+    A staged chunk belongs to the archive whose place it is to take.
 
     >>> parse_chunk_key("/etc-3-DIFF:00000000000000000007")
     ('/etc-3-DIFF', 7)
@@ -1101,7 +1121,7 @@ def parse_chunk_key(key: str) -> tuple[str, int] | None:
     archive, _, digits = key.rpartition(":")
     if not (digits.isascii() and digits.isdigit()) or (":" in key and not archive):
         return None
-    return archive, int(digits)
+    return archive.removesuffix(_STAGED), int(digits)
 
 
 def key_text(name: str) -> str:
@@ -1568,6 +1588,10 @@ class StoredObject:
     storage_class: str = "STANDARD"
 
 
+# Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
+OPAQUE = f"{META}opaque"
+
+
 class Store(Protocol):
     """One bucket. Every operation raises PassingFailure for what may pass, Failure for the rest;
     `put` is atomic: after a failure the key holds what it held, or all of the new object."""
@@ -1584,11 +1608,15 @@ class Store(Protocol):
         """The first bytes of an object, at most `count`; unchecked."""
 
     def head(self, key: str) -> dict[str, str] | None:
-        """The object's user metadata, None where there is no such key."""
+        """The object's user metadata, None where there is no such key; with OPAQUE where the
+        store's ETag is no MD5."""
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         """(objects, whether there are more): the first whose keys start with the prefix and come
         behind the key `after`, in the order of their keys' bytes. One request."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Makes the object `target` of another of the bucket: the same data and metadata."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; absent ones are no error."""
@@ -1745,6 +1773,9 @@ class FolderStore:
                     objects.append(StoredObject(key, info.st_size, etag, info.st_mtime))
         return objects, False
 
+    def copy(self, source: str, target: str) -> None:
+        self.put(target, *self.get(source))
+
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             path = self.path_of(key)
@@ -1857,6 +1888,7 @@ def _file_md5(path: str) -> str:
 _PASSING_CODES = frozenset(
     (
         "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken",
+        "TokenRefreshRequired", "TemporaryRedirect",
         # Of the keys of a DeleteObjects, which come without a status.
         "InternalError", "SlowDown", "ServiceUnavailable",
     )
@@ -1874,9 +1906,14 @@ _S3_HINTS = {
     "InvalidBucketName": "check Bucket",
     "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
     "RequestTimeTooSkewed": "set the clock of this machine",
+    "PermanentRedirect": "the bucket is in another region: set S3Region",
     "InvalidStorageClass": "check StorageClass",
     "403": "the bucket may be someone else's, or the key lacks the rights for it",
 }
+
+
+# Seconds that a server may take to take a connection, and to send or take the next bytes.
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
 
 
 class S3Store:
@@ -1901,7 +1938,8 @@ class S3Store:
 
     def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
         digest = hashlib.md5(data, usedforsecurity=False)
-        extra = {"StorageClass": self._access.storage_class} if self._access.storage_class else {}
+        # Other classes cost for months what is there for minutes, or cannot be copied from.
+        extra = {} if is_staged(key) else self._class
         with self._errors(f"store {key} in"):
             answer = self._client.put_object(
                 Bucket=self.bucket,
@@ -1937,9 +1975,10 @@ class S3Store:
     def head(self, key: str) -> dict[str, str] | None:
         try:
             with self._errors(f"look up {key} in"):
-                return dict(self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"])
+                answer = self._client.head_object(Bucket=self.bucket, Key=key)
         except _AbsentFailure:
             return None
+        return {**answer["Metadata"], **({} if _plain_etag(answer) else {OPAQUE: "yes"})}
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
@@ -1956,6 +1995,18 @@ class S3Store:
             for item in answer.get("Contents", ())
         ]
         return objects, bool(answer.get("IsTruncated")) and bool(objects)
+
+    def copy(self, source: str, target: str) -> None:
+        with self._errors(f"copy {source} to {target} in"):
+            self._client.copy_object(
+                Bucket=self.bucket, Key=target,
+                CopySource={"Bucket": self.bucket, "Key": source}, **self._class,
+            )
+
+    @property
+    def _class(self) -> dict[str, str]:
+        name = self._access.storage_class
+        return {"StorageClass": name} if name else {}
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):
@@ -2004,12 +2055,19 @@ class S3Store:
             yield
         except boto.ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            said = str(error.response.get("Error", {}).get("Message", ""))
+            said = str(error.response.get("Error", {}).get("Message") or "")
             about = error.response.get("ResponseMetadata", {})
             status = int(about.get("HTTPStatusCode", 0))
+            if code in ("ExpiredToken", "TokenRefreshRequired"):
+                with self._making:
+                    self._made = None  # whoever renews it has written the new one somewhere
             if code == "RequestTimeTooSkewed":
                 said = _skew_text(about.get("HTTPHeaders", {}).get("date", "")) or said
-            raise _s3_failure(doing, self.bucket, code, said, status) from error
+            failure = _s3_failure(doing, self.bucket, code, said, status)
+            region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+            if 300 <= status < 400 and region:
+                failure.hint = f"the bucket is in another region: set S3Region {region}"
+            raise failure from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise Failure(
                 f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…",
@@ -2020,6 +2078,11 @@ class S3Store:
         except (boto.HTTPClientError, boto.ResponseStreamingError,
                 boto.ConnectionError, OSError) as error:
             raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
+        except RecursionError as error:  # botocore asks where to go, of the one that sent it away
+            raise Failure(
+                f"cannot {doing} bucket {self.bucket}: PermanentRedirect",
+                _S3_HINTS["PermanentRedirect"],
+            ) from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
 
@@ -2062,7 +2125,8 @@ def _s3_client(access: Access) -> Any:
         from botocore.config import Config
     except ImportError as error:
         raise missing_library(error) from error
-    client = boto3.client(
+    # A session of its own: boto3's common one keeps the credentials that it found first.
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=access.endpoint,
         region_name=access.region,
@@ -2076,8 +2140,8 @@ def _s3_client(access: Access) -> Any:
             response_checksum_validation="when_required",
             retries={"total_max_attempts": 1},  # `Patience` is the only one that tries again
             max_pool_connections=access.connections + 1,
-            connect_timeout=20,  # seconds
-            read_timeout=120,  # seconds
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
         ),
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
@@ -2112,8 +2176,8 @@ def missing_library(error: ImportError) -> Failure:
 # Patience
 # --------------------------------------------------------------------------------------------------
 
-# Longest pause between two tries, seconds: js3tream's with -n.
-_LONGEST_PAUSE = 600.0
+# Pauses between two tries, seconds: before the second, and the longest, js3tream's with -n.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 600.0
 # Tries that an operation always gets: js3tream's.
 _FEWEST_TRIES = 3
 
@@ -2122,12 +2186,14 @@ class Patience:
     """A store whose operations are tried again, for a while, when their failure may pass.
 
     hours: how long one operation is tried, at least three times; log: where each further try is
-    told; stop: ends every pause. Pauses double from half a second to ten minutes, with jitter.
+    told; stop: ends every pause; waiting: told before each pause the seconds since the first try
+    to the end of the pause. Pauses double from half a second to ten minutes, with jitter.
     """
 
     def __init__(self, store: Store, hours: float, log: logging.Logger) -> None:
         self.bucket = store.bucket
         self.stop = threading.Event()
+        self.waiting: Callable[[float], None] = lambda seconds: None
         self._store, self._seconds, self._log = store, hours * 3600, log
 
     def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
@@ -2145,6 +2211,9 @@ class Patience:
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         return self._persist(lambda: self._store.page(prefix, after))
 
+    def copy(self, source: str, target: str) -> None:
+        self._persist(lambda: self._store.copy(source, target))
+
     def delete(self, keys: Sequence[str]) -> None:
         self._persist(lambda: self._store.delete(keys))
 
@@ -2158,7 +2227,8 @@ class Patience:
         self._persist(self._store.remove)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self._seconds
+        started = time.monotonic()
+        deadline = started + self._seconds
         for tries in itertools.count(1):
             try:
                 return attempt()
@@ -2166,10 +2236,12 @@ class Patience:
                 left = deadline - time.monotonic()
                 if (tries >= _FEWEST_TRIES and left <= 0) or self.stop.is_set():
                     raise
-                pause = min(0.5 * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+                pause *= random.uniform(0.5, 1.0)
                 if tries >= _FEWEST_TRIES:
                     pause = min(pause, left)
                 self._log.warning("%s; trying again in %.0f s", failure, pause)
+                self.waiting(time.monotonic() - started + pause)
                 self.stop.wait(pause)
         raise AssertionError("unreachable")
 
@@ -2243,6 +2315,11 @@ class Archive:
         return not self.fault
 
     @property
+    def staged(self) -> bool:
+        """Whether it waits to take its place (SafeReplace)."""
+        return is_staged(self.chunks[0].key)
+
+    @property
     def size(self) -> int:
         return sum(item.size for item in self.chunks)
 
@@ -2253,17 +2330,56 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What an upload left in the bucket. leftovers: keys of the old archive that would not go."""
+class Link:
+    """A stored archive, as a DIFF that continues it will know it again.
+
+    upload: its `s3napback-archive`, "" without; md5: of its chunks' MD5s, as `digest_of_digests`.
+    """
 
     archive: str
+    upload: str
     chunks: int
+    md5: str
+
+    @staticmethod
+    def to(archive: Archive) -> Link:
+        etags = [item.etag for item in archive.chunks]
+        try:
+            md5 = digest_of_digests(etags)
+        except ValueError:  # ETags of another kind
+            md5 = ""
+        upload = archive.metadata.get("archive", "")
+        return Link(archive.name, upload, len(archive.chunks), md5)
+
+    def holds(
+        self,
+        objects: Sequence[StoredObject],
+        head: Callable[[str], Mapping[str, str] | None],
+    ) -> bool:
+        """Whether the archive is still whole among these objects, all that its name has.
+
+        head: as for `assemble`; asked only where the ETags do not say it.
+        """
+        for group in _uploads(objects).values():
+            etags = [item.etag for item in group if _number(item) < self.chunks]
+            with contextlib.suppress(ValueError):
+                if len(etags) == self.chunks and digest_of_digests(etags) == self.md5:
+                    return True
+        now = assemble(self.archive, objects, head)
+        return bool(now and now.complete and self.upload == now.metadata.get("archive"))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an upload left in the bucket. size: bytes; tidy: it is in its place, alone there."""
+
+    link: Link
     size: int
-    leftovers: tuple[str, ...] = ()
+    tidy: bool = True
 
 
 def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObject]:
-    """Those of the objects that are chunks of just this archive."""
+    """Those of the objects that are chunks of just this archive, staged ones included."""
     found = []
     for item in objects:
         parsed = parse_chunk_key(item.key)
@@ -2275,6 +2391,19 @@ def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObjec
 def archive_objects(store: Store, archive: str) -> list[StoredObject]:
     """The chunks of one archive, of every upload that left some."""
     return chunks_of(listing(store, f"{archive}:" if archive else ""), archive)
+
+
+def groupby_archive(
+    objects: Iterable[StoredObject],
+) -> Iterator[tuple[str, list[StoredObject]]]:
+    """(archive, its chunks) of a listing, one archive at a time; "" for what is no chunk."""
+
+    def archive_of(item: StoredObject) -> str:
+        parsed = parse_chunk_key(item.key)
+        return parsed[0] if parsed else ""
+
+    for archive, group in itertools.groupby(objects, key=archive_of):
+        yield archive, list(group)
 
 
 def digest_of_digests(digests: Iterable[str]) -> str:
@@ -2290,25 +2419,29 @@ def assemble(
 ) -> Archive | None:
     """The archive that the chunks of one name hold, None where there are no chunks.
 
-    Where chunks of several uploads lie together (two widths of numbers after a replacement that
-    was cut off, or the tail of a longer archive), the complete upload counts, a marked one before
-    an unmarked one, the newer before the older. head: user metadata of a key, asked only for
-    chunks that can be an upload's last; chunk_size: bytes, tells a single full chunk from a whole.
+    Where chunks of several uploads lie together (staged ones, two widths of numbers after a
+    replacement that was cut off, or the tail of a longer archive), the complete upload counts, a
+    marked one before an unmarked one, a staged one before another, since it was made to replace
+    that, the newer before the older. head: user metadata of a key,
+    asked only for chunks that can be an upload's last; chunk_size: bytes, tells a single full
+    chunk from a whole.
     """
     candidates: list[Archive] = []
-    for same_width in _by_width(objects).values():
-        candidates += _candidates(name, same_width, head, chunk_size)
+    for group in _uploads(objects).values():
+        candidates += _candidates(name, group, head, chunk_size)
     return max(
         candidates,
-        key=lambda a: (a.complete, bool(a.metadata), a.modified, len(a.chunks)),
+        key=lambda a: (a.complete, bool(a.metadata), a.staged, a.modified, len(a.chunks)),
         default=None,
     )
 
 
-def _by_width(objects: Iterable[StoredObject]) -> dict[int, list[StoredObject]]:
-    groups: dict[int, list[StoredObject]] = {}
+def _uploads(objects: Iterable[StoredObject]) -> dict[tuple[bool, int], list[StoredObject]]:
+    """The chunks of one name, in groups of one place and one width of numbers, each in order."""
+    groups: dict[tuple[bool, int], list[StoredObject]] = {}
     for item in objects:
-        groups.setdefault(len(item.key.rpartition(":")[2]), []).append(item)
+        width = len(item.key.rpartition(":")[2])
+        groups.setdefault((is_staged(item.key), width), []).append(item)
     for group in groups.values():
         group.sort(key=_number)
     return groups
@@ -2367,7 +2500,7 @@ def _marked_fault(items: Sequence[StoredObject], ours: Mapping[str, str]) -> str
     if ours.get("bytes") != str(size):
         return f"it has {size} bytes where its last chunk counts {ours.get('bytes')}"
     etags = [item.etag for item in items]
-    plain = all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags)
+    plain = "opaque" not in ours and all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags)
     if plain and "md5" in ours and digest_of_digests(etags) != ours["md5"]:
         return "its chunks are not those that were uploaded together"
     return ""
@@ -2408,6 +2541,7 @@ def upload(
     metadata: Mapping[str, str] | None = None,
     closing: Callable[[], Mapping[str, str]] = dict,
     progress: Callable[[int], None] = lambda size: None,
+    safe: bool = False,
     log: logging.Logger,
 ) -> Stored:
     """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
@@ -2417,10 +2551,13 @@ def upload(
     replaced: the chunks now under the archive's name; metadata: user metadata for every chunk;
     closing: called when the stream has ended, before the last chunk makes the archive complete:
     it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
-    says; progress: told the bytes of each stored chunk.
+    says; progress: told the bytes of each stored chunk; safe: the old archive stays until the new
+    one is complete, at the price of room for both.
     Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
     """
     marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
+    # An archive of one chunk takes the old one's place by a single PUT, which is safe as it is.
+    staged = False
     with _Uploader(store, archive, parallel, marks, progress) as uploader:
         number = 0
         try:
@@ -2429,7 +2566,9 @@ def upload(
                 stream.check()
                 if len(chunk) < chunk_size:
                     break
-                if number == 0:
+                if number == 0 and safe and replaced:
+                    staged = uploader.staged = True
+                elif number == 0:
                     # From here until the last chunk is stored this slot holds no archive: the
                     # price of a slot that is not kept twice. The other slots are untouched.
                     delete_chunks(store, replaced)
@@ -2442,32 +2581,64 @@ def upload(
             patiently = isinstance(error, Failure) and not isinstance(error, PassingFailure)
             uploader.abandon(log, patiently=patiently)
             raise
-        # Complete. What is left of the old archive is in nobody's way (`assemble`).
-        leftovers = _delete_leftovers(store, replaced, chunk_key(archive, 0), log) if (
-            number == 0
-        ) else ()
-        return Stored(archive, number + 1, number * chunk_size + len(chunk), leftovers)
+    # Complete. What may be left of the old archive is in nobody's way (`assemble`).
+    tidy = True
+    try:
+        if staged:
+            finish_replacement(store, archive, archive_objects(store, archive), parallel)
+        elif number == 0:
+            kept = chunk_key(archive, 0)
+            delete_chunks(store, [item for item in replaced if item.key != kept])
+    except Failure as failure:
+        what = "put the new backup in its place; it waits beside it" if staged else (
+            "delete old backup"
+        )
+        log.error("Could not %s: %s", what, failure)
+        tidy = False
+    link = Link(archive, marks[f"{META}archive"], number + 1, uploader.md5)
+    return Stored(link, number * chunk_size + len(chunk), tidy)
+
+
+def finish_replacement(
+    store: Store, archive: str, objects: Sequence[StoredObject], parallel: int
+) -> Sequence[StoredObject]:
+    """Moves a complete staged archive to its place, removes what else is staged (SafeReplace).
+
+    objects: all chunks of the archive's name. Returns those that are there then. At every moment
+    one complete archive is there, so that whoever is stopped in the middle lost nothing, and the
+    next one goes on from there.
+    """
+    staged = [item for item in objects if is_staged(item.key)]
+    if not staged:
+        return objects
+    placed = [item for item in objects if not is_staged(item.key)]
+    new = assemble(archive, staged, store.head)
+    old = assemble(archive, placed, store.head)
+    if new and new.complete and not _is_copy(old, new):
+        delete_chunks(store, placed)
+        *first, last = [(item.key, chunk_key(archive, _number(item))) for item in new.chunks]
+        with workers(store, parallel, "copy") as pool:
+            for _ in pool.map(lambda keys: store.copy(*keys), first):
+                pass
+        store.copy(*last)
+        placed = [i for i in archive_objects(store, archive) if not is_staged(i.key)]
+        if not _is_copy(assemble(archive, placed, store.head), new):
+            raise Failure(f"{archive} was not copied as it was stored", "look at it: verify")
+    delete_chunks(store, staged)
+    return placed
+
+
+def _is_copy(placed: Archive | None, staged: Archive) -> bool:
+    return bool(
+        placed and placed.complete
+        and placed.metadata.get("archive") == staged.metadata.get("archive")
+    )
 
 
 def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
     """Deletes chunks, the last ones first, so that no rest of them looks complete."""
     if items:
         store.delete([item.key for item in sorted(items, key=_number, reverse=True)])
-
-
-def _delete_leftovers(
-    store: Store,
-    replaced: Sequence[StoredObject],
-    kept: str,
-    log: logging.Logger,
-) -> tuple[str, ...]:
-    leftovers = [item for item in replaced if item.key != kept]
-    try:
-        delete_chunks(store, leftovers)
-    except Failure as failure:
-        log.error("Could not delete old backup: %s", failure)
-        return tuple(item.key for item in leftovers)
-    return ()
 
 
 class _Uploader:
@@ -2481,6 +2652,7 @@ class _Uploader:
         marks: Mapping[str, str],
         progress: Callable[[int], None],
     ) -> None:
+        self.staged = False  # whether the chunks wait under other keys than their own
         self._keys: list[str] = []
         self._whole = False
         self._store, self._archive, self._marks = store, archive, marks
@@ -2488,6 +2660,7 @@ class _Uploader:
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
         self._running: set[Future[bytearray]] = set()
         self._digests: dict[int, str] = {}
+        self.md5 = ""  # of the chunks' MD5s, when all are there
         self._spare: list[bytearray] = []
         self._size = 0
 
@@ -2514,10 +2687,11 @@ class _Uploader:
         self._running.clear()
         digests = [self._digests[n] for n in range(number)]
         digests.append(hashlib.md5(chunk, usedforsecurity=False).hexdigest())
+        self.md5 = digest_of_digests(digests)
         closing = {
             f"{META}chunks": str(number + 1),
             f"{META}bytes": str(self._size + len(chunk)),
-            f"{META}md5": digest_of_digests(digests),
+            f"{META}md5": self.md5,
         }
         if number == 0:
             # A single PUT: whatever happens, the key holds the old archive or all of the new one.
@@ -2542,7 +2716,7 @@ class _Uploader:
     def _put(
         self, number: int, chunk: bytearray, metadata: Mapping[str, str], *, last: bool = False
     ) -> bytearray:
-        key = chunk_key(self._archive, number)
+        key = (staged_key if self.staged else chunk_key)(self._archive, number)
         self._keys.append(key)  # before the request: one that fails may have stored it
         self._digests[number] = self._store.put(key, chunk, metadata)
         self._whole = self._whole or last  # an end that comes from here on takes nothing back
@@ -2609,8 +2783,9 @@ def download(
 # ==================================================================================================
 
 
-# The names of drafts of diff files. No diff file is called so: they start with the job's name.
-_DRAFT_START, _DRAFT_END = ".s3napback-", ".draft"
+# The names of drafts of diff files, and of notes on what they continue. No diff file is called so:
+# they start with the job's name.
+_DRAFT_START, _DRAFT_END, _CHAIN_END = ".s3napback-", ".draft", ".chain"
 
 
 class State:
@@ -2647,6 +2822,58 @@ class State:
             raise Failure(
                 f"cannot read the revision in {path}: {error}", "delete the file for a full backup"
             ) from error
+
+    def reached(self, kind: str, name: str) -> str:
+        """Where the last stored backup ended, as its `s3napback-state` says; "" for no backup."""
+        path = self.diff_file(name)
+        if kind == SUBVERSION:
+            revision = self.revision(name)
+            return str(revision) if revision >= 0 else ""
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise os_failure(error, "read the diff file") from error
+        return hashlib.sha256(content).hexdigest() if content else ""
+
+    def chain(self, name: str, reached: str) -> tuple[Link, ...]:
+        """The archives, oldest first, that together end where the diff file does.
+
+        reached: as the method `reached`; () where the notes are not of this diff file: the Perl
+        script wrote it, or a run was ended between the two.
+        """
+        try:
+            with open(self._chain_file(name), encoding="utf-8") as file:
+                notes = json.load(file)
+            links = tuple(
+                Link(str(archive), str(upload), int(chunks), str(md5))
+                for archive, upload, chunks, md5 in notes["links"]
+            )
+            return links if (notes["name"], notes["reached"]) == (key_text(name), reached) else ()
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+
+    def keep_chain(self, name: str, reached: str, links: Sequence[Link]) -> None:
+        """Notes down what `chain` is to say. Call it before the diff file gets there."""
+        notes = {
+            "name": key_text(name), "reached": reached,
+            "links": [[link.archive, link.upload, link.chunks, link.md5] for link in links],
+        }
+        with _diff_dir_errors():
+            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, self._folder)
+            try:
+                with open(handle, "w", encoding="utf-8") as file:
+                    json.dump(notes, file)
+                os.replace(temp, self._chain_file(name))
+            except BaseException:
+                os.unlink(temp)
+                raise
+
+    def _chain_file(self, name: str) -> str:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        return f"{self._folder}{_DRAFT_START}{digest}{_CHAIN_END}"
 
     @contextlib.contextmanager
     def draft(self, name: str, *, fresh: bool) -> Iterator[Draft]:
@@ -2803,7 +3030,10 @@ class Task:
     """One archive that today's run has to make, or the reason why not.
 
     skip: the message and level of a skip; failure: why it cannot be made;
-    present: chunks now under its name; done: a complete archive of today is among them.
+    present: chunks now under its name; done: a complete archive of today is among them;
+    replacing: they are of a FULL, which may be gone if the upload fails half-way;
+    chain: what a DIFF continues, oldest first; torn: the level and message of why it cannot, so
+    that everything is stored in it.
     """
 
     job: Job
@@ -2817,6 +3047,9 @@ class Task:
     verify: bool = False
     present: Sequence[StoredObject] = ()
     done: bool = False
+    replacing: bool = False
+    chain: Sequence[Link] = ()
+    torn: tuple[int, str] | None = None
     heading: str = ""
 
     @property
@@ -2929,6 +3162,11 @@ def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
                     f"TempDir {settings.temp_dir} does not exist", "create it",
                     where=settings.path, status=EXIT_USAGE,
                 )
+
+
+# How long a database server waits for a client that reads nothing, seconds, with a margin:
+# net_write_timeout of MySQL and MariaDB is 60.
+_PATIENCE_OF_SOURCES = 30.0
 
 
 class Run:
@@ -3072,6 +3310,14 @@ class Run:
 
         def look(task: Task) -> None:
             task.present = archive_objects(self._store, task.archive)
+            if not self._context.test:
+                try:
+                    task.present = finish_replacement(
+                        self._store, task.archive, task.present, self._settings.parallel
+                    )
+                except Failure as failure:  # the only complete one may be the staged one
+                    task.failure = failure
+                    return
             moment = self._context.moment
             if any(moment.date(item.modified) == moment.date() for item in task.present):
                 archive = assemble(
@@ -3082,11 +3328,82 @@ class Run:
                     and archive.complete
                     and moment.date(archive.modified) == moment.date()
                 )
+            task.replacing = task.mode == FULL and bool(task.present)
+            if task.mode == DIFF and not self._context.test and (
+                self._context.force or not task.done
+            ):
+                self._guard_chain(task)
 
         wanted = [task for task in tasks if task.archive]
         with workers(self._store, self._settings.parallel, "look up") as pool:
             for _ in pool.map(look, wanted):
                 pass
+
+    def _has_full(self, task: Task, *, besides: str = "") -> bool:
+        """Whether a complete FULL of the task's source is in the bucket, besides that archive;
+        True if it cannot be told."""
+        name = key_text(stored_name(task.kind, task.name))
+        prefix = f"{task.kind}/{name}-" if task.kind in (MYSQL, POSTGRESQL) else f"{name}-"
+        try:
+            for archive, objects in groupby_archive(listing(self._store, prefix)):
+                parts = parse_archive_name(archive)
+                if parts and parts[1] == name and parts[3] == FULL and archive != besides:
+                    whole = assemble(archive, objects, self._store.head)
+                    if whole and whole.complete:
+                        return True
+        except Failure:
+            return True
+        return False
+
+    def _guard_chain(self, task: Task) -> None:
+        """A DIFF is worth what it continues: fills in `chain` and `torn`."""
+        try:
+            reached = self._state.reached(task.kind, task.name)
+        except Failure as failure:
+            task.failure = failure
+            return
+        if not reached:
+            return
+        source = key_text(stored_name(task.kind, task.name))
+        links = self._state.chain(task.name, reached)
+        if links:
+            objects, more = self._store.page(f"{source}-")
+            for link in links:
+                own = archive_objects(self._store, link.archive) if more else (
+                    chunks_of(objects, link.archive)
+                )
+                if not link.holds(own, self._store.head):
+                    text = f"{link.archive}, which it continues, is not whole in the bucket"
+                    task.torn = logging.WARNING, text
+        else:
+            links = self._chain_in_bucket(task.kind, source, reached)
+            if not links:
+                task.torn = logging.WARNING, "what it continues is not whole in the bucket"
+        if any(link.archive == task.archive for link in links):
+            task.torn = logging.INFO, "it takes the place of an archive that it continues"
+        if not task.torn:
+            task.chain = links
+        elif task.revisions:
+            task.revisions = (0, task.revisions[1])
+
+    def _chain_in_bucket(self, kind: str, source: str, reached: str) -> tuple[Link, ...]:
+        """What a diff file without notes continues: the Perl script's archives, for one."""
+        archives: dict[str, Archive] = {}
+        found: list[Found] = []
+        for archive, one in catalogue(self._store, f"{source}-"):
+            if one.name == source and one.kind in (kind, None):
+                archives[one.archive] = archive
+                found.append(one)
+        ends = [one for one in found if one.after == reached] or [
+            # The Perl script's last archive is what its diff file tells of.
+            one for one in sorted(found, key=lambda f: f.made)[-1:] if not one.after
+        ]
+        for end in ends:
+            with contextlib.suppress(Failure):
+                earlier = [one for one in found if one.made < end.made]
+                chain = choose_chain([*earlier, end], end.made)
+                return tuple(Link.to(archives[link.archive]) for link in chain.links)
+        return ()
 
     # ---- one task ----
 
@@ -3110,6 +3427,14 @@ class Run:
             where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
             task.log.error("Backup to %s failed: %s", where, failure)
             self._tally.failed += 1
+            with _hurried(self._store):
+                lost = task.replacing and not self._has_full(task)
+            if lost:
+                task.log.error(
+                    "No complete full backup of %s is left in the bucket: run this again, with -f,"
+                    " as soon as the cause is gone; SafeReplace On keeps the old one till then",
+                    task.name,
+                )
 
     def _make(self, task: Task) -> None:
         path = f"{self._settings.bucket}:{task.archive}"
@@ -3171,10 +3496,22 @@ class Run:
             task.log.info("%s", f"{pipeline} | {send}")
 
     def _store_archive(self, task: Task) -> None:
+        if (
+            task.replacing and len(task.present) > 1 and not self._settings.safe_replace
+            and CycleSpec.of(task.job.timing).keeps_several_fulls
+            and not self._has_full(task, besides=task.archive)
+        ):
+            task.log.warning(
+                "%s is the last complete full backup of %s, and makes room now: if tonight's fails,"
+                " there is none; SafeReplace On avoids that", task.archive, task.name,
+            )
+        if task.torn:
+            level, text = task.torn
+            task.log.log(level, "%s: %s; everything is stored in it", task.archive, text)
         with contextlib.ExitStack() as stack:
             draft = None
             if task.kind in (DIRECTORY, SUBVERSION):
-                fresh = task.mode == FULL
+                fresh = task.mode == FULL or bool(task.torn)
                 draft = stack.enter_context(self._state.draft(task.name, fresh=fresh))
             before = ""
             if draft and task.kind == DIRECTORY:
@@ -3215,6 +3552,8 @@ class Run:
             if draft:
                 # Before: the archive is there, DiffDir still describes the one before it, and the
                 # next DIFF repeats this one's changes. After: the next DIFF continues this one.
+                reached = str(task.revisions[1]) if task.revisions else draft.digest()
+                self._state.keep_chain(task.name, reached, [*task.chain, stored.link])
                 draft.keep()
         self._account(task, stored, warnings)
 
@@ -3237,6 +3576,18 @@ class Run:
         closing: Callable[[], Mapping[str, str]],
         progress: Callable[[int], None],
     ) -> Stored:
+        told = threading.Event()
+
+        def waiting(seconds: float) -> None:
+            if seconds > _PATIENCE_OF_SOURCES and not told.is_set():
+                told.set()
+                task.log.warning(
+                    "%s waits meanwhile, and the database server may hang up on it:"
+                    " UseTempFile for this job avoids that", task.name,
+                )
+
+        live = isinstance(stream, Pipeline) and task.kind in (MYSQL, POSTGRESQL)
+        self._store.waiting = waiting if live else lambda seconds: None
         return upload(
             stream,
             self._store,
@@ -3246,6 +3597,7 @@ class Run:
             replaced=task.present,
             closing=closing,
             progress=progress,
+            safe=self._settings.safe_replace,
             log=task.log,
         )
 
@@ -3257,27 +3609,21 @@ class Run:
         progress: Callable[[int], None],
     ) -> Stored:
         """UseTempFile: the whole dump first, then the upload."""
-        prefix = temp_file_name(self._settings.bucket, task.archive)
-        prefix = os.fsdecode(os.fsencode(prefix)[:200]) + "."
+        place = self._settings.temp_dir or ""
         try:
-            # mkstemp: readable to us alone, and of a name that no one can guess.
-            handle, path = tempfile.mkstemp(prefix=prefix, dir=self._settings.temp_dir)
+            # It has no name: no one else can open it, and whatever ends this run, nothing is left.
+            file = tempfile.TemporaryFile(buffering=0, dir=place)  # noqa: SIM115
         except OSError as error:
             raise os_failure(error, "write in TempDir") from error
-        try:
-            with open(handle, "r+b", buffering=0) as file:
-                task.log.info("Using temp file to buffer before streaming [ %s ]...", path)
-                pipeline = Pipeline(stages, self._context.env, output=file)
-                try:
-                    marks = closing(pipeline.finish())
-                finally:
-                    pipeline.kill()
-                file.seek(0)
-                return self._send(task, FileStream(file), lambda: marks, progress)
-        finally:
-            task.log.info("Deleting temp file [ %s ].", path)
-            with contextlib.suppress(FileNotFoundError):  # whoever tidies TempDir was faster
-                os.unlink(path)
+        with file:
+            task.log.info("Using temp file in %s to buffer before streaming...", place)
+            pipeline = Pipeline(stages, self._context.env, output=file)
+            try:
+                marks = closing(pipeline.finish())
+            finally:
+                pipeline.kill()
+            file.seek(0)
+            return self._send(task, FileStream(file), lambda: marks, progress)
 
     def _account(self, task: Task, stored: Stored, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -3286,8 +3632,9 @@ class Run:
             task.log.warning(
                 "%s:%s is stored, with the warnings above", self._settings.bucket, task.archive
             )
+        torn = task.torn is not None and task.torn[0] >= logging.WARNING
         self._tally.stored += 1
-        self._tally.warned += bool(warnings or stored.leftovers)
+        self._tally.warned += bool(warnings or torn or not stored.tidy)
         self._tally.size += stored.size
 
 
@@ -3348,7 +3695,7 @@ class Found:
     """One archive as the catalogue knows it. kind: None where only a config, or the content, could
     tell a directory from a repository; made: epoch seconds; size: bytes; before, after: its
     `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
-    other uploads under its name; encrypted: None where no one looked."""
+    other uploads under its name; encrypted: None where no one looked; staged: see `staged_key`."""
 
     archive: str
     kind: str | None
@@ -3365,6 +3712,7 @@ class Found:
     classes: tuple[str, ...] = ()
     leftovers: int = 0
     encrypted: bool | None = None
+    staged: bool = False
 
     @property
     def self_contained(self) -> bool:
@@ -3391,10 +3739,6 @@ def catalogue(
     archive, some at a time; memory holds the chunks of those few archives.
     """
 
-    def archive_of(item: StoredObject) -> str:
-        parsed = parse_chunk_key(item.key)
-        return parsed[0] if parsed else ""
-
     def look(
         name: str, objects: list[StoredObject], parts: tuple[str | None, str, int, str]
     ) -> tuple[Archive, Found] | None:
@@ -3412,10 +3756,10 @@ def catalogue(
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
         running: deque[Future[tuple[Archive, Found] | None]] = deque()
-        for name, group in itertools.groupby(listing(store, prefix), key=archive_of):
+        for name, group in groupby_archive(listing(store, prefix)):
             parts = parse_archive_name(name)
             if parts is not None:
-                running.append(pool.submit(look, name, list(group), parts))
+                running.append(pool.submit(look, name, group, parts))
             if len(running) > _CATALOGUE_PARALLEL:
                 looked = running.popleft().result()
                 if looked is not None:
@@ -3438,7 +3782,7 @@ def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) 
     return Found(
         archive.name, marks.get("kind") or kind, name, slot, mode, made, archive.size,
         len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
-        tuple(sorted({item.storage_class for item in archive.chunks})),
+        tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
     )
 
 
@@ -4613,7 +4957,7 @@ def _js3tream_send(
         progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
         log=_TOOL_LOG,
     )
-    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
+    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.link.chunks)
 
 
 def _js3tream_fetch(
@@ -4740,12 +5084,14 @@ _RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "h
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What the recovery commands work on. kinds: names in the config → their kind."""
+    """What the recovery commands work on. kinds: names in the config → their kind; state: the
+    config's DiffDir, None without a config."""
 
     store: Patience
     parallel: int
     kinds: Mapping[str, str]
     endpoint: str | None
+    state: State | None = None
 
 
 def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -4760,6 +5106,7 @@ def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
     _js3tream_log(verbose=False, debug=False)
     kinds: dict[str, str] = {}
+    state = None
     if "c" in options:
         path = options["c"]
         if not os.path.exists(path) and "/" not in path:
@@ -4769,6 +5116,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
         for job in jobs_of(config)[0]:
             kinds[stored_name(job.kind, job.name)] = job.kind
         bucket, access = settings.bucket, access_of(settings)
+        state = State(settings.diff_dir, Moment.of(clock()))
     elif "b" in options:
         bucket, access = options["b"], _js3tream_access(
             {name: options[short] for name, short in (
@@ -4778,7 +5126,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds, access.endpoint)
+    return _Bucket(store, access.connections, kinds, access.endpoint, state)
 
 
 def _sources(
@@ -4842,6 +5190,8 @@ def _remarks(found: Found) -> str:
         text += ", needs no FULL"
     if found.encrypted:
         text += ", encrypted"
+    if found.staged:
+        text += ", not yet in its place"
     if found.leftovers:
         text += f", and {found.leftovers} chunks left over from another upload"
     return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
@@ -4865,7 +5215,7 @@ def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Foun
                         "bytes": f.size, "chunks": f.chunks, "complete": not f.fault,
                         "fault": f.fault or None, "status": f.status or None,
                         "storage_classes": list(f.classes), "encrypted": f.encrypted,
-                        "leftovers": f.leftovers,
+                        "leftovers": f.leftovers, "staged": f.staged,
                         "stale": not f.fault and f.made not in restorable_moments(found),
                     }
                     for f in sorted(found, key=lambda f: f.made)
@@ -4906,6 +5256,8 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
             bucket, [archives[link.archive] for link in chain.links], env, gpg, progress
         )
         place = work.restore(kind, options, names[1:])
+    for link in chain.links:
+        _finish_staged(archives[link.archive], bucket)
     done = ", ".join(link.archive for link in chain.links)
     _say(f"{names[0]} as of {_moment_text(moment, chain.links[-1].made)} is in {place}: {done}")
     return EXIT_OK
@@ -4952,6 +5304,20 @@ def _wanted(
         chain = choose_chain(of_source, good[-1])
         doubt = f"partial: as of {_moment_text(moment, good[-1])}, the last good moment"
         return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, doubt))
+
+
+def _finish_staged(archive: Archive, bucket: _Bucket) -> None:
+    """See `finish_replacement`; left to the next run where there is no config, or one is at work.
+
+    It was restored from where it waits, so whatever keeps it there is no failure of the restore.
+    """
+    if archive.staged and bucket.state:
+        try:
+            with bucket.state.lock():
+                objects = archive_objects(bucket.store, archive.name)
+                finish_replacement(bucket.store, archive.name, objects, bucket.parallel)
+        except Failure as failure:
+            _say(f"s3napback: {archive.name} is not yet in its place: {failure}")
 
 
 def _refuse_frozen(chain: Chain) -> None:

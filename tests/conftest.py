@@ -1,8 +1,8 @@
 """What the tests stand on: the recordings, and real servers and tools, each of them throwaway.
 
 The sections are Tools, S3 (moto behind a layer that is stricter than moto), GnuPG, Databases,
-Subversion. Every server is private to the process that runs the tests (so each xdist worker has
-its own) and is started when the first test asks for it.
+Subversion, and a machine that is backed up. Every server is private to the process that runs the
+tests (so each xdist worker has its own) and is started when the first test asks for it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from botocore.config import Config
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
+
+import s3napback
+from s3napback import Access
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -597,3 +600,94 @@ def svn_repo_factory() -> Callable[[Path, int], Path]:
         return path
 
     return make
+
+
+# ---------------------------------------------------------------------------------------------
+# A machine that is backed up
+# ---------------------------------------------------------------------------------------------
+
+NIGHT = datetime(2026, 11, 23, 3, 0)  # yday 326: with Diffs 6 a FULL is due on the 21st
+
+
+class Site:
+    """A machine with a config, a DiffDir, a TempDir and a bucket in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "my.conf"
+        self.data = folder / "data"
+        for name in ("diffs", "temp", "buckets", "data"):
+            (folder / name).mkdir()
+        (self.data / "file").write_text("one")
+        self.settings = {
+            "DiffDir": f"{folder}/diffs", "TempDir": f"{folder}/temp", "Bucket": "bkt",
+            "ChunkSize": "1000", "S3Endpoint": f"file://{folder}/buckets", "RetryHours": "0",
+        }
+        self.jobs = f"Directory {self.data}"
+
+    def write(self) -> Path:
+        lines = [f"{name} {value}" for name, value in self.settings.items() if value]
+        self.conf.write_text("\n".join([*lines, self.jobs, ""]))
+        return self.conf
+
+    def run(self, *words: str, now: datetime = NIGHT) -> int:
+        return s3napback.main([*words, "-c", str(self.write())], now=now)
+
+    def store(self) -> s3napback.Store:
+        endpoint = self.settings["S3Endpoint"]
+        key = secret = None
+        if self.settings.get("S3Keyfile"):
+            key, secret = s3napback.read_key_file(self.settings["S3Keyfile"])
+        return s3napback.open_store("bkt", Access(endpoint, "us-east-1", key, secret), time.time)
+
+    def archives(self) -> dict[str, s3napback.Archive]:
+        store = self.store()
+        if not store.exists():
+            return {}
+        names = {s3napback.parse_chunk_key(i.key)[0] for i in s3napback.listing(store)}  # type: ignore[index]
+        found = {}
+        for name in names:
+            archive = s3napback.assemble(name, s3napback.archive_objects(store, name), store.head)
+            assert archive
+            found[name] = archive
+        return found
+
+    def content(self, name: str) -> bytes:
+        archive = self.archives()[name]
+        assert archive.complete, archive.fault
+        return b"".join(s3napback.download(archive, self.store(), 2))
+
+    def diff_files(self) -> list[Path]:
+        return [p for p in (self.folder / "diffs").iterdir() if not p.name.startswith(".")]
+
+    def state(self) -> dict[str, bytes]:
+        """Everything that a run may have changed."""
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for top in ("diffs", "temp", "buckets")
+            for path in sorted((self.folder / top).rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    # The stock logconfig writes to /var/log; here the screen is enough.
+    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def s3_site(site: Site, s3_server: Any, tmp_path: Path) -> Site:
+    site.settings["S3Endpoint"] = s3_server.endpoint
+    site.settings["S3Keyfile"] = str(s3_server.write_keyfile(tmp_path / "key.txt"))
+    return site
+
+
+def fake_tool(site: Site, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:
+    """A tool that fails as the script says, found before the real one."""
+    folder = site.folder / "bin"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\nREAL={shutil.which(name)}\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
