@@ -1563,12 +1563,18 @@ def _public_keys(
         import gnupg
     except ImportError as error:
         raise missing_library(error) from error
-    gpg = gnupg.GPG(
-        gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
-        options=["--keyring", keyring] if keyring else None,
-        env=dict(env),
-    )
-    return list(gpg.list_keys(keys=recipient))
+    try:
+        gpg = gnupg.GPG(
+            gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
+            options=["--keyring", keyring] if keyring else None,
+            env=dict(env),
+        )
+        return list(gpg.list_keys(keys=recipient))
+    except (OSError, ValueError) as error:  # it is there, and does not even tell its version
+        raise Failure(
+            f"gpg does not work: {' '.join(str(error).split()).rstrip(': ')}",
+            "see what this says: gpg --version", status=EXIT_USAGE,
+        ) from error
 
 
 # ==================================================================================================
@@ -2809,6 +2815,16 @@ class State:
         except OSError as error:  # a name too long for a file, for one
             raise os_failure(error, "use the diff file") from error
 
+    def doubt(self, name: str) -> None:
+        """Makes `backed_up_on` say another day, and forgets the notes for `chain`: what is done,
+        and what can be continued, the bucket has to tell."""
+        with _diff_dir_errors():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._chain_file(name))
+            with contextlib.suppress(FileNotFoundError):
+                day_before = self._moment.epoch - 86400
+                os.utime(self.diff_file(name), (day_before, day_before))
+
     def revision(self, name: str) -> int:
         """The last revision that was backed up, -1 for none. Raises Failure if it is unreadable."""
         path = self.diff_file(name)
@@ -3513,6 +3529,8 @@ class Run:
             if task.kind in (DIRECTORY, SUBVERSION):
                 fresh = task.mode == FULL or bool(task.torn)
                 draft = stack.enter_context(self._state.draft(task.name, fresh=fresh))
+                if self._context.force:  # what is done today may be lost on the way
+                    self._state.doubt(task.name)
             before = ""
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
@@ -3534,6 +3552,9 @@ class Run:
                 if draft and task.kind == DIRECTORY:
                     if not draft.was_written():  # GNU tar does it last, whatever it met
                         raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
+                    # One that is cut short is worse than none: the next night would fail, or lie.
+                    if cut := [text for text in said if draft.path in text]:
+                        raise Failure(cut[0], "make room in DiffDir")
                     marks["state"] = f"{before}:{draft.digest()}"
                 elif draft and task.revisions:
                     marks["state"] = "{}:{}".format(*task.revisions)
@@ -3555,6 +3576,8 @@ class Run:
                 reached = str(task.revisions[1]) if task.revisions else draft.digest()
                 self._state.keep_chain(task.name, reached, [*task.chain, stored.link])
                 draft.keep()
+                if not stored.tidy:
+                    self._state.doubt(task.name)  # the next call of today tidies up
         self._account(task, stored, warnings)
 
     def _filters(self) -> list[Stage]:

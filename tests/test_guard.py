@@ -429,3 +429,13 @@ def test_a_bucket_elsewhere_ends_at_once(
     s3_server.fail = lambda *_: (301, "PermanentRedirect", "use the endpoint of the bucket")
     assert s3_site.run() == 1
     assert "the bucket is in another region: set S3Region" in capsys.readouterr().err
+
+
+def test_a_gpg_that_does_not_work(
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    fake_tool(site, monkeypatch, "gpg", "exit 9")
+    assert site.run() == 2
+    assert "gpg does not work: Error invoking gpg: 9" in capsys.readouterr().err
