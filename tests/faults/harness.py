@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -70,6 +71,8 @@ class FaultyS3(S3Server):
 
     def __init__(self) -> None:
         super().__init__()
+        # A request that is refused in the middle leaves a rest that is no request.
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         self.choose: Callable[[str, str], str | None] = lambda method, path: None
         self.hook: Callable[[int, str], None] = lambda number, when: None
         self.count = 0
@@ -416,7 +419,9 @@ class World:
         left = [p.name for p in (self.folder / "diffs").iterdir() if p.name.endswith(".draft")]
         self._require(not left, f"drafts are left: {left}")
         staged = [i.key for i in Shelf(self.server).page("")[0] if s3napback.is_staged(i.key)]
-        self._require(not staged or not self.setting.safe, f"staged chunks are left: {staged}")
+        if "has no new revisions" in self.said:  # its slot is left alone till its next turn
+            staged = [key for key in staged if not key.startswith(str(self.repo))]
+        self._require(not staged, f"staged chunks are left: {staged}")
         found = self._found()
         for source, truth in self._truth.items():
             latest = max(self._of(found, source), key=lambda one: one.made)
