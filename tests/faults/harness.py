@@ -418,9 +418,11 @@ class World:
         self._require(status == 0 or (status == 3 and told), f"ends with {status}")
         left = [p.name for p in (self.folder / "diffs").iterdir() if p.name.endswith(".draft")]
         self._require(not left, f"drafts are left: {left}")
-        staged = [i.key for i in Shelf(self.server).page("")[0] if s3napback.is_staged(i.key)]
-        if "has no new revisions" in self.said:  # its slot is left alone till its next turn
-            staged = [key for key in staged if not key.startswith(str(self.repo))]
+        own = self._own()  # other slots are left alone till their next turn
+        staged = [
+            item.key for item in Shelf(self.server).page("")[0]
+            if s3napback.is_staged(item.key) and item.key.partition(":")[0] in own
+        ]
         self._require(not staged, f"staged chunks are left: {staged}")
         found = self._found()
         for source, truth in self._truth.items():
@@ -549,7 +551,7 @@ class World:
 
         after = self.seen()
         found = self._found()
-        own = set(re.findall(rf" -> {re.escape(BUCKET)}:(.+)$", self.said, re.MULTILINE))
+        own = self._own()
         for name, (upload, torn, etags, _) in before.items():
             whole = name in after and not after[name][1]
             if torn:
@@ -565,6 +567,10 @@ class World:
         self._check_status(fault, status, found, require)
         require(not list((self.folder / "temp").iterdir()), "temp files are left")
         require("Traceback" not in self.said, "it shows a traceback")
+
+    def _own(self) -> set[str]:
+        """The archives that the last run was to make."""
+        return set(re.findall(rf" -> {re.escape(BUCKET)}:(.+)$", self.said, re.MULTILINE))
 
     def _check_contents(
         self, found: list[Found], require: Callable[[bool, str], None]
