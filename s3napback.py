@@ -40,6 +40,7 @@ import logging
 import logging.handlers
 import math
 import os
+import pwd
 import random
 import re
 import secrets
@@ -57,7 +58,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timezone, tzinfo
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property
 from types import FrameType
 from typing import IO, Any, Protocol, TypeVar
@@ -1890,6 +1891,17 @@ def _file_md5(path: str) -> str:
 # S3
 # --------------------------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class BucketFacts:
+    """region: "" if unknown; versioned: old versions are kept; retention: of object lock by
+    default, in words, "" for none; unknown: what the service does not tell."""
+
+    region: str
+    versioned: bool
+    retention: str
+    unknown: tuple[str, ...]
+
+
 # Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
 _PASSING_CODES = frozenset(
     (
@@ -2051,6 +2063,48 @@ class S3Store:
         with self._errors("list the buckets of the account for"):
             found = self._client.list_buckets()["Buckets"]
         return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+
+    def about(self) -> BucketFacts:
+        """What is known of the bucket besides its objects; what is not told is in `unknown`."""
+        unknown: list[str] = []
+
+        def ask(what: str, answer: Callable[[], Any]) -> Any:
+            try:
+                with self._errors("ask about"):
+                    return answer()
+            except Failure as failure:
+                if "ObjectLockConfigurationNotFoundError" not in failure.message:
+                    unknown.append(what)
+                return {}
+
+        bucket = {"Bucket": self.bucket}
+        place = ask("a region", lambda: self._client.get_bucket_location(**bucket))
+        versions = ask("versions", lambda: self._client.get_bucket_versioning(**bucket))
+        lock = ask("an object lock", lambda: self._client.get_object_lock_configuration(**bucket))
+        rule = lock.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention", {})
+        retention = " ".join(
+            f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)
+        )
+        region = (place.get("LocationConstraint") or "us-east-1") if place else ""
+        return BucketFacts(
+            region, versions.get("Status") == "Enabled", retention, tuple(unknown)
+        )
+
+    @property
+    def skew(self) -> float | None:
+        """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
+        import email.utils
+
+        with self._errors("reach"):
+            try:
+                answer = self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            except self._client.exceptions.ClientError as error:
+                answer = error.response
+        told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+        try:
+            return time.time() - email.utils.parsedate_to_datetime(told).timestamp()
+        except (TypeError, ValueError):
+            return None
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -3256,20 +3310,14 @@ class Run:
         self, job: Job, slot: int, mode: str, cycle: CycleSpec
     ) -> list[Task]:
         try:
-            entries = sorted(os.listdir(job.name))
-        except OSError as error:
-            failure = Failure(f"Cannot open directory: {job.name}: {error.strerror}")
+            names = repositories_in(job.name)
+        except Failure as failure:
             return [Task(job, SUBVERSION, job.name, failure=failure)]
         tasks = []
-        for entry in entries:
-            name = f"{job.name}/{entry}"
-            # What svnadmin leaves in every repository; other entries are nobody's failure.
-            if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
-                task = self._plan_one(job, SUBVERSION, name, slot, mode, cycle)
-                task.verify = True
-                tasks.append(task)
-            else:
-                _LOGS[SUBVERSION].debug("%s is not a repository", name)
+        for name in names:
+            task = self._plan_one(job, SUBVERSION, name, slot, mode, cycle)
+            task.verify = True
+            tasks.append(task)
         return tasks
 
     def _plan_one(
@@ -3689,6 +3737,22 @@ def _shown_access(settings: Settings) -> str:
         if value:
             words += [option, value]
     return f" {shlex.join(words)}" if words else ""
+
+
+def repositories_in(folder: str) -> list[str]:
+    """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
+    try:
+        names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
+    found = []
+    for name in names:
+        # What svnadmin leaves in every repository; other entries are nobody's failure.
+        if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
+            found.append(name)
+        else:
+            _LOGS[SUBVERSION].debug("%s is not a repository", name)
+    return found
 
 
 def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
@@ -4630,6 +4694,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          -f       do it even if not due    -d  log every command and detail
        s3napback.py list -h
          what is in the bucket; restore and verify it
+       s3napback.py check -h
+         is this set-up going to work tonight, from cron?
        s3napback.py js3tream -h
          one stream to the bucket, or back: recovery by hand
        s3napback.py demo
@@ -5611,6 +5677,417 @@ def _read_to_the_end(
 
 
 # --------------------------------------------------------------------------------------------------
+# check: is this set-up going to work tonight, from cron?
+# --------------------------------------------------------------------------------------------------
+
+CHECK_USAGE = """\
+usage: s3napback.py check [--cron] [--json] [-c FILE] [NAME...]
+         rehearse tonight's run: tools, folders, keys, bucket, sources; nothing is backed up
+         -c FILE, NAME  as for a backup
+         --cron         in the environment that cron gives: its PATH, its HOME, nothing else
+         --json         for programs: a list of {level, subject, text, hint}
+       exit status: 0 all is well, 3 with warnings, 1 with errors
+"""
+
+# What cron gives a job (Debian's cron, crontab(5)); a PATH in the crontab is not known here.
+_CRON_PATH = "/usr/bin:/bin"
+# Room that is little, bytes: for diff files, and for a dump on its way.
+_LITTLE_ROOM, _LITTLE_TEMP_ROOM = 100_000_000, 1_000_000_000
+# A key that is about to expire, days; a clock that is about to be refused, and is, seconds (S3
+# refuses what is signed 15 minutes off its own clock).
+_SOON, _SKEW_WARNING, _SKEW_ERROR = 30, 60, 900
+# How long a database may take for the structure of its tables, seconds.
+_DUMP_PATIENCE = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `check`. level: "ok", "warning" or "error"; hint: what to do, "" for nothing."""
+
+    level: str
+    subject: str
+    text: str
+    hint: str = ""
+
+
+def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`check`: tonight's run rehearsed, without storing anything."""
+    try:
+        found, names = getopt.gnu_getopt(list(words), "c:h", ["cron", "json", "help"])
+    except getopt.GetoptError as error:
+        raise Failure(error.msg, "see: s3napback.py check -h", status=EXIT_USAGE) from error
+    options = dict(found)
+    if "-h" in options or "--help" in options:
+        print(CHECK_USAGE, end="")
+        return EXIT_OK
+    if "--cron" in options:
+        return _check_as_cron([word for word in words if word != "--cron"])
+    _js3tream_log(verbose=False, debug=False)
+    findings = _check_log()
+    for path in _config_paths(options.get("-c", ""), names):
+        check = _Check(path, moment, clock, dict(os.environ))
+        try:
+            check.all()
+        finally:
+            findings += check.findings
+    if "--json" in options:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        for one in findings:
+            hint = f": {one.hint}" if one.hint else ""
+            line = f"{one.level:8} {one.subject}: {one.text}{hint}"
+            print(line.encode("utf-8", "backslashreplace").decode())
+    levels = {finding.level for finding in findings}
+    return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
+
+
+def _check_as_cron(words: Sequence[str]) -> int:
+    user = pwd.getpwuid(os.geteuid())
+    env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
+    sys.stdout.flush()
+    script = os.path.abspath(__file__)
+    done = subprocess.run(
+        [sys.executable, script, "check", *words], env=env, stdin=subprocess.DEVNULL, check=False
+    )
+    return done.returncode
+
+
+def _check_log() -> list[Finding]:
+    problems = open_log(_read_logconfig())
+    close_log()
+    return [Finding("warning", "log", problem, "correct s3napback.logconfig")
+            for problem in problems] or [Finding("ok", "log", "can be written")]
+
+
+class _Check:
+    """The rehearsal of one config. Every method is one subject; none keeps the others back."""
+
+    def __init__(
+        self, path: str, moment: Moment, clock: Callable[[], float], env: Mapping[str, str]
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._path, self._moment, self._clock, self._env = path, moment, clock, env
+
+    def all(self) -> None:
+        """Every check, in the order in which a run would meet what is wrong."""
+        with self._subject("config"):
+            config = read_config(self._path)
+            self._settings = settings_of(config)
+            self._jobs, warnings = jobs_of(config)
+            for warning in warnings:
+                self._say("warning", "config", warning)
+            self._say("ok", "config", f"{self._path} asks for {len(self._jobs)} jobs")
+        if not hasattr(self, "_jobs"):
+            return
+        for subject, method in (
+            ("jobs", self._plans), ("tools", self._tools), ("DiffDir", self._diff_dir),
+            ("TempDir", self._temp_dir), ("S3Keyfile", self._key_file), ("bucket", self._bucket),
+            ("GpgRecipient", self._gpg),
+        ):
+            with self._subject(subject):
+                method()
+        for job in self._jobs:
+            with self._subject(f"{job.kind} {job.name}"):
+                self._source(job)
+
+    @contextlib.contextmanager
+    def _subject(self, subject: str) -> Iterator[None]:
+        try:
+            yield
+        except Failure as failure:
+            where = f"{failure.where}: " if failure.where else ""
+            self._say("error", subject, f"{where}{failure.message}", failure.hint)
+        except OSError as error:
+            self._say("error", subject, str(os_failure(error, "check it")))
+
+    def _say(self, level: str, subject: str, text: str, hint: str = "") -> None:
+        self.findings.append(Finding(level, subject, text, hint))
+
+    # ---- what stands in the config ----
+
+    def _plans(self) -> None:
+        makers: dict[tuple[str, str], Job] = {}
+        due = 0
+        for job in self._jobs:
+            cycle = CycleSpec.of(job.timing)
+            dumps = job.kind in (MYSQL, POSTGRESQL)
+            kind = job.kind if dumps else ""
+            other = makers.setdefault((kind, stored_name(job.kind, job.name)), job)
+            if other is not job:
+                self._say("error", f"{job.kind} {job.name}",
+                          f"{job.where}: the job at {other.where} writes to the same archives",
+                          "take one of them out")
+            with self._subject(f"{job.kind} {job.name}"):
+                try:
+                    due += is_backup_day(cycle, self._moment.day)
+                    slot_number(cycle, self._moment.day, ignore_diffs=dumps)
+                    loss = new_year_loss(cycle, self._moment.local().year, dumps)
+                except (OverflowError, ZeroDivisionError) as error:
+                    raise Failure("its numbers make no rotation",
+                                  "correct Frequency, Fulls, Diffs or Discs") from error
+                if loss:
+                    self._say(
+                        "warning", f"{job.kind} {job.name}",
+                        f"{job.where}: at New Year the rotation starts anew, and only {loss[1]}"
+                        f" restore points are left, of {loss[0]} at the least before it",
+                        "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365"
+                        " with a small rest, or HanoiCycle",
+                    )
+        self._say("ok", "jobs", f"{due} of {len(self._jobs)} are due today")
+
+    # ---- this machine ----
+
+    def _tools(self) -> None:
+        kinds = {job.kind for job in self._jobs}
+        compressor = self._settings.compressor
+        needed: list[tuple[str, ...]] = [
+            (shlex.split(compressor)[0],) if compressor else ("pigz", "gzip")
+        ]
+        if DIRECTORY in kinds:
+            needed.append(("tar",))
+        if kinds & {SUBVERSION, SUBVERSION_DIR}:
+            needed += [("svnadmin",), ("svnlook",)]
+        if MYSQL in kinds:
+            needed.append(("mysqldump", "mariadb-dump"))
+        if POSTGRESQL in kinds:
+            needed += [("pg_dump",), ("pg_dumpall",)]
+        if self._settings.gpg_recipient:
+            needed.append(("gpg",))
+        for names in needed:
+            tool = find_tool(names, self._env) or ""
+            path = shutil.which(tool, path=self._env.get("PATH"))
+            if path is None:
+                self._say("error", names[0], f"is not on PATH ({self._env.get('PATH', '')})",
+                          "install it, or set PATH in the crontab")
+            elif names == ("tar",) and "GNU tar" not in run_tool((path, "--version"), self._env)[1]:
+                self._say("error", "tar", f"{path} is not GNU tar", "install GNU tar as tar")
+            else:
+                self._say("ok", names[0], path)
+
+    def _diff_dir(self) -> None:
+        folder = self._settings.diff_dir
+        state = State(folder, self._moment)
+        try:
+            with state.lock():
+                pass
+        except Failure as failure:
+            if failure.status != EXIT_LOCKED:
+                raise
+            self._say("warning", "DiffDir", failure.message)
+        self._writable("DiffDir", folder)
+        largest = max((os.stat(entry).st_size for entry in os.scandir(folder)), default=0)
+        self._room("DiffDir", folder, max(_LITTLE_ROOM, 2 * largest))
+
+    def _temp_dir(self) -> None:
+        _check_temp_dir(self._settings, self._jobs)
+        folder = self._settings.temp_dir
+        if folder and any(job.use_temp_file for job in self._jobs):
+            self._writable("TempDir", folder)
+            self._room("TempDir", folder, _LITTLE_TEMP_ROOM)
+
+    def _writable(self, subject: str, folder: str) -> None:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError as error:
+            raise Failure(
+                f"cannot write in {folder}: {error.strerror}",
+                "make it, writable for the user that runs this",
+            ) from error
+
+    def _room(self, subject: str, folder: str, little: int) -> None:
+        room = shutil.disk_usage(folder).free
+        level, hint = ("warning", "make room there") if room < little else ("ok", "")
+        self._say(level, subject, f"{folder} can be written, {size_text(room)} are free", hint)
+
+    # ---- the bucket ----
+
+    def _key_file(self) -> None:
+        path = self._settings.s3_keyfile
+        if folder_root(self._settings.s3_endpoint) is not None:
+            return
+        if path is None:
+            self._say("ok", "S3Keyfile", "none: AWS's usual sources give the key")
+            return
+        read_key_file(path)
+        if os.stat(path).st_mode & 0o077:
+            self._say("warning", "S3Keyfile", f"{path} can be read by others",
+                      f"chmod 600 {shlex.quote(path)}")
+        else:
+            self._say("ok", "S3Keyfile", f"{path} is private")
+
+    def _bucket(self) -> None:
+        name = self._settings.bucket
+        bare = open_store(name, access_of(self._settings), self._clock)
+        store = Patience(bare, 0.0, _TOOL_LOG)
+        there = store.exists()
+        if isinstance(bare, S3Store):
+            self._clocks(bare)
+        if not there:
+            self._say("ok", "bucket", f"{name} is not there; the first run makes it")
+            return
+        if isinstance(bare, S3Store):
+            self._about(bare)
+        else:
+            self._say("ok", "bucket", f"{name} is a folder of {self._settings.s3_endpoint}")
+            self._room("bucket", folder_root(self._settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
+        self._probe(store)
+
+    def _clocks(self, store: S3Store) -> None:
+        skew = store.skew
+        if skew is None:
+            return
+        text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
+        level = "error" if abs(skew) >= _SKEW_ERROR else (
+            "warning" if abs(skew) >= _SKEW_WARNING else "ok"
+        )
+        self._say(level, "clock", text, "" if level == "ok" else "set the clock of this machine")
+
+    def _about(self, store: S3Store) -> None:
+        facts = store.about()
+        self._say("ok", "bucket", f"{store.bucket} is in {facts.region or 'an unknown region'}")
+        if facts.versioned:
+            self._say("warning", "bucket", "it keeps old versions, which cost as much as new ones",
+                      "let a lifecycle rule expire noncurrent versions")
+        if facts.retention:
+            self._say("warning", "bucket",
+                      f"object lock keeps what is stored ({facts.retention}): until then an archive"
+                      " that is replaced or deleted stays, as an old version", "plan room for it")
+        if facts.unknown:
+            self._say("ok", "bucket", f"whether it has {' and '.join(facts.unknown)} is not told")
+
+    def _probe(self, store: Patience) -> None:
+        """An object under as awkward a key as paths can make, there and away again."""
+        archive = f"/s3napback-check//a b:{secrets.token_hex(4)}"
+        keys = [chunk_key(archive, 0), chunk_key(archive, 1)]
+        data, marks = secrets.token_bytes(1000), {f"{META}archive": "check"}
+        try:
+            store.put(keys[0], data, marks)
+            if self._settings.safe_replace:
+                store.copy(*keys)
+            if store.get(keys[0]) != (data, marks) or store.head(keys[0]) != marks:
+                raise Failure("a probe object came back other than it was stored",
+                              "this service cannot be trusted with backups")
+            listed = [item.key for item in listing(store, f"{archive}:")]
+            if listed != keys[: len(listed)] or not listed:
+                raise Failure("a probe object was stored, and is not listed",
+                              "this service cannot be trusted with backups")
+        finally:
+            store.delete(keys)
+        if store.head(keys[0]) is not None:
+            raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+        copied = ", copied" if self._settings.safe_replace else ""
+        self._say("ok", "bucket", f"a probe object was stored{copied}, read, listed and deleted")
+
+    # ---- encryption ----
+
+    def _gpg(self) -> None:
+        recipient, keyring = self._settings.gpg_recipient, self._settings.gpg_keyring
+        if not recipient:
+            self._say("ok", "GpgRecipient", "none: archives are not encrypted")
+            return
+        check_recipient(recipient, keyring, self._env)
+        sealed = b"".join(through(gpg_stage(recipient, keyring), [b"probe"], self._env))
+        if not is_openpgp(sealed) or b"probe" in sealed:
+            raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
+        key = _public_keys(recipient, keyring, self._env)[0]
+        ends = [int(key["expires"])] if key.get("expires") else []
+        if ends and ends[0] - self._moment.epoch < _SOON * 86400:
+            day = date.fromtimestamp(ends[0]).isoformat()
+            self._say("warning", "GpgRecipient", f"the key {key['keyid']} expires on {day}",
+                      _edit_key(key, "expire"))
+        else:
+            self._say("ok", "GpgRecipient", f"gpg encrypts for {recipient} with {key['keyid']}")
+
+    # ---- what is to be backed up ----
+
+    def _source(self, job: Job) -> None:
+        subject = f"{job.kind} {job.name}"
+        if job.kind == DIRECTORY:
+            for name in expand_name(job.name, self._env):
+                path = os.path.join("/", name)
+                if os.path.isdir(path):
+                    os.scandir(path).close()
+                elif not os.access(path, os.R_OK):
+                    raise Failure(f"{path} cannot be read", "run this as a user who may")
+            self._say("ok", subject, "can be read")
+        elif job.kind in (SUBVERSION, SUBVERSION_DIR):
+            places = [job.name] if job.kind == SUBVERSION else repositories_in(job.name)
+            for place in places:
+                revision = youngest_revision(place, self._env)
+                self._say("ok", f"{SUBVERSION} {place}", f"answers, at revision {revision}")
+            if not places:
+                self._say("warning", subject, "there is no repository in it", "correct the name")
+        else:
+            self._database(job)
+
+    def _database(self, job: Job) -> None:
+        """A dump of the structure alone: the login, the rights and the server, in little time."""
+        if job.kind == MYSQL:
+            tool = find_tool(("mysqldump", "mariadb-dump"), self._env) or "mysqldump"
+            options = (*job.mysql_options, "--no-data")
+            stage = mysql_stage(job.name, options, tool)
+        else:
+            stage = postgresql_stage(job.name)
+            stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))
+        try:
+            done = subprocess.run(
+                stage.argv, env=dict(self._env), stdin=subprocess.DEVNULL, check=False,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=_DUMP_PATIENCE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Failure(f"{stage.tool} does not answer within {_DUMP_PATIENCE} s",
+                          "look at the database server") from error
+        except OSError as error:
+            raise _start_failure(stage, error) from error
+        said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
+        if done.returncode:
+            end = StageEnd(stage, done.returncode, tuple(said))
+            raise Failure(str(end), _tool_hint(end) or "try the command by hand")
+        self._say("ok", f"{job.kind} {job.name}", "answers")
+
+
+def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] | None:
+    """(fewest restore points else, fewest after New Year) where the turn costs more than half.
+
+    year: the one that ends; dumps: whether all archives are FULL. SimpleCycle counts days of the
+    year, so that on January 1st it goes on in slot 0, wherever it was.
+    """
+    if cycle.cycle_type != "SimpleCycle":
+        return None
+    first = date(year - 1, 1, 1)
+    turn = (date(year + 1, 1, 1) - first).days
+    points = []
+    for n in range(turn + 90):
+        at = first + timedelta(days=n)
+        points.append((at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days))
+    counts = restore_points(cycle, [Day(*point) for point in points], dumps)
+    usual = min(counts[turn - 180 : turn])
+    after = min(counts[turn:])
+    return (usual, after) if after * 2 < usual else None
+
+
+def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[int]:
+    """How many moments can be restored after each of the days, if no night fails."""
+    held: dict[int, int] = {}  # slot → the night that is in it
+    needs: list[int | None] = []  # night → the one that it continues
+    counts = []
+    for day in days:
+        if is_backup_day(cycle, day):
+            slot = slot_number(cycle, day, ignore_diffs=dumps)
+            full = dumps or slot_mode(cycle, slot) == FULL
+            needs.append(None if full or not needs else len(needs) - 1)
+            held[slot] = len(needs) - 1
+        good: set[int] = set()
+        for night in sorted(held.values()):
+            if needs[night] is None or needs[night] in good:
+                good.add(night)
+        counts.append(len(good))
+    return counts
+
+
+# --------------------------------------------------------------------------------------------------
 # demo
 # --------------------------------------------------------------------------------------------------
 
@@ -5770,6 +6247,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Moment, Callable[[], float]], int]]
     "restore": cmd_restore,
     "restore-script": cmd_restore_script,
     "verify": cmd_verify,
+    "check": cmd_check,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,
 }

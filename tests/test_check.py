@@ -1,0 +1,381 @@
+"""`check`: what it says of set-ups that will work, and of those that will not."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import NIGHT, Site, fake_tool, require_tool
+
+import s3napback
+from s3napback import CycleSpec, Day, Moment
+
+Check = Callable[..., dict[str, dict[str, str]]]
+
+
+@pytest.fixture
+def check(site: Site, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Runs it; subject → the worst finding there, with the exit status under "status"."""
+
+    def run(*words: str, conf: Path | None = None) -> dict[str, Any]:
+        before = site.state()
+        path = conf or site.write()
+        capsys.readouterr()
+        status = s3napback.main(["check", "--json", *words, "-c", str(path)], now=NIGHT)
+        found: dict[str, Any] = {"status": status}
+        order = ("error", "warning", "ok")
+        for one in json.loads(capsys.readouterr().out):
+            known = found.get(one["subject"])
+            if known is None or order.index(one["level"]) < order.index(known["level"]):
+                found[one["subject"]] = one
+        assert site.state() == before, "it left something"
+        return found
+
+    return run
+
+
+def test_all_is_well(s3_site: Site, s3_server: Any, check: Check, gpg_home: Any) -> None:
+    s3_site.settings |= {"GpgRecipient": gpg_home.recipient, "SafeReplace": "On"}
+    os.environ["GNUPGHOME"] = str(gpg_home.home)
+    try:
+        assert s3_site.run() == 0
+        objects = list(s3napback.listing(s3_site.store()))
+        found = check()
+    finally:
+        del os.environ["GNUPGHOME"]
+    assert found["status"] == 0, found
+    assert f"gpg encrypts for {gpg_home.recipient}" in found["GpgRecipient"]["text"]
+    assert found["clock"]["level"] == found["tar"]["level"] == found["DiffDir"]["level"] == "ok"
+    assert list(s3napback.listing(s3_site.store())) == objects
+    probes = [path for method, path in s3_server.requests if "s3napback-check" in path]
+    assert any("//s3napback-check//a b:" in path for path in probes)
+
+
+def test_the_lines_and_the_status(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.jobs = f"Directory {site.data}\nDirectory /absent"
+    assert s3napback.main(["check", "-c", str(site.write())]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok       Directory {site.data}: can be read" in lines
+    assert ("error    Directory /absent: directory /absent does not exist: mount it, or take it out"
+            " of the config") in lines
+    site.jobs = f"Directory {site.data}"
+    assert s3napback.main(["check", "-c", str(site.write())]) == 0
+    assert "the first run makes it" in capsys.readouterr().out
+
+
+def test_the_call(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert s3napback.main(["check", "-h"]) == 0
+    assert "usage: s3napback.py check" in capsys.readouterr().out
+    assert s3napback.main(["check"]) == 2
+    assert s3napback.main(["check", "--deep"]) == 2
+    assert s3napback.main(["check", "nowhere"]) == 2
+    assert "see: s3napback.py check -h" in capsys.readouterr().err
+
+
+def test_as_cron(site: Site) -> None:
+    """A tool that is only on our PATH, a variable that is only in our shell: cron has neither."""
+    (site.folder / "bin").mkdir()
+    (site.folder / "bin" / "squeeze").symlink_to("/bin/gzip")
+    site.settings["Compressor"] = "squeeze"
+    words = [sys.executable, s3napback.__file__, "check", "-c", str(site.write())]
+    env = {**os.environ, "PATH": f"{site.folder}/bin:{os.environ['PATH']}"}
+    here = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert "ok       squeeze" in here.stdout, here
+    cron = subprocess.run([*words, "--cron"], env=env, capture_output=True, text=True)
+    assert cron.returncode == 1
+    assert "error    squeeze: is not on PATH (/usr/bin:/bin): install it" in cron.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "text", "level"),
+    [
+        ({"DiffDir": "/nowhere/diffs"}, "config", "DiffDir", "error"),
+        ({"ChunkSize": "x"}, "config", "ChunkSize", "error"),
+        ({"S3Keyfile": "/nowhere/key"}, "S3Keyfile", "cannot read S3Keyfile", "error"),
+        ({"GpgRecipient": "no-one@example.com"}, "GpgRecipient", "not found in", "error"),
+        ({"Compressor": "no-such-tool -3"}, "no-such-tool", "is not on PATH", "error"),
+        ({"Parallell": "3"}, "config", "Parallell", "warning"),
+    ],
+)
+def test_bad_settings(
+    s3_site: Site, check: Check, change: dict[str, str], subject: str, text: str, level: str
+) -> None:
+    s3_site.settings |= change
+    found = check()
+    assert found[subject]["level"] == level, found
+    assert text in found[subject]["text"]
+    assert found["status"] == (1 if level == "error" else 3)
+
+
+def test_every_error_is_told_at_once(site: Site, check: Check) -> None:
+    site.settings |= {"GpgRecipient": "no-one@example.com", "TempDir": "/nowhere"}
+    site.jobs = f"<Directory /absent>\nUseTempFile 1\n</Directory>\nDirectory {site.data}"
+    found = check()
+    wrong = {subject for subject, one in found.items()
+             if subject != "status" and one["level"] == "error"}
+    assert wrong == {"GpgRecipient", "TempDir", "Directory /absent"}
+
+
+def test_jobs_in_each_others_way(site: Site, check: Check) -> None:
+    site.jobs = f"Directory {site.data}\n<Cycle a>\nDirectory {site.data}\n</Cycle>"
+    found = check()
+    assert "writes to the same archives" in found[f"Directory {site.data}"]["text"]
+
+
+def test_a_key_file_that_others_can_read(s3_site: Site, check: Check) -> None:
+    Path(s3_site.settings["S3Keyfile"]).chmod(0o644)
+    found = check()
+    assert found["S3Keyfile"]["level"] == "warning"
+    assert found["S3Keyfile"]["hint"].startswith("chmod 600 ")
+    assert found["status"] == 3
+
+
+def test_without_a_key_file(s3_site: Site, check: Check) -> None:
+    s3_site.settings["S3Keyfile"] = ""
+    assert "no S3 credentials" in check()["bucket"]["text"]
+
+
+def test_another_run_at_work(site: Site, check: Check) -> None:
+    state = s3napback.State(site.settings["DiffDir"] + "/", Moment.of(NIGHT))
+    with state.lock():
+        found = check()
+    assert "another run is at work" in found["DiffDir"]["text"]
+    assert found["status"] == 3
+
+
+def test_little_room(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3napback, "_LITTLE_ROOM", 1 << 60)
+    monkeypatch.setattr(s3napback, "_LITTLE_TEMP_ROOM", 1 << 60)
+    site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
+    found = check()
+    for subject in ("DiffDir", "TempDir"):
+        assert found[subject]["level"] == "warning"
+        assert "are free" in found[subject]["text"]
+
+
+def test_a_tar_that_is_another(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tool(site, monkeypatch, "tar", "echo bsdtar 3.6")
+    assert "is not GNU tar" in check()["tar"]["text"]
+
+
+# ---- the bucket ----
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "text"),
+    [
+        ("GET", (403, "AccessDenied", "no"), "AccessDenied"),
+        ("PUT", (403, "AccessDenied", "no"), "AccessDenied"),
+        ("POST", (403, "AccessDenied", "no"), "AccessDenied"),
+        ("GET", (403, "SignatureDoesNotMatch", "no"), "the secret in S3Keyfile is wrong"),
+    ],
+)
+def test_rights_that_are_missing(
+    s3_site: Site, s3_server: Any, check: Check, where: str, answer: tuple[int, str, str],
+    text: str,
+) -> None:
+    assert s3_site.run() == 0
+    s3_server.fail = lambda method, *_: answer if method == where else None
+    found = check()
+    assert found["status"] == 1
+    assert text in found["bucket"]["text"] + found["bucket"]["hint"]
+
+
+def test_what_the_bucket_keeps(s3_site: Site, s3_server: Any, check: Check) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="bkt", ObjectLockEnabledForBucket=True)
+    client.put_object_lock_configuration(
+        Bucket="bkt", ObjectLockConfiguration={
+            "ObjectLockEnabled": "Enabled",
+            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 30}},
+        },
+    )
+    facts = s3_site.store().about()  # type: ignore[attr-defined]
+    assert facts == s3napback.BucketFacts("us-east-1", True, "30 days", ())
+    s3_server.fail = lambda method, path, query, body: (
+        (501, "NotImplemented", "") if {"versioning", "object-lock"} & set(query) else None
+    )
+    found = check()
+    assert found["status"] == 0
+    facts = s3_site.store().about()  # type: ignore[attr-defined]
+    assert facts.unknown == ("versions", "an object lock")
+
+
+def test_versions_are_noted(s3_site: Site, s3_server: Any, check: Check) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="bkt")
+    client.put_bucket_versioning(Bucket="bkt", VersioningConfiguration={"Status": "Enabled"})
+    found = check()
+    assert "it keeps old versions" in found["bucket"]["text"]
+    assert found["status"] == 3
+
+
+def test_an_object_lock_is_noted(s3_site: Site, s3_server: Any, capsys: Any) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="bkt", ObjectLockEnabledForBucket=True)
+    client.put_object_lock_configuration(
+        Bucket="bkt", ObjectLockConfiguration={
+            "ObjectLockEnabled": "Enabled",
+            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Years": 1}},
+        },
+    )
+    assert s3napback.main(["check", "-c", str(s3_site.write())]) == 3
+    assert "object lock keeps what is stored (1 years)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(5, "ok"), (100, "warning"), (-2000, "error")])
+def test_the_clock(
+    s3_site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, seconds: int, level: str
+) -> None:
+    ours = SimpleNamespace(**{**vars(time), "time": lambda: time.time() + seconds})
+    monkeypatch.setattr(s3napback, "time", ours)
+    found = check()
+    assert found["clock"]["level"] == level
+    assert ("ahead of" if seconds > 0 else "behind") in found["clock"]["text"]
+
+
+def test_a_service_that_alters_what_it_stores(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site.folder / "buckets" / "bkt").mkdir()
+    real = s3napback.FolderStore.get
+    monkeypatch.setattr(
+        s3napback.FolderStore, "get", lambda self, key: (b"x" + real(self, key)[0], {})
+    )
+    assert "came back other than it was stored" in check()["bucket"]["text"]
+    monkeypatch.setattr(s3napback.FolderStore, "get", real)
+    monkeypatch.setattr(s3napback.FolderStore, "page", lambda self, prefix, after="": ([], False))
+    assert "is not listed" in check()["bucket"]["text"]
+
+
+def test_a_probe_that_stays(site: Site, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.folder / "buckets" / "bkt").mkdir()
+    monkeypatch.setattr(s3napback.FolderStore, "delete", lambda self, keys: None)
+    assert s3napback.main(["check", "-c", str(site.write())]) == 1
+    assert "could not be deleted: delete it by hand" in capsys.readouterr().out
+
+
+# ---- gpg ----
+
+
+def test_a_key_that_expires_soon(
+    site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = "soon@example.com"
+    gpg_home.run("--passphrase", "", "--quick-generate-key", f"Soon <{who}>", "future-default",
+                 "default", "20d")
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    site.settings["GpgRecipient"] = who
+    words = ["check", "--json", "-c", str(site.write())]
+    assert s3napback.main(words) == 3  # of the real time, as gpg's
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    assert check()["GpgRecipient"]["level"] == "ok"
+
+
+def test_a_gpg_that_does_not_encrypt(
+    site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    fake_tool(site, monkeypatch, "gpg", '[ -p /dev/stdin ] || exec "$REAL" "$@"; cat')
+    assert "gpg does not encrypt" in check()["GpgRecipient"]["text"]
+
+
+# ---- sources ----
+
+
+def test_databases_and_repositories(
+    site: Site, check: Check, mariadb: Any, postgres: Any, svn_repo_factory: Any
+) -> None:
+    (site.folder / "repos").mkdir()
+    repository = svn_repo_factory(site.folder / "repos" / "one", 2)
+    (site.folder / "empty").mkdir()
+    site.jobs = (
+        f"MySQL {mariadb.socket}:mysql\nMySQL {mariadb.socket}:absent\n"
+        f"PostgreSQL {postgres.user}@postgres\nPostgreSQL {postgres.user}@absent\n"
+        f"Subversion {repository}\nSubversion /absent\nSubversionDir {site.folder}/repos\n"
+        f"SubversionDir {site.folder}/empty\nSubversionDir /absent"
+    )
+    os.environ.update(postgres.env)
+    try:
+        found = check()
+    finally:
+        for name in postgres.env:
+            del os.environ[name]
+    levels = {subject: one["level"] for subject, one in found.items() if subject != "status"}
+    assert levels[f"MySQL {mariadb.socket}:mysql"] == "ok"
+    assert levels[f"MySQL {mariadb.socket}:absent"] == "error"
+    assert levels[f"PostgreSQL {postgres.user}@postgres"] == "ok"
+    assert levels[f"PostgreSQL {postgres.user}@absent"] == "error"
+    assert found[f"Subversion {repository}"]["text"] == "answers, at revision 2"
+    assert levels["Subversion /absent"] == levels["SubversionDir /absent"] == "error"
+    assert levels[f"SubversionDir {site.folder}/empty"] == "warning"
+
+
+def test_a_database_that_hangs(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_tool("mysqldump")
+    fake_tool(site, monkeypatch, "mysqldump", "exec sleep 30")
+    monkeypatch.setattr(s3napback, "_DUMP_PATIENCE", 0.2)
+    site.jobs = "MySQL shop"
+    assert "does not answer within" in check()["MySQL shop"]["text"]
+
+
+# ---- New Year ----
+
+
+def days(first: datetime, count: int) -> list[Day]:
+    return [Moment.of(first + timedelta(days=n)).day for n in range(count)]
+
+
+def test_restore_points() -> None:
+    week = days(datetime(2026, 1, 1, 3), 9)
+    cycle = CycleSpec(fulls=2, diffs=2)  # FULL DIFF DIFF FULL DIFF DIFF, over and over
+    # The seventh night's FULL takes the first one's place, whose two DIFFs are worth nothing then.
+    assert s3napback.restore_points(cycle, week, False) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert s3napback.restore_points(cycle, week, True) == [1, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("cycle", "loses"),
+    [
+        (CycleSpec(), False),  # the defaults: 28 slots
+        (CycleSpec(fulls=2, diffs=20), True),  # 42 slots
+        (CycleSpec(fulls=1, diffs=29), False),  # every FULL takes all with it, at any time
+        (CycleSpec("HanoiCycle"), False),
+    ],
+)
+def test_new_year(cycle: CycleSpec, loses: bool) -> None:
+    assert bool(s3napback.new_year_loss(cycle, 2026, False)) == loses
+
+
+def test_a_plan_that_loses_at_new_year(site: Site, check: Check) -> None:
+    site.jobs = f"<Directory {site.data}>\nFulls 2\nDiffs 20\n</Directory>\n"
+    found = check()
+    assert "at New Year the rotation starts anew" in found[f"Directory {site.data}"]["text"]
+    site.jobs = f"<Directory {site.data}>\nFrequency 0\n</Directory>\n"
+    assert check()["status"] == 1
+
+
+def test_a_log_that_cannot_be_written(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "log4perl.rootLogger = INFO, F\nlog4perl.appender.F = Log::Log4perl::Appender::File\n"
+        "log4perl.appender.F.filename = /nowhere/x.log\n"
+        "log4perl.appender.F.layout = Log::Log4perl::Layout::SimpleLayout\n"
+    )
+    monkeypatch.setattr(
+        s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "my.logconfig")
+    )
+    found = check()
+    assert "/nowhere/x.log" in found["log"]["text"]
+    assert found["status"] == 3
