@@ -2578,11 +2578,14 @@ def _unmarked_fault(items: Sequence[StoredObject], chunk_size: int | None) -> st
 
 
 def _missing(items: Sequence[StoredObject], count: int) -> str:
-    absent = sorted(set(range(count)) - {_number(item) for item in items})
+    numbers = sorted({_number(item) for item in items})
+    absent = count - len(numbers)
     if not absent:
         return ""
-    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    return f"chunk {absent[0]}{more} is missing"
+    # A number may be anything that someone wrote into a key: nothing is counted up to it.
+    first = next((n for n, number in enumerate(numbers) if n != number), len(numbers))
+    more = f" and {absent - 1} more" if absent > 1 else ""
+    return f"chunk {first}{more} is missing"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2602,6 +2605,7 @@ def upload(
     closing: Callable[[], Mapping[str, str]] = dict,
     progress: Callable[[int], None] = lambda size: None,
     safe: bool = False,
+    replacing: Callable[[], None] = lambda: None,
     log: logging.Logger,
 ) -> Stored:
     """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
@@ -2612,7 +2616,7 @@ def upload(
     closing: called when the stream has ended, before the last chunk makes the archive complete:
     it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
     says; progress: told the bytes of each stored chunk; safe: the old archive stays until the new
-    one is complete, at the price of room for both.
+    one is complete, at the price of room for both; replacing: called before the old one goes.
     Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
     """
     marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
@@ -2631,10 +2635,12 @@ def upload(
                 elif number == 0:
                     # From here until the last chunk is stored this slot holds no archive: the
                     # price of a slot that is not kept twice. The other slots are untouched.
+                    replacing()
                     delete_chunks(store, replaced)
                 uploader.submit(number, chunk)
                 number += 1
             last = dict(closing())
+            replacing()
             uploader.finish_with(number, chunk, last)
         except BaseException as error:
             # One who waited for hours, or was told to end, does not wait for hours once more.
@@ -3577,8 +3583,6 @@ class Run:
             if task.kind in (DIRECTORY, SUBVERSION):
                 fresh = task.mode == FULL or bool(task.torn)
                 draft = stack.enter_context(self._state.draft(task.name, fresh=fresh))
-                if self._context.force:  # what is done today may be lost on the way
-                    self._state.doubt(task.name)
             before = ""
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
@@ -3657,6 +3661,11 @@ class Run:
                     " UseTempFile for this job avoids that", task.name,
                 )
 
+        def replacing() -> None:
+            # What is done today may be lost from here on.
+            if self._context.force and task.kind in (DIRECTORY, SUBVERSION):
+                self._state.doubt(task.name)
+
         live = isinstance(stream, Pipeline) and task.kind in (MYSQL, POSTGRESQL)
         self._store.waiting = waiting if live else lambda seconds: None
         return upload(
@@ -3669,6 +3678,7 @@ class Run:
             closing=closing,
             progress=progress,
             safe=self._settings.safe_replace,
+            replacing=replacing,
             log=task.log,
         )
 
