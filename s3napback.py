@@ -43,6 +43,7 @@ import os
 import pwd
 import random
 import re
+import resource
 import secrets
 import shlex
 import shutil
@@ -1205,6 +1206,8 @@ def tar_stage(
     for pattern in excludes:
         words += ["--exclude", pattern]
     words += ["-g", snapshot, "-C", "/", "-cp", *(TAR_ATTRIBUTES if attributes else ())]
+    if any("\\" in name for name in names):
+        words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
         words.append("--")
     # The messages decide what a status of 2 means (`judge`), so they are asked for in English.
@@ -1832,7 +1835,7 @@ class FolderStore:
                 if entry.is_dir():
                     if entry.name.endswith("+"):
                         yield from self._walk(entry.path, start + entry.name[:-1])
-                else:
+                elif entry.is_file():
                     key = urllib.parse.unquote_to_bytes(os.fsencode(start + entry.name))
                     yield key.decode("utf-8", "backslashreplace"), entry.path
 
@@ -3867,6 +3870,10 @@ def catalogue(
                 yield looked
 
 
+# No archive is from later than that, epoch seconds: what local time can show, in any zone.
+_LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
 def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
     marks = archive.metadata
     before, _, after = marks.get("state", "").partition(":")
@@ -3874,6 +3881,8 @@ def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) 
         made = datetime.strptime(marks.get("made", ""), "%Y-%m-%dT%H:%M:%SZ").replace(
             tzinfo=timezone.utc
         ).timestamp()
+        if not 0 <= made < _LATEST:
+            made = archive.modified
     except ValueError:
         made = archive.modified
     return Found(
@@ -4116,6 +4125,7 @@ def extract(
     Deleted and renamed files come out as they were then. Raises Failure where tar fails.
     """
     words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_ATTRIBUTES]
+    words.append("--no-unquote")
     words += ["-C", folder]
     if os.geteuid() == 0:
         words.append("--same-owner")
@@ -4690,10 +4700,25 @@ def close_log() -> None:
         _open_handlers.pop().close()
 
 
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8.
+
+    Names in a bucket are whatever someone wrote there. keep: control characters that stay.
+
+    >>> print(printable("/etc" + chr(27)))
+    /etc\\x1b
+    """
+    safe = "".join(
+        f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
+        for c in text
+    )
+    return safe.encode("utf-8", "backslashreplace").decode()
+
+
 def _say(text: str) -> None:
     """A line to standard error, which may be closed."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
 
 
@@ -4747,6 +4772,8 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     def clock() -> float:
         return start + time.monotonic() - started
 
+    # A core dump would hold the secret key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     as_js3tream = argv is None and os.path.basename(sys.argv[0]) == "js3tream"
     try:
         with _signals():
@@ -5268,12 +5295,14 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         print(json.dumps(_catalogue_json(bucket.store.bucket, sources), indent=1))
         return EXIT_OK
     for (kind, name), found in sorted(sources.items()):
-        print(f"{kind or 'Directory or Subversion'} {name or '(all)'}")
+        print(printable(f"{kind or 'Directory or Subversion'} {name or '(all)'}", ""))
         moments = restorable_moments(found)
         for one in sorted(found, key=lambda f: f.made):
             stale = "" if one.fault or one.made in moments else ", stale: what it continues is gone"
-            print(f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
-                  f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{_remarks(one)}")
+            print(printable(
+                f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
+                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{_remarks(one)}", ""
+            ))
         shown = ", ".join(_moment_text(moment, at) for at in moments) or "none"
         print(f"  can be restored as of: {shown}")
     return EXIT_OK
@@ -5655,7 +5684,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
             for one in of_source if not one.fault and one.made not in good
         ]
     for fault in faults:
-        print(fault)
+        print(printable(fault, ""))
     _say(f"{checked} archives checked, {len(faults)} faults")
     return EXIT_FAILED if faults else EXIT_OK
 
@@ -5745,8 +5774,7 @@ def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     else:
         for one in findings:
             hint = f": {one.hint}" if one.hint else ""
-            line = f"{one.level:8} {one.subject}: {one.text}{hint}"
-            print(line.encode("utf-8", "backslashreplace").decode())
+            print(printable(f"{one.level:8} {one.subject}: {one.text}{hint}", ""))
     levels = {finding.level for finding in findings}
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 

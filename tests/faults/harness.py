@@ -401,7 +401,7 @@ class World:
         status = self._run(fault, *words)
         self._check(fault, before, status)
         hit = {
-            "kill": status in (-signal.SIGKILL, 128 + signal.SIGTERM),
+            "kill": status in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM),
             "request": self._hit, "requests": self._hit, "stage": status == 1,
         }.get(fault.kind, True)
         self.count[fault.kind if hit else "without effect"] += 1
@@ -466,6 +466,7 @@ class World:
             "GNUPGHOME": str(self.gpg.home), "NO_PROXY": "127.0.0.1",
         }
         said = self.folder / "said"
+        said.write_text("")
         self.server.calm(self.night)
         pids: list[int] = []
         self._disturb(fault, env, pids)
@@ -626,6 +627,8 @@ class World:
         wrong = [line for line in lines if " ERROR " in line or " FATAL " in line]
         if status == -signal.SIGKILL:
             require(fault.kind == "kill", "it was killed by someone else")
+        elif status == -signal.SIGTERM:  # before the program could begin
+            require(fault.kind == "kill" and not lines, "it was ended like one who does not listen")
         elif status == 128 + signal.SIGTERM:
             require(fault.what.startswith("SIGTERM"), "it ended as by SIGTERM")
             require("Ended by SIGTERM" in self.said, "nothing is said of the signal")
