@@ -1,0 +1,113 @@
+"""Coverage-guided fuzzing of everything that reads what others wrote; by hand, with atheris:
+
+    pip install atheris && python tests/faults/fuzz.py TARGET -max_total_time=120
+
+A target may raise Failure (or what its docstring names), nothing else.
+"""
+
+import contextlib
+import getopt
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+with atheris.instrument_imports():
+    import s3napback
+
+from s3napback import META, Failure, Moment, StoredObject
+
+PATH = os.path.join(tempfile.mkdtemp(), "input")
+
+
+def through_a_file(reader: Callable[[str], object]) -> Callable[[bytes], None]:
+    def target(data: bytes) -> None:
+        with open(PATH, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(Failure):
+            reader(PATH)
+
+    return target
+
+
+def read_all_of_a_config(path: str) -> None:
+    config = s3napback.read_config(path)
+    with contextlib.suppress(Failure):
+        s3napback.settings_of(config)
+    jobs, _ = s3napback.jobs_of(config)
+    for job in jobs:
+        cycle = s3napback.CycleSpec.of(job.timing)
+        with contextlib.suppress(OverflowError, ZeroDivisionError):  # `Run._plan` knows them
+            slot = s3napback.slot_number(cycle, Moment(1.8e9).day)
+            s3napback.slot_mode(cycle, slot)
+
+
+def logconfig(data: bytes) -> None:
+    s3napback.parse_logconfig(data.decode("utf-8", "surrogateescape"), "fuzz")
+
+
+def key(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    parsed = s3napback.parse_chunk_key(text)
+    if parsed:
+        s3napback.parse_archive_name(parsed[0])
+    s3napback.key_text(data.decode("utf-8", "surrogateescape").replace("\0", ""))
+
+
+def metadata(data: bytes) -> None:
+    provider = atheris.FuzzedDataProvider(data)
+    chunks = []
+    for _ in range(provider.ConsumeIntInRange(1, 5)):
+        staged = ":s3napback-new" if provider.ConsumeBool() else ""
+        number = provider.ConsumeIntInRange(0, 10**14)
+        etag = provider.ConsumeUnicodeNoSurrogates(33)
+        size = provider.ConsumeIntInRange(0, 9)
+        chunks.append(StoredObject(f"a-0-DIFF{staged}:{number:013d}", size, etag, float(size)))
+    names = ("archive", "chunks", "bytes", "md5", "made", "kind", "status", "state", "opaque")
+    marks = {
+        META + name: provider.ConsumeUnicodeNoSurrogates(30)
+        for name in names if provider.ConsumeBool()
+    }
+    unique = list({item.key: item for item in chunks}.values())
+    archive = s3napback.assemble("a-0-DIFF", unique, lambda key: marks, 3)
+    assert archive
+    one = s3napback._found(archive, None, "a", 0, "DIFF")
+    with contextlib.suppress(Failure):
+        s3napback.choose_chain([one], 1e12)
+    s3napback.Link.to(archive).holds(unique, lambda key: marks)
+
+
+def js3tream(data: bytes) -> None:
+    words = data.decode("utf-8", "surrogateescape").split("\0")
+    with contextlib.suppress(Failure, getopt.GetoptError):
+        options = s3napback._js3tream_options(words)
+        s3napback._whole_number(options.get("size", "1"), "-z", 100)
+
+
+def snapshot(data: bytes) -> None:
+    """May raise ValueError."""
+    with contextlib.suppress(ValueError):
+        s3napback.without_replaced(b"GNU tar-1.34-2\n" + data, lambda name: (1, 1))
+
+
+def when(data: bytes) -> None:
+    with contextlib.suppress(Failure):
+        s3napback.parse_when(data.decode("utf-8", "replace"), Moment(1.8e9))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "config": through_a_file(read_all_of_a_config),
+    "keyfile": through_a_file(s3napback.read_key_file),
+    "logconfig": logconfig, "key": key, "metadata": metadata, "js3tream": js3tream,
+    "snapshot": snapshot, "when": when,
+}
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    atheris.Setup(sys.argv, TARGETS[name])
+    atheris.Fuzz()
