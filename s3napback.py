@@ -776,9 +776,6 @@ def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
                 f"{entry.where}: Cycle {entry.text} is no block and is ignored;"
                 " a cycle is <Cycle NAME> ... </Cycle>"
             )
-    for name in ("BandwidthLimit",):
-        if config.first(name):
-            warnings.append(f"{_place(config, name)}: {name} is not yet in effect")
     return jobs, warnings
 
 
@@ -1651,6 +1648,57 @@ class Access:
     secret: str | None = field(default=None, repr=False)  # never in a traceback or a log
     storage_class: str | None = None
     connections: int = 4
+    limit: Limit | None = None
+
+
+class Limit:
+    """What all uploads of a run together may send. rate: bytes per second."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free = time.monotonic()  # when all that was granted will have been sent
+        self._lock = threading.Lock()
+
+    def grant(self, count: int) -> float:
+        """The seconds to wait before so many bytes are sent."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(self._free, now)
+            self._free = start + count / self._rate
+            return start - now
+
+
+class _Paced:
+    """Data as a file that is read no faster than a limit lets it be sent.
+
+    stop: set by who does not want to wait for the rest, which ends in OSError.
+    """
+
+    _PIECE = 1 << 14  # bytes: what urllib3 reads at once
+
+    def __init__(self, data: bytes | bytearray, limit: Limit, stop: threading.Event) -> None:
+        self._file = memoryview(data)
+        self._at = 0
+        self._limit, self._stop = limit, stop
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._file)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, count: int = -1) -> memoryview:
+        end = len(self._file) if count < 0 else self._at + min(count, self._PIECE)
+        piece = self._file[self._at : end]
+        self._at += len(piece)
+        if piece and self._stop.wait(self._limit.grant(len(piece))):
+            raise OSError("the upload was given up")
+        return piece
 
 
 def read_key_file(path: str) -> tuple[str, str]:
@@ -1948,6 +1996,7 @@ class S3Store:
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
+        self.stop = threading.Event()  # see `Patience`
 
     @property
     def _client(self) -> Any:
@@ -1961,11 +2010,12 @@ class S3Store:
         digest = hashlib.md5(data, usedforsecurity=False)
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
+        limit = self._access.limit
         with self._errors(f"store {key} in"):
             answer = self._client.put_object(
                 Bucket=self.bucket,
                 Key=key,
-                Body=data,
+                Body=_Paced(data, limit, self.stop) if limit else data,
                 ContentMD5=base64.b64encode(digest.digest()).decode(),
                 ContentType="application/octet-stream",
                 Metadata=dict(metadata),
@@ -2141,11 +2191,6 @@ class S3Store:
         except (boto.HTTPClientError, boto.ResponseStreamingError,
                 boto.ConnectionError, OSError) as error:
             raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
-        except RecursionError as error:  # botocore asks where to go, of the one that sent it away
-            raise Failure(
-                f"cannot {doing} bucket {self.bucket}: PermanentRedirect",
-                _S3_HINTS["PermanentRedirect"],
-            ) from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
 
@@ -2186,6 +2231,7 @@ def _s3_client(access: Access) -> Any:
     try:
         import boto3
         from botocore.config import Config
+        from botocore.handlers import add_expect_header
     except ImportError as error:
         raise missing_library(error) from error
     # A session of its own: boto3's common one keeps the credentials that it found first.
@@ -2197,7 +2243,12 @@ def _s3_client(access: Access) -> Any:
         aws_secret_access_key=access.secret,
         config=Config(
             region_name=None if access.region else _default_region(),
-            s3={"addressing_style": "path"},  # dots in a bucket's name break TLS host names
+            s3={
+                "addressing_style": "path",  # dots in a bucket's name break TLS host names
+                # What is sent is guarded by Content-MD5, which is signed; a second digest of it
+                # costs a quarter of the whole work.
+                "payload_signing_enabled": False,
+            },
             # Older S3-compatible services refuse the checksum trailers that boto3 adds by default.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -2208,6 +2259,10 @@ def _s3_client(access: Access) -> Any:
         ),
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    # Without: a service that does not answer "Expect: 100-continue" costs a second for each chunk.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    if access.endpoint:
+        client.meta.events.register("before-call.s3", _stay_here)
     return client
 
 
@@ -2216,6 +2271,11 @@ def _default_region() -> str | None:
 
     found = botocore.session.get_session().get_config_variable("region")
     return None if found else "us-east-1"
+
+
+def _stay_here(params: dict[str, Any], **_: Any) -> None:
+    # Sent to another region, botocore asks for the bucket's, of the same endpoint, without end.
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
@@ -2255,7 +2315,7 @@ class Patience:
 
     def __init__(self, store: Store, hours: float, log: logging.Logger) -> None:
         self.bucket = store.bucket
-        self.stop = threading.Event()
+        self.stop: threading.Event = getattr(store, "stop", threading.Event())
         self.waiting: Callable[[float], None] = lambda seconds: None
         self._store, self._seconds, self._log = store, hours * 3600, log
 
@@ -2360,6 +2420,10 @@ class Stream(Protocol):
         """Raises Failure if the source is known to have failed."""
 
 
+# No archive is from later than that, epoch seconds: what local time can show, in any zone.
+_LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
 @dataclass(frozen=True)
 class Archive:
     """The chunks of one name that belong together, by number, and what the last one says.
@@ -2390,6 +2454,16 @@ class Archive:
     def modified(self) -> float:
         """When its newest chunk was stored, epoch seconds."""
         return max(item.modified for item in self.chunks)
+
+    @property
+    def made(self) -> float:
+        """When its backup began, epoch seconds; of an unmarked one, when it was stored."""
+        try:
+            text = self.metadata.get("made", "")
+            made = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        except ValueError:
+            return self.modified
+        return made.timestamp() if 0 <= made.timestamp() < _LATEST else self.modified
 
 
 @dataclass(frozen=True)
@@ -3193,6 +3267,7 @@ def access_of(settings: Settings) -> Access:
         secret,
         settings.storage_class,
         settings.parallel,
+        Limit(settings.bandwidth_limit) if settings.bandwidth_limit else None,
     )
 
 
@@ -3399,7 +3474,8 @@ class Run:
                 task.done = bool(
                     archive
                     and archive.complete
-                    and moment.date(archive.modified) == moment.date()
+                    # Not when it was stored: one that was staged may come to its place much later.
+                    and moment.date(archive.made) == moment.date()
                 )
             task.replacing = task.mode == FULL and bool(task.present)
             if task.mode == DIFF and not self._context.test and (
@@ -3870,23 +3946,11 @@ def catalogue(
                 yield looked
 
 
-# No archive is from later than that, epoch seconds: what local time can show, in any zone.
-_LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
-
-
 def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
     marks = archive.metadata
     before, _, after = marks.get("state", "").partition(":")
-    try:
-        made = datetime.strptime(marks.get("made", ""), "%Y-%m-%dT%H:%M:%SZ").replace(
-            tzinfo=timezone.utc
-        ).timestamp()
-        if not 0 <= made < _LATEST:
-            made = archive.modified
-    except ValueError:
-        made = archive.modified
     return Found(
-        archive.name, marks.get("kind") or kind, name, slot, mode, made, archive.size,
+        archive.name, marks.get("kind") or kind, name, slot, mode, archive.made, archive.size,
         len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
         tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
     )
@@ -4008,7 +4072,7 @@ def parse_when(text: str, moment: Moment) -> float:
         raise missing_library(error) from error
     try:
         return parser.parse(text, default=end_of_day).timestamp()
-    except (ValueError, OverflowError) as error:
+    except (ValueError, ArithmeticError, TypeError) as error:  # a number that is none, for one
         raise Failure(
             f"cannot read the moment {text!r}", 'write "2026-11-20 03:00", or "3 days ago"',
             status=EXIT_USAGE,

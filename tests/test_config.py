@@ -170,7 +170,6 @@ def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
         ("Directory /a /b\nExclude x # y\n", ["/a", "/b"], "Exclude: the list of names ends at #"),
         ("Direktory /a\n", [], "did you mean Directory?"),
         ("Directory /a\nFrequency weekly\n", ["/a"], "Frequency weekly is read as 0"),
-        ("Directory /a\nBandwidthLimit 1\n", ["/a"], "BandwidthLimit is not yet in effect"),
         ("Directory /a\n", ["/a"], ""),
     ],
 )

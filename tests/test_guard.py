@@ -5,6 +5,9 @@ time. Kills and faults at random are in tests/faults."""
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -89,6 +92,19 @@ def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, place
     assert safe_site.run(now=NIGHT + timedelta(minutes=1)) == 0  # done today
     assert safe_site.content(name) == content
     assert [i.key for i in s3napback.listing(store)] == [i.key for i in archive.chunks]
+
+
+def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) -> None:
+    """It comes to its place today, and is as old as it is."""
+    ((name, _),) = safe_site.archives().items()
+    archive = stage(safe_site, name)
+    safe_site.store().delete([item.key for item in archive.chunks])
+    for path in safe_site.diff_files():
+        path.unlink()
+    turn = NIGHT + timedelta(days=28)  # of the same slot
+    assert safe_site.run(now=turn) == 0
+    made = safe_site.archives()[name].made
+    assert datetime.fromtimestamp(made).date() == turn.date()
 
 
 def test_a_restore_reads_a_staged_archive_and_finishes_the_move(
@@ -440,3 +456,35 @@ def test_a_gpg_that_does_not_work(
     fake_tool(site, monkeypatch, "gpg", "exit 9")
     assert site.run() == 2
     assert "gpg does not work: Error invoking gpg: 9" in capsys.readouterr().err
+
+
+def test_a_bandwidth_limit_holds_for_all_connections_together(s3_site: Site) -> None:
+    (s3_site.data / "big").write_bytes(os.urandom(300_000))
+    s3_site.settings |= {"BandwidthLimit": "300000", "ChunkSize": "20000"}
+    started = time.monotonic()
+    assert s3_site.run() == 0
+    assert time.monotonic() - started > 0.95
+    ((_, archive),) = s3_site.archives().items()
+    assert archive.complete and archive.size > 300_000
+
+
+def test_a_limited_upload_is_given_up_at_once(s3_site: Site) -> None:
+    """Who is told to end does not first send what is left of a chunk, at so many bytes a second."""
+    (s3_site.data / "big").write_bytes(os.urandom(300_000))
+    s3_site.settings |= {"BandwidthLimit": "10000", "ChunkSize": "200000"}
+    process = subprocess.Popen(
+        [sys.executable, s3napback.__file__, "-c", str(s3_site.write())],
+        stderr=subprocess.PIPE, text=True,
+    )
+    store = s3_site.store()
+    deadline = time.monotonic() + 20
+    while not store.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.terminate()
+    started = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert time.monotonic() - started < 10
+    assert not s3_site.archives()

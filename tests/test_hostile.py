@@ -305,6 +305,12 @@ def test_any_moment(text: str) -> None:
         assert failure.status == 2
 
 
+def test_a_moment_of_digits_alone() -> None:
+    """Found by fuzzing: dateutil raises decimal.InvalidOperation."""
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(f"\n{'2' * 20}:{'2' * 29}", s3napback.Moment.of(NIGHT))
+
+
 @given(st.binary(max_size=200))
 def test_any_key_file(content: bytes) -> None:
     path = Path(f"/tmp/s3nb-key-{os.getpid()}")
