@@ -320,9 +320,14 @@ class Refusal(Exception):
         self.code, self.status = code, status
 
 
-def xml(name: str, content: str, status: int = 200) -> Answer:
+def xml(name: str, content: str) -> Answer:
     text = f'<?xml version="1.0" encoding="UTF-8"?><{name} {_NAMESPACE}>{content}</{name}>'
-    return Answer(status, text.encode(), {"Content-Type": "application/xml"})
+    return Answer(200, text.encode(), {"Content-Type": "application/xml"})
+
+
+def refused(refusal: Refusal) -> Answer:
+    text = f"<Error><Code>{refusal.code}</Code></Error>"  # in no namespace, unlike the others
+    return Answer(refusal.status, text.encode(), {"Content-Type": "application/xml"})
 
 
 def iso(epoch: float) -> str:
@@ -425,7 +430,7 @@ class Connection:
             try:
                 answer = self._answer(request, self._body(request))
             except Refusal as refusal:
-                answer = xml("Error", f"<Code>{refusal.code}</Code>", refusal.status)
+                answer = refused(refusal)
             if self._service.latency:
                 time.sleep(self._service.latency)
             self._send(request, answer)
