@@ -1663,9 +1663,10 @@ class Limit:
         """The seconds to wait before so many bytes are sent."""
         with self._lock:
             now = time.monotonic()
-            start = max(self._free, now)
+            # Who comes late may catch up on half a second of it, else the rate would never be met.
+            start = max(self._free, now - 0.5)
             self._free = start + count / self._rate
-            return start - now
+            return max(0.0, start - now)
 
 
 class _Paced:
@@ -2235,14 +2236,14 @@ def _s3_client(access: Access) -> Any:
     except ImportError as error:
         raise missing_library(error) from error
     # A session of its own: boto3's common one keeps the credentials that it found first.
-    client = boto3.session.Session().client(
+    session = boto3.session.Session()
+    client = session.client(
         "s3",
         endpoint_url=access.endpoint,
-        region_name=access.region,
+        region_name=access.region or session.region_name or "us-east-1",
         aws_access_key_id=access.key,
         aws_secret_access_key=access.secret,
         config=Config(
-            region_name=None if access.region else _default_region(),
             s3={
                 "addressing_style": "path",  # dots in a bucket's name break TLS host names
                 # What is sent is guarded by Content-MD5, which is signed; a second digest of it
@@ -2264,13 +2265,6 @@ def _s3_client(access: Access) -> Any:
     if access.endpoint:
         client.meta.events.register("before-call.s3", _stay_here)
     return client
-
-
-def _default_region() -> str | None:
-    import botocore.session
-
-    found = botocore.session.get_session().get_config_variable("region")
-    return None if found else "us-east-1"
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:
