@@ -631,7 +631,7 @@ class World:
             require(fault.kind == "kill" and not lines, "it was ended like one who does not listen")
         elif status == 128 + signal.SIGTERM:
             require(fault.what.startswith("SIGTERM"), "it ended as by SIGTERM")
-            require("Ended by SIGTERM" in self.said, "nothing is said of the signal")
+            require("nded by SIGTERM" in self.said, "nothing is said of the signal")
         elif status in (1, 2):
             require(bool(wrong), f"it ends with {status}, and does not say why")
         else:
