@@ -246,5 +246,5 @@ def test_an_output_that_is_closed(site: Site) -> None:
 def test_the_demo(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert s3napback.main(["demo"]) == 0
-    assert "restore" in capsys.readouterr().out
+    assert "A throwaway folder" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
