@@ -88,6 +88,9 @@ DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
 # we write the manual's and read any.
 CHUNK_DIGITS = 13
 
+# Most digits of a number in a name that is ours: what js3tream's program wrote.
+MOST_DIGITS = 20
+
 # The unit of js3tream's -z, when it is not given (its manual).
 JS3TREAM_CHUNK_SIZE = 5_000_000
 
@@ -1070,8 +1073,8 @@ def archive_name(kind: str, name: str, slot: int, mode: str) -> str:
     return f"{name}-{slot}-{mode}"
 
 
-_ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]+)-(?P<mode>FULL|DIFF)", re.DOTALL)
-_DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]+)", re.DOTALL)
+_ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]{1,20})-(?P<mode>FULL|DIFF)", re.DOTALL)
+_DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]{1,20})", re.DOTALL)
 
 
 def parse_archive_name(archive: str) -> tuple[str | None, str, int, str] | None:
@@ -1110,7 +1113,7 @@ def is_staged(key: str) -> bool:
 
 
 def parse_chunk_key(key: str) -> tuple[str, int] | None:
-    """(archive, number) of a chunk's key with any number of digits, None for a foreign key.
+    """(archive, number) of a chunk's key with up to 20 digits, None for a foreign key.
 
     A staged chunk belongs to the archive whose place it is to take.
 
@@ -1118,7 +1121,9 @@ def parse_chunk_key(key: str) -> tuple[str, int] | None:
     ('/etc-3-DIFF', 7)
     """
     archive, _, digits = key.rpartition(":")
-    if not (digits.isascii() and digits.isdigit()) or (":" in key and not archive):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= MOST_DIGITS) or (
+        ":" in key and not archive
+    ):
         return None
     return archive.removesuffix(_STAGED), int(digits)
 
@@ -3892,7 +3897,8 @@ class Found:
     def follows(self, earlier: Found) -> bool:
         """Whether the states say that this archive continues the earlier one."""
         if self.kind == SUBVERSION:
-            return self.before.isdigit() and earlier.after == str(int(self.before) - 1)
+            is_number = re.fullmatch("[0-9]{1,18}", self.before)
+            return bool(is_number) and earlier.after == str(int(self.before) - 1)
         return bool(self.before) and earlier.after == self.before
 
 
@@ -3943,8 +3949,11 @@ def catalogue(
 def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
     marks = archive.metadata
     before, _, after = marks.get("state", "").partition(":")
+    # Where the name tells the kind, nothing else is asked.
+    if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
+        kind = marks["kind"]
     return Found(
-        archive.name, marks.get("kind") or kind, name, slot, mode, archive.made, archive.size,
+        archive.name, kind, name, slot, mode, archive.made, archive.size,
         len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
         tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
     )
@@ -5093,7 +5102,7 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
 
 
 def _whole_number(text: str, option: str, largest: int) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+    if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
         raise Failure(
             f"{option} {text} is not a whole number from 1 to {largest}", status=EXIT_USAGE
         )
