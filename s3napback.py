@@ -49,6 +49,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import cached_property
+from functools import cached_property, partial
 from types import FrameType
 from typing import IO, Any, Protocol, TypeVar
 
@@ -4229,6 +4230,129 @@ def extract(
     return absent
 
 
+# Longest target of a symbolic link, bytes (Linux's PATH_MAX).
+_LONGEST_TARGET = 4096
+
+
+class LinksAside:
+    """Symbolic links that could lead out of a folder, as small files while tar unpacks there.
+
+    tar does not write through such a link of the archive at hand, but it does through one that an
+    earlier archive left (CVE-2025-45582, tar up to 1.35). A file has a key, which no archive can
+    know, and the link's target: whatever tar moves, replaces or deletes meanwhile, nothing is to
+    be kept in step, and memory does not grow. A kill in between leaves files instead of links.
+    """
+
+    _MODE = 0o400
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._key, self._hidden = folder, secrets.token_bytes(32), False
+        # Of those with several names, where one of them was put: (device, inode) before → path.
+        self._twins: dict[tuple[int, int], str] = {}
+
+    def hide(self) -> None:
+        """Sets the links aside that are absolute or climb: tar's own criterion."""
+        with self._opened("set aside the symbolic links") as top:
+            for path in _below(top, lambda entry: entry.is_symlink()):
+                target = os.fsencode(os.readlink(path, dir_fd=top))
+                if target.startswith(b"/") or b".." in target.split(b"/"):
+                    self._hidden = True
+                    self._replace(top, path, partial(self._write, top, target))
+
+    def show(self) -> None:
+        """Makes links again of what is left of the files."""
+        if not self._hidden:
+            return
+        longest = len(self._key) + _LONGEST_TARGET
+
+        def is_ours(entry: os.DirEntry[str]) -> bool:
+            if not entry.is_file(follow_symlinks=False):
+                return False
+            info = entry.stat(follow_symlinks=False)
+            return stat.S_IMODE(info.st_mode) == self._MODE and info.st_size <= longest
+
+        with self._opened("bring back the symbolic links") as top:
+            for path in _below(top, is_ours):
+                with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=top), "rb") as file:
+                    content = file.read(longest)
+                if content.startswith(self._key):
+                    target = os.fsdecode(content[len(self._key) :])
+                    self._replace(top, path, partial(os.symlink, target, dir_fd=top))
+
+    @contextlib.contextmanager
+    def _opened(self, doing: str) -> Iterator[int]:
+        """The folder, held open: names below it may be longer together than a path can be."""
+        self._twins.clear()
+        try:
+            top = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                yield top
+            finally:
+                os.close(top)
+        except OSError as error:
+            raise os_failure(error, f"{doing} in {self._folder}") from error
+
+    def _write(self, top: int, target: bytes, temp: str) -> None:
+        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._MODE, dir_fd=top)
+        with open(handle, "wb") as file:
+            file.write(self._key + target)
+            os.fchmod(handle, self._MODE)  # whatever the umask
+
+    def _replace(self, top: int, path: str, make: Callable[[str], None]) -> None:
+        """Puts what `make` makes in the place of a path; owner, times and the folder's times stay.
+
+        The rename is the switch: before it the old one stands, after it the new one.
+        """
+        folder = os.path.dirname(path) or "."
+        above = os.stat(folder, dir_fd=top, follow_symlinks=False)
+        info = os.stat(path, dir_fd=top, follow_symlinks=False)
+        locked = above.st_mode & 0o300 != 0o300
+        if locked:
+            os.chmod(folder, stat.S_IMODE(above.st_mode) | 0o300, dir_fd=top)
+        temp = os.path.join(folder, f".s3napback-{secrets.token_hex(8)}")
+        try:
+            if twin := self._twins.get((info.st_dev, info.st_ino)):
+                os.link(twin, temp, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
+            else:
+                make(temp)
+            if info.st_nlink > 1:
+                self._twins[info.st_dev, info.st_ino] = path
+            if os.geteuid() == 0:
+                os.chown(temp, info.st_uid, info.st_gid, dir_fd=top, follow_symlinks=False)
+            times = (info.st_atime_ns, info.st_mtime_ns)
+            os.utime(temp, ns=times, dir_fd=top, follow_symlinks=False)
+            os.replace(temp, path, src_dir_fd=top, dst_dir_fd=top)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temp, dir_fd=top)
+            if locked:
+                os.chmod(folder, stat.S_IMODE(above.st_mode), dir_fd=top)
+            os.utime(folder, ns=(above.st_atime_ns, above.st_mtime_ns), dir_fd=top)
+
+
+def _below(top: int, wanted: Callable[[os.DirEntry[str]], bool]) -> Iterator[str]:
+    """The paths, relative to an open folder, of wanted entries in it and in all folders below it.
+
+    No symbolic link is followed. A folder's entries are known before the first of them is given.
+    """
+    folders = ["."]
+    while folders:
+        folder = folders.pop()
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+        found: list[str] = []
+        try:
+            with os.scandir(handle) as entries:
+                for entry in entries:
+                    path = os.path.join(folder, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif wanted(entry):
+                        found.append(path)
+        finally:
+            os.close(handle)
+        yield from found
+
+
 # ==================================================================================================
 # 14. Command line
 # ==================================================================================================
@@ -5611,13 +5735,20 @@ class _Restore:
         except OSError as error:
             raise os_failure(error, "make the folder") from error
         absent = set(members)
-        for archive in self._archives:
-            try:
-                absent &= extract(self._content(archive), folder, members, self._env)
-            except Failure as failure:
-                failure.where = archive.name
-                failure.hint = failure.hint or f"{folder} holds what came before"
-                raise
+        aside = LinksAside(folder)
+        try:
+            for number, archive in enumerate(self._archives):
+                # Nothing leads out of the root folder, and nothing is in an empty one.
+                if (number or overwrite) and folder != "/":
+                    aside.hide()
+                try:
+                    absent &= extract(self._content(archive), folder, members, self._env)
+                except Failure as failure:
+                    failure.where = archive.name
+                    failure.hint = failure.hint or f"{folder} holds what came before"
+                    raise
+        finally:
+            aside.show()
         if absent:
             raise Failure(f"not in the backup: {', '.join(sorted(absent))}")
 

@@ -7,7 +7,6 @@ two archives, numbers of thousands of digits, and a folder bucket that others wr
 import gzip
 import io
 import os
-import subprocess
 import sys
 import tarfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, require_tool
+from conftest import NIGHT, Site
 
 import s3napback
 from s3napback import META, Failure, Found
@@ -72,3 +71,148 @@ def test_a_kind_is_one_that_fits_the_name(
     store.put(f"{archive}:0000000000000", b"x", {f"{META}chunks": "1", f"{META}kind": kind})
     ((_, found),) = s3napback.catalogue(store)
     assert found.kind == shown
+
+
+# ---- two archives, one after the other ----
+
+
+def packed(*members: tuple[str, dict[str, Any], bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, fields, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(data))
+    return gzip.compress(content.getvalue())
+
+
+def link(name: str, target: str) -> tuple[str, dict[str, Any], bytes]:
+    return name, {"type": tarfile.SYMTYPE, "linkname": target}, b""
+
+
+def plain(name: str) -> tuple[str, dict[str, Any], bytes]:
+    return name, {}, b"planted"
+
+
+def emptied(name: str) -> tuple[str, dict[str, Any], bytes]:
+    """A directory of an incremental archive in which nothing was."""
+    return name, {"type": b"D", "mode": 0o777}, b"\0"
+
+
+@pytest.fixture
+def trap(site: Site) -> Site:
+    (site.folder / "outside" / "sub").mkdir(parents=True)
+    (site.folder / "outside" / "sub" / "kept").write_text("kept")
+    os.chmod(site.folder / "outside" / "sub", 0o700)
+    return site
+
+
+def put_chain(site: Site, *archives: bytes) -> list[str]:
+    """Stores the archives as the Perl script would have, and gives the words that restore them."""
+    store = site.store()
+    store.create()
+    for slot, data in enumerate(archives):
+        mode = "DIFF" if slot else "FULL"
+        store.put(f"/data-{slot}-{mode}:0000000000000", data, {})
+        time.sleep(0.01)
+    return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "/data", "--to",
+            str(site.folder / "to")]
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    """What is in a folder, with everything that a restore could change of it."""
+    return {
+        str(path.relative_to(folder)): (
+            os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "",
+            *(getattr(path.lstat(), name) for name in ("st_mode", "st_uid", "st_mtime_ns")),
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+SECOND = {
+    "a file": [plain("link/new")], "over a file": [plain("link/sub/kept")],
+    "a folder": [emptied("link/new/")], "a folder's mode": [emptied("link/sub/")],
+    "a folder's content": [emptied("link/sub/"), plain("x")],
+    "a hard link": [("hard", {"type": tarfile.LNKTYPE, "linkname": "link/sub/kept"}, b""),
+                    plain("hard")],
+    "a renaming": [("./", {"type": b"D", "mode": 0o755}, b"Rlink/sub\0Tmine\0\0")],
+}
+
+
+@pytest.mark.parametrize("target", ["absolute", "..", "by another link"])
+@pytest.mark.parametrize("what", list(SECOND))
+def test_a_link_of_one_archive_is_no_way_out_for_the_next(
+    trap: Site, what: str, target: str, capsys: Any
+) -> None:
+    outside = trap.folder / "outside"
+    first = {
+        "absolute": [link("link", str(outside))], "..": [link("link", "../outside")],
+        "by another link": [link("other", str(outside)), link("link", "other")],
+    }[target]
+    words = put_chain(trap, packed(*first), packed(*SECOND[what]))
+    before = seen(outside)
+    status = s3napback.main(words)
+    assert seen(outside) == before
+    assert status in (0, 1)
+    said = capsys.readouterr().err
+    assert status == 0 or said.startswith("s3napback: /data-1-DIFF: tar ended with status 2")
+
+
+def test_a_link_from_an_earlier_restore_is_no_way_out(trap: Site) -> None:
+    outside = trap.folder / "outside"
+    words = put_chain(trap, packed(plain("link/new")))
+    (trap.folder / "to").mkdir()
+    (trap.folder / "to" / "link").symlink_to(outside)
+    before = seen(outside)
+    s3napback.main([*words, "--overwrite"])
+    assert seen(outside) == before
+    assert os.readlink(trap.folder / "to" / "link") == str(outside)
+
+
+def change(data: Path) -> None:
+    """All that can happen to links from one night to the next."""
+    (data / "gone").unlink()
+    (data / "to file").unlink()
+    (data / "to file").write_text("file")
+    (data / "to folder").unlink()
+    (data / "to folder").mkdir()
+    (data / "to folder" / "in").write_text("in")
+    (data / "elsewhere").unlink()
+    (data / "elsewhere").symlink_to("/new/place")
+    (data / "moved").rename(data / "renamed")
+    os.link(data / "stays", data / "second name", follow_symlinks=False)
+    (data / "new").symlink_to("../../new")
+
+
+def test_links_come_back_as_they_were(site: Site) -> None:
+    """Through three archives: unchanged, deleted, replaced, moved, doubled and new ones."""
+    data = site.data
+    (data / "moved").mkdir()
+    (data / "shut").mkdir()
+    for name in ("stays", "gone", "to file", "to folder", "elsewhere", "moved/in", "shut/in"):
+        (data / name).symlink_to(f"../outside/{name}")
+    (data / os.fsdecode(b"caf\xe9")).symlink_to(b"/caf\xe9/" + b"x" * 3000)
+    (data / "inner").symlink_to("stays")
+    (data / "like one").write_bytes(b"x" * 40)
+    (data / "like one").chmod(0o400)
+    if os.geteuid() == 0:
+        os.chown(data / "stays", 1234, 1235, follow_symlinks=False)
+    os.utime(data / "stays", ns=(10**18, 10**18), follow_symlinks=False)
+    (data / "shut").chmod(0o555)
+    site.settings["ChunkSize"] = "100000"
+    for night in range(3):
+        if night == 1:
+            change(data)
+        if night == 2:
+            (data / "later").symlink_to("/later")
+        assert site.run("-f", now=NIGHT.replace(day=21 + night)) == 0
+    assert len(site.archives()) == 3
+    target = site.folder / "back"
+    words = ["restore", "-c", str(site.write()), str(data), "--to", str(target)]
+    assert s3napback.main(words) == 0
+    assert seen(Path(f"{target}{data}")) == seen(data)
+    links = (f"{target}{data}/stays", f"{target}{data}/second name")
+    assert os.lstat(links[0]).st_ino == os.lstat(links[1]).st_ino
