@@ -1834,7 +1834,7 @@ class FolderStore:
             ):
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     info = os.stat(path)
-                    etag = self._notes(path)[0] or _file_md5(path)
+                    etag = self._notes(path)[0] or _file_md5(path, info.st_size)
                     objects.append(StoredObject(key, info.st_size, etag, info.st_mtime))
         return objects, False
 
@@ -1865,6 +1865,13 @@ class FolderStore:
         with _folder_errors(f"remove the bucket {self._folder}"):
             if any(True for _ in self._walk(self._folder, "")):
                 raise Failure(f"bucket {self.bucket} is not empty")
+            foreign = [name for name in os.listdir(self._folder)
+                       if not name.startswith(".") and not name.endswith("+")]
+            if foreign:
+                raise Failure(
+                    f"bucket {self.bucket} holds what is not ours: {min(foreign)}",
+                    f"look at it, and delete it in {self._folder} if it may go",
+                )
             shutil.rmtree(self._folder)  # notes, folders of long names, what a killed run left
 
     @property
@@ -1887,10 +1894,11 @@ class FolderStore:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                # Links are not ours: they may lead out of the bucket, or in a circle.
+                if entry.is_dir(follow_symlinks=False):
                     if entry.name.endswith("+"):
                         yield from self._walk(entry.path, start + entry.name[:-1])
-                elif entry.is_file():
+                elif entry.is_file(follow_symlinks=False):
                     key = urllib.parse.unquote_to_bytes(os.fsencode(start + entry.name))
                     yield key.decode("utf-8", "backslashreplace"), entry.path
 
@@ -1937,7 +1945,10 @@ def _write_durably(path: str, data: bytes | bytearray) -> None:
         os.fsync(file.fileno())
 
 
-def _file_md5(path: str) -> str:
+def _file_md5(path: str, size: int) -> str:
+    """The hex MD5 of a file; "" for one that may not be read, or is larger than any chunk."""
+    if size > LARGEST_CHUNK or not os.access(path, os.R_OK):
+        return ""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -2902,6 +2913,8 @@ def download(
     mine = archive.metadata.get("archive")
 
     def fetch(item: StoredObject) -> bytes:
+        if item.size > LARGEST_CHUNK:  # the memory would be gone before the MD5 could be compared
+            raise Failure(f"{item.key} has {item.size} bytes, more than a chunk can have")
         data, metadata = store.get(item.key)
         if len(data) != item.size:
             raise Failure(f"{item.key} has {len(data)} bytes, not {item.size}: it was replaced")

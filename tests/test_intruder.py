@@ -216,3 +216,80 @@ def test_links_come_back_as_they_were(site: Site) -> None:
     assert seen(Path(f"{target}{data}")) == seen(data)
     links = (f"{target}{data}/stays", f"{target}{data}/second name")
     assert os.lstat(links[0]).st_ino == os.lstat(links[1]).st_ino
+
+
+# ---- a folder bucket that others write in ----
+
+
+def bucket_of(site: Site) -> tuple[Path, list[str]]:
+    """A bucket with one good archive: its folder, and the options that name it."""
+    assert site.run() == 0
+    return site.folder / "buckets" / "bkt", [
+        "-b", "bkt", "--endpoint", site.settings["S3Endpoint"]
+    ]
+
+
+def test_links_in_a_bucket_are_not_followed(site: Site, capsys: Any) -> None:
+    folder, words = bucket_of(site)
+    (site.folder / "far+").mkdir()
+    (site.folder / "far+" / "stolen-0-FULL%3A0000000000000").write_text("x")
+    (folder / "far+").symlink_to(site.folder / "far+")
+    (folder / "again+").symlink_to(folder)
+    (folder / "once+").symlink_to(folder)
+    (folder / "passwd-0-FULL%3A0000000000000").symlink_to("/etc/passwd")
+    started = time.monotonic()
+    assert s3napback.main(["list", *words]) == 0
+    assert time.monotonic() - started < 5  # two links in a circle are 2^40 paths
+    said = capsys.readouterr().out
+    assert "stolen" not in said and "passwd" not in said
+    assert f"{site.data}-" in said
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link", "a FIFO"])
+def test_a_bucket_is_not_removed_with_what_is_not_ours(
+    site: Site, what: str, capsys: Any
+) -> None:
+    folder, words = bucket_of(site)
+    foreign = folder / "foreign"
+    if what == "a folder":
+        foreign.mkdir()
+        (foreign / "precious").write_text("kept")
+    elif what == "a link":
+        foreign.symlink_to("/etc")
+    else:
+        os.mkfifo(foreign)
+    assert s3napback.main(["js3tream", "-d", *words]) == 1
+    assert "bucket bkt holds what is not ours: foreign" in capsys.readouterr().err
+    assert os.path.lexists(foreign)
+    assert what != "a folder" or (foreign / "precious").read_text() == "kept"
+
+
+def test_a_file_that_may_not_be_read_hides_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, words = bucket_of(site)
+    locked = folder / "locked-0-FULL%3A0000000000000"
+    locked.write_text("x")
+    locked.chmod(0)
+    if os.geteuid() == 0:  # who may read everything
+        monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(locked))
+    etags = {item.key: item.etag for item in s3napback.listing(site.store())}
+    assert etags.pop("locked-0-FULL:0000000000000") == ""
+    assert all(etags.values())
+    assert s3napback.main(["list", str(site.data), *words]) == 0
+    assert f"{site.data}-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["list"], ["verify", "--deep"],
+                                   ["restore", "/huge", "--to", "TO"]], ids=" ".join)
+def test_a_file_larger_than_memory(site: Site, words: list[str], capsys: Any) -> None:
+    folder, place = bucket_of(site)
+    with open(folder / "%2Fhuge-0-FULL%3A0000000000000", "wb") as file:
+        file.truncate(10**13)  # bytes, none of them on the disk
+    words = [str(site.folder / "to") if word == "TO" else word for word in words]
+    started = time.monotonic()
+    status = s3napback.main([*words, *place])
+    assert time.monotonic() - started < 20
+    said = capsys.readouterr()
+    assert status == (0 if words == ["list"] else 1)
+    assert status == 0 or "more than a chunk can have" in said.out + said.err
