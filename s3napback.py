@@ -4379,6 +4379,25 @@ def _below(top: int, wanted: Callable[[os.DirEntry[str]], bool]) -> Iterator[str
 
 STOCK_PATTERN = "%d %c %p %m%n"
 
+
+def without_controls(text: str, keep: str = "\n\t") -> str:
+    """The text without escape sequences: names in a bucket, and on a disk, are whatever someone
+    wrote there. keep: control characters that stay.
+
+    >>> print(without_controls("/etc" + chr(27)))
+    /etc\\x1b
+    """
+    return "".join(
+        f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
+        for c in text
+    )
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8."""
+    return without_controls(text, keep).encode("utf-8", "backslashreplace").decode()
+
+
 # Python's numbers for log4perl's levels, and log4perl's names for Python's numbers.
 _LEVELS = {"ALL": 1, "TRACE": 5, "DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50,
            "OFF": 1000}
@@ -4586,7 +4605,8 @@ class PatternFormatter(logging.Formatter):
                     return ".".join(parts[-int(argument) :]) if int(argument) else name
                 return name
             case "m":
-                return record.getMessage().rstrip("\n") if argument else record.getMessage()
+                message = without_controls(record.getMessage())
+                return message.rstrip("\n") if argument else message
             case "F":
                 return record.pathname
             case "l":
@@ -4904,25 +4924,10 @@ def close_log() -> None:
         _open_handlers.pop().close()
 
 
-def printable(text: str, keep: str = "\n\t") -> str:
-    """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8.
-
-    Names in a bucket are whatever someone wrote there. keep: control characters that stay.
-
-    >>> print(printable("/etc" + chr(27)))
-    /etc\\x1b
-    """
-    safe = "".join(
-        f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
-        for c in text
-    )
-    return safe.encode("utf-8", "backslashreplace").decode()
-
-
-def _say(text: str) -> None:
-    """A line to standard error, which may be closed."""
+def _say(text: str, keep: str = "") -> None:
+    """A line to standard error, which may be closed. keep: control characters that are meant."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.write(printable(text, keep) + "\n")
         sys.stderr.flush()
 
 
@@ -4978,6 +4983,9 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
 
     # A core dump would hold the secret key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     as_js3tream = argv is None and os.path.basename(sys.argv[0]) == "js3tream"
     try:
         with _signals():
@@ -5033,7 +5041,7 @@ def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float])
         options, names = getopt.getopt(list(words), "c:fthd", ["help", "version"])
     except getopt.GetoptError as error:
         _say(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
-        _say(USAGE.rstrip())
+        _say(USAGE.rstrip(), keep="\n")
         return EXIT_USAGE
     given = {name for name, _ in options}
     if "-h" in given or "--help" in given:
@@ -5136,7 +5144,8 @@ def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[
         raise missing_library(error) from error
     lock = threading.Lock()
     chunks = 0
-    shown = archive if len(archive) <= 40 else f"…{archive[-39:]}"  # leaves room for the bar
+    shown = printable(archive, "")
+    shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -5183,7 +5192,7 @@ def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float
         options = _js3tream_options(words)
     except getopt.GetoptError as error:
         _say(f"js3tream: {error.msg}")
-        _say(JS3TREAM_USAGE.rstrip())
+        _say(JS3TREAM_USAGE.rstrip(), keep="\n")
         return EXIT_USAGE
     if "help" in options or not words:
         print(JS3TREAM_USAGE, end="")
@@ -5249,7 +5258,7 @@ def _whole_number(text: str, option: str, largest: int) -> int:
 def _js3tream_log(verbose: bool, debug: bool) -> None:
     """Messages to standard error: warnings always, the rest as asked for."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PatternFormatter("%m"))
     _TOOL_LOG.handlers[:] = [handler]
     _TOOL_LOG.propagate = False
     _TOOL_LOG.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
@@ -5362,7 +5371,7 @@ def _js3tream_list(
         for (name, items), metadata in zip(groups.items(), heads, strict=True):
             _say(listing_line(f"{store.bucket}:{name}" if name else store.bucket, items, moment))
             if metadata.get("tag"):
-                _say(f"\tTAG: {metadata['tag']}")
+                _say(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
     _say(f"total: {len(groups)}")
 
 
@@ -5805,7 +5814,11 @@ def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[],
     archives, kind, chain = _wanted(bucket, names[0], options, moment)
     _refuse_frozen(chain)
     chosen = [archives[link.archive] for link in chain.links]
-    print(restore_script(names[0], kind, chosen, bucket), end="")
+    script = restore_script(names[0], kind, chosen, bucket)
+    # The keys in it are UTF-8, whatever the terminal is.
+    sys.stdout.flush()
+    sys.stdout.buffer.write(script.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()
     return EXIT_OK
 
 
@@ -5834,7 +5847,9 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         "work=$(mktemp -d); trap 'rm -rf \"$work\"' EXIT",
     ]
     for archive in archives:
-        lines.append(f"echo {shlex.quote(archive.name)} >&2; : > \"$work/a\"")
+        # Not echo, which makes escape sequences of backslashes in some shells.
+        shown = shlex.quote(printable(archive.name, ""))
+        lines.append(f"printf '%s\\n' {shown} >&2; : > \"$work/a\"")
         for item in archive.chunks:
             if root:
                 path = FolderStore(root, bucket.store.bucket, time.time).path_of(item.key)

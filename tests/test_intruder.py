@@ -7,6 +7,7 @@ two archives, numbers of thousands of digits, and a folder bucket that others wr
 import gzip
 import io
 import os
+import subprocess
 import sys
 import tarfile
 import time
@@ -293,3 +294,78 @@ def test_a_file_larger_than_memory(site: Site, words: list[str], capsys: Any) ->
     said = capsys.readouterr()
     assert status == (0 if words == ["list"] else 1)
     assert status == 0 or "more than a chunk can have" in said.out + said.err
+
+
+# ---- what reaches the terminal ----
+
+ESC = "\x1b]0;owned\x07"
+FORGED = f"/a\ns3napback: all is well{ESC}\x9b2J"
+
+
+def put_forged(site: Site) -> list[str]:
+    store = site.store()
+    store.create()
+    store.put(f"{FORGED}-0-FULL:0000000000000", gzip.compress(b""), {"tag": f"x\ny{ESC}"})
+    store.put("/€-0-FULL:0000000000000", packed(plain("file")), {})
+    store.put("/€-1-DIFF:0000000000001", gzip.compress(b""), {})
+    return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["verify"], ["verify", "--deep"], ["js3tream", "-l"], ["restore", f"{FORGED}x"],
+     ["restore", FORGED], ["restore-script", f"{FORGED}x"], ["js3tream", "-o"]], ids=repr,
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_names_forge_no_line_and_move_no_cursor(
+    site: Site, words: list[str], encoding: str
+) -> None:
+    place = put_forged(site)
+    if words == ["js3tream", "-o"]:
+        place[1] += f":{FORGED}x"
+    if words[0] == "restore":
+        place += ["--to", str(site.folder / "to")]
+    done = subprocess.run(
+        [sys.executable, s3napback.__file__, *words, *place], capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    said = (done.stdout + done.stderr).decode(encoding)
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in said
+    assert not [c for c in said if c != "\n" and c != "\t" and (c < " " or "\x7f" <= c < "\xa0")]
+    assert not [line for line in said.splitlines() if line.startswith("s3napback: all is well")]
+
+
+def test_the_log_moves_no_cursor_either(
+    site: Site, svn_repo_factory: Any, capsys: Any
+) -> None:
+    """The names of a SubversionDir's repositories are their owners' choice."""
+    (site.folder / "svn").mkdir()
+    svn_repo_factory(site.folder / "svn" / f"x{ESC}", 1)
+    site.jobs = f"SubversionDir {site.folder}/svn"
+    assert site.run() == 0
+    said = capsys.readouterr().err
+    assert "x\\x1b]0;owned\\x07" in said
+    assert "\x1b" not in said
+
+
+def test_the_script_moves_no_cursor_and_runs_in_any_locale(site: Site) -> None:
+    place = put_forged(site)
+    done = subprocess.run(
+        [sys.executable, s3napback.__file__, "restore-script", "/€-0-FULL", *place],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    store = site.store()
+    store.put("/\\033[2J-0-FULL:0000000000000", packed(plain("file")), {})
+    for script in (done.stdout, subprocess.run(
+        [sys.executable, s3napback.__file__, "restore-script", "/\\033[2J", *place],
+        capture_output=True, check=True,
+    ).stdout):
+        assert b"\x1b" not in script
+        path = site.folder / "script"
+        path.write_bytes(script)
+        ran = subprocess.run(["sh", path, site.folder / "to"], capture_output=True)
+        assert ran.returncode == 0, ran.stderr
+        assert b"\x1b" not in ran.stdout + ran.stderr
+    assert (site.folder / "to" / "file").read_text() == "planted"
