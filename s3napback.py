@@ -1463,6 +1463,15 @@ def _stage_end(stage: Stage, status: int, errors: IO[bytes]) -> StageEnd:
     return StageEnd(stage, status, tuple(said), gave_up)
 
 
+# What proves who we are to AWS (its command line's manual, "Environment variables").
+_AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+
+
+def tool_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment for tools: ours, without the secrets that only we need."""
+    return {name: value for name, value in env.items() if name not in _AWS_SECRETS}
+
+
 def find_tool(names: Sequence[str], env: Mapping[str, str]) -> str | None:
     """The first of the names that is a program on the environment's PATH."""
     return next((name for name in names if shutil.which(name, path=env.get("PATH"))), None)
@@ -5060,7 +5069,7 @@ def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float])
         if "-f" in given:
             log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
         context = Context(
-            moment, clock, dict(os.environ), _program(), _progress_display(),
+            moment, clock, tool_environment(os.environ), _program(), _progress_display(),
             test="-t" in given, force="-f" in given,
         )
         return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
@@ -5590,7 +5599,7 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
         _say(f"s3napback: {doubt}")
     _refuse_frozen(chain)
     with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, dict(os.environ), stack)
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
         size = sum(link.size for link in chain.links)
         progress = stack.enter_context(_progress_display()(names[0], size))
         work = _Restore(
@@ -5878,7 +5887,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
     checked = 0
     found: list[Found] = []
     with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, dict(os.environ), stack)
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
         for archive, one in catalogue(bucket.store):
             key = (one.kind or "", one.name)
             if names and key_text(names[0]) != one.archive and not _is_meant(
@@ -5990,7 +5999,7 @@ def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     _js3tream_log(verbose=False, debug=False)
     findings = _check_log()
     for path in _config_paths(options.get("-c", ""), names):
-        check = _Check(path, moment, clock, dict(os.environ))
+        check = _Check(path, moment, clock, tool_environment(os.environ))
         try:
             check.all()
         finally:

@@ -4,18 +4,22 @@ test_hostile.py has the archives, keys and metadata of one attack each; here are
 two archives, numbers of thousands of digits, and a folder bucket that others write in.
 """
 
+import base64
 import gzip
 import io
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tarfile
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site
+from conftest import NIGHT, Site, require_tool
 
 import s3napback
 from s3napback import META, Failure, Found
@@ -369,3 +373,87 @@ def test_the_script_moves_no_cursor_and_runs_in_any_locale(site: Site) -> None:
         assert ran.returncode == 0, ran.stderr
         assert b"\x1b" not in ran.stdout + ran.stderr
     assert (site.folder / "to" / "file").read_text() == "planted"
+
+
+# ---- the secret ----
+
+
+def forms_of(secret: str) -> set[bytes]:
+    """How a secret may be written: as it is, in a URL, in base64 at each of three offsets."""
+    plain_text = secret.encode()
+    coded = {base64.b64encode(b"x" * n + plain_text)[4:-4] for n in (1, 2, 3)}
+    return {plain_text, urllib.parse.quote(secret, safe="").encode(), *coded}
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in
+                Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize("where", ["key file", "environment"])
+@pytest.mark.parametrize("end", ["", "SIGTERM", "SIGABRT", "SIGSEGV", "403"])
+def test_the_secret_is_nowhere_when_it_ends_badly(
+    site: Site, s3_server: Any, end: str, where: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In no tool's command line or environment, file, core dump or message; with -d."""
+    secret = s3_server.secret
+    forms = forms_of(secret)
+    env = {**os.environ, "TMPDIR": str(site.folder / "temp")}
+    site.settings["S3Endpoint"] = s3_server.endpoint
+    if where == "environment":
+        env |= {"AWS_ACCESS_KEY_ID": s3_server.key, "AWS_SECRET_ACCESS_KEY": secret}
+    else:
+        keys = tmp_path_factory.mktemp("keys") / "key.txt"
+        site.settings["S3Keyfile"] = str(s3_server.write_keyfile(keys))
+    slow = site.folder / "slow-gzip"  # to be seen at work
+    slow.write_text(f"#!/bin/sh\nsleep 0.3\nexec {require_tool('gzip')}\n")
+    slow.chmod(0o755)
+    site.settings["Compressor"] = str(slow)
+    (site.data / "big").write_bytes(os.urandom(40_000))
+    site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
+    s3_server.latency = 0.05
+    if end == "403":
+        s3_server.fail = lambda method, path, *_: (  # of objects, not of the bucket
+            (403, "SignatureDoesNotMatch", "no") if method == "PUT" and path != "/bkt" else None
+        )
+    with open(site.folder / "said", "wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, s3napback.__file__, "-d", "-c", str(site.write())], env=env,
+            stdout=said, stderr=said, cwd=site.folder, preexec_fn=cores_allowed,
+        )
+    tools = 0
+    while process.poll() is None:
+        for pid in [process.pid, *children(process.pid)]:
+            for what in ("cmdline", "environ"):
+                try:
+                    # Asked first: a child is we until its exec.
+                    own = os.readlink(f"/proc/{pid}/exe") == os.path.realpath(sys.executable)
+                    content = Path(f"/proc/{pid}/{what}").read_bytes()
+                except OSError:  # it has ended
+                    continue
+                tools += bool(content) and not own
+                if not own or what == "cmdline" or where == "key file":
+                    assert not [form for form in forms if form in content], (pid, what)
+        if end.startswith("SIG") and tools:
+            process.send_signal(getattr(signal, end))
+            process.wait(60)
+        time.sleep(0.001)
+    s3_server.latency, s3_server.fail = 0.0, None
+    expected = {"": 0, "403": 1, "SIGTERM": 128 + signal.SIGTERM}
+    assert process.returncode == expected.get(end, -getattr(signal, end, 0))
+    assert tools
+    looked = 0
+    for path in site.folder.rglob("*"):
+        if path.is_file() and path != site.conf:
+            looked += 1
+            assert not [form for form in forms if form in path.read_bytes()], path
+    assert looked > 2
+    assert not list(site.folder.rglob("core*"))
+
+
+def cores_allowed() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
