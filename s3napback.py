@@ -4248,7 +4248,10 @@ def extract(
     others = [s for s in end.said if "Not found in archive" not in s
               and "previous errors" not in s]
     if status and (others or not absent):
-        raise Failure(f"{end.stage.tool} ended with status {status}: {(others or end.said)[0]}")
+        why = (others or end.said or ("it said nothing",))[0]
+        # tar's words for a disk that is full in the middle of its block.
+        hint = "free some room there" if ": Wrote only " in why else _tool_hint(end)
+        raise Failure(f"{end.stage.tool} ended with status {status}: {why}", hint)
     return absent
 
 

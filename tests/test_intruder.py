@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -457,3 +458,93 @@ def test_the_secret_is_nowhere_when_it_ends_badly(
 def cores_allowed() -> None:
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+
+
+# ---- bombs, and the other format of tar ----
+
+
+@pytest.fixture
+def small_disk(site: Site) -> Iterator[Path]:
+    place = site.folder / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def header(name: str, size: int, **fields: Any) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_a_folder_that_fills_the_disk_ends_with_a_sentence(
+    site: Site, small_disk: Path, capsys: Any
+) -> None:
+    zeros = gzip.compress(bytes(100_000_000), 9)
+    words = put_chain(site, gzip.compress(header("bomb", 2 * 10**9)) + zeros * 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert s3napback.main([*words[:-1], str(small_disk / "to")]) == 1
+    assert "(free some room there)" in capsys.readouterr().err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
+
+
+def test_a_sparse_file_takes_no_room(site: Site, small_disk: Path, capsys: Any) -> None:
+    """8 TiB of hole: old GNU format, with one piece of a byte at its end."""
+    hole = 8 * 2**40
+    block = bytearray(header("hole", 512, type=b"S"))
+
+    def number(value: int) -> bytes:  # base 256 (GNU tar manual, "Extensions")
+        return bytes([0x80]) + value.to_bytes(11, "big")
+
+    block[386:410] = number(hole - 512) + number(512)
+    block[483:495] = number(hole)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    words = put_chain(site, gzip.compress(bytes(block) + b"x" * 512 + bytes(1024)))
+    status = s3napback.main([*words[:-1], str(small_disk / "to")])
+    assert status == 0, capsys.readouterr().err
+    made = (small_disk / "to" / "hole").stat()
+    assert (made.st_size, made.st_blocks * 512 <= 8192) == (hole, True)
+
+
+PAX: dict[str, dict[str, str]] = {
+    "path": {"path": "OUT/new"}, "..": {"path": "../outside/new"},
+    "a link's target": {"linkpath": "OUT/sub/kept"},
+    "a sparse file's name": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+                             "GNU.sparse.name": "OUT/new", "GNU.sparse.realsize": "1"},
+    "a renaming": {"GNU.dumpdir": "ROUT/sub/kept\0Tmine\0"},
+    "an attribute": {"SCHILY.xattr.security.capability": "x" * 20},
+    "a size": {"size": "999999999999999999999"}, "a date": {"mtime": "9" * 30},
+    "an owner": {"uid": "-1", "uname": "root\n"},
+    "a charset": {"charset": "BINARY", "path": "\x1b"},
+}
+
+
+@pytest.mark.parametrize("what", list(PAX))
+def test_what_a_pax_header_can_say(trap: Site, what: str, capsys: Any) -> None:
+    outside = trap.folder / "outside"
+    said = {name: value.replace("OUT", str(outside)) for name, value in PAX[what].items()}
+    records = b""
+    for name, value in said.items():
+        body = b" %s=%s\n" % (name.encode(), value.encode())
+        size = len(body) + len(str(len(body) + 3))
+        records += str(size).encode() + body
+    form = {"a link's target": b"1", "a renaming": b"5"}.get(what, b"0")
+    data = b"" if form != b"0" else b"x"
+    archive = (
+        header("pax", len(records), type=b"x") + records + bytes(-len(records) % 512)
+        + header("mine", len(data), type=form, linkname="x") + data + bytes(-len(data) % 512)
+        + bytes(1024)
+    )
+    words = put_chain(trap, gzip.compress(archive))
+    before = seen(outside)
+    status = s3napback.main(words)
+    err = capsys.readouterr().err
+    assert seen(outside) == before
+    assert status == 0 or (status, err.count("\n")) == (1, 1), err
+    assert "\x1b" not in err
