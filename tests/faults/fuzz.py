@@ -1,12 +1,17 @@
 """Coverage-guided fuzzing of everything that reads what others wrote; by hand, with atheris:
 
-    pip install atheris && python tests/faults/fuzz.py TARGET -max_total_time=120
+    pip install atheris
+    python tests/faults/fuzz.py TARGET [CORPUS] -max_total_time=120 -max_len=8000
+
+It starts from SEEDS, which are written to the folder CORPUS; what it finds is kept there. Numbers
+have to be allowed more than 4300 digits, where int() gives up: hence -max_len.
 
 A target may raise Failure (or what its docstring names), nothing else.
 """
 
 import contextlib
 import getopt
+import json
 import os
 import sys
 import tempfile
@@ -107,7 +112,34 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "snapshot": snapshot, "when": when,
 }
 
+TESTS = Path(__file__).parents[1]
+
+
+def config_seeds() -> list[bytes]:
+    """Every config that was recorded of the original."""
+    cases = json.loads((TESTS / "golden" / "configs.json").read_text())
+    return [case["text"].encode("utf-8", "surrogateescape") for case in cases]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "config": config_seeds,
+    "keyfile": lambda: [b"key=AKIA\nsecret=a\\=b\n", b"#c\n key : x\nsecret y"],
+    "logconfig": lambda: [(TESTS.parent / "s3napback.logconfig").read_bytes()],
+    "key": lambda: [b"/etc-3-DIFF:0000000000000", b"MySQL/x-1:1", b"a-" + b"9" * 5000 + b"-FULL:1",
+                    b"a-0-FULL:" + b"9" * 5000, b"/x-0-FULL:s3napback-new:0000000000001"],
+    "metadata": lambda: [bytes(range(256)) * 3],
+    "js3tream": lambda: [b"-i\0-b\0b:a\0-z\0005", b"-z\0" + b"9" * 5000, b"--stdout\0--parallel=2"],
+    "snapshot": lambda: [
+        b"1700000000\0001\000" + b"0\0001700000000\0001\0002049\00012\0./a\0Yb\0Dc\0\0\0" * 3,
+    ],
+    "when": lambda: [b"3 days ago", b"2026-11-20 03:00 +01:00", b"yesterday", b"9" * 5000],
+}
+
 if __name__ == "__main__":
     name = sys.argv.pop(1)
+    for folder in [word for word in sys.argv[1:] if not word.startswith("-")]:
+        os.makedirs(folder, exist_ok=True)
+        for number, seed in enumerate(SEEDS[name]()):
+            Path(folder, f"seed-{number}").write_bytes(seed)
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()
