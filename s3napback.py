@@ -2610,6 +2610,11 @@ def _number(item: StoredObject) -> int:
     return parsed[1]
 
 
+# Ends of uploads that are looked at among the chunks of one name. There are two or three where
+# replacements were cut off; thousands, each a request and a walk over all chunks, are somebody's.
+_MOST_ENDS = 50
+
+
 def _candidates(
     name: str,
     items: Sequence[StoredObject],
@@ -2619,7 +2624,7 @@ def _candidates(
     largest = max(item.size for item in items)
     last = items[-1]
     # Only an upload's last chunk is shorter than its others ...
-    ends = [item for item in items if item.size < largest or item is last]
+    ends = [item for item in items if item.size < largest or item is last][-_MOST_ENDS:]
     candidates = [c for end in ends if (c := _candidate(name, items, end, head, chunk_size))]
     yield from candidates
     # ... and the first may be all of an upload with a larger ChunkSize.

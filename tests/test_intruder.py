@@ -23,7 +23,7 @@ import pytest
 from conftest import NIGHT, Site, require_tool
 
 import s3napback
-from s3napback import META, Failure, Found
+from s3napback import META, Failure, Found, StoredObject
 
 DIGITS = "9" * 5000  # int() takes 4300 (Python's limit for conversions from text)
 
@@ -548,3 +548,18 @@ def test_what_a_pax_header_can_say(trap: Site, what: str, capsys: Any) -> None:
     assert seen(outside) == before
     assert status == 0 or (status, err.count("\n")) == (1, 1), err
     assert "\x1b" not in err
+
+
+def test_thousands_of_ends_take_no_thousands_of_requests() -> None:
+    items = [StoredObject(f"a-0-FULL:{n:013d}", 9000 - n, "f" * 32, 1.0) for n in range(5000)]
+    asked: list[str] = []
+
+    def head(key: str) -> dict[str, str]:
+        asked.append(key)
+        return {f"{META}chunks": "1"}
+
+    started = time.monotonic()
+    archive = s3napback.assemble("a-0-FULL", items, head)
+    assert archive and not archive.complete
+    assert len(asked) <= 60
+    assert time.monotonic() - started < 20  # all of them: two minutes
