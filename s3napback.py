@@ -56,6 +56,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -4102,8 +4103,11 @@ def parse_when(text: str, moment: Moment) -> float:
     except ImportError as error:
         raise missing_library(error) from error
     try:
-        return parser.parse(text, default=end_of_day).timestamp()
-    except (ValueError, ArithmeticError, TypeError) as error:  # a number that is none, for one
+        with warnings.catch_warnings():
+            # Of a zone that it does not know dateutil only warns, and takes local time.
+            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
+            return parser.parse(text, default=end_of_day).timestamp()
+    except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:
         raise Failure(
             f"cannot read the moment {text!r}", 'write "2026-11-20 03:00", or "3 days ago"',
             status=EXIT_USAGE,

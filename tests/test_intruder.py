@@ -563,3 +563,11 @@ def test_thousands_of_ends_take_no_thousands_of_requests() -> None:
     assert archive and not archive.complete
     assert len(asked) <= 60
     assert time.monotonic() - started < 20  # all of them: two minutes
+
+
+@pytest.mark.parametrize(
+    "text", ["44:444444444444444444444444444444", "1" * 3000, "2026-11-20 03:00 XYZ", "1.1e9999"]
+)
+def test_a_moment_that_is_none(text: str) -> None:
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(text, s3napback.Moment.of(NIGHT))

@@ -23,6 +23,8 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports():
+    import dateutil.parser  # noqa: F401 - what s3napback would only load later
+
     import s3napback
 
 from s3napback import META, Failure, Moment, StoredObject
