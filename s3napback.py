@@ -56,7 +56,6 @@ import tempfile
 import threading
 import time
 import urllib.parse
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -65,6 +64,7 @@ from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, partial
 from types import FrameType
 from typing import IO, Any, Protocol, TypeVar
+from warnings import catch_warnings, simplefilter
 
 __version__ = "2.0.0"
 
@@ -1478,6 +1478,15 @@ def find_tool(names: Sequence[str], env: Mapping[str, str]) -> str | None:
     return next((name for name in names if shutil.which(name, path=env.get("PATH"))), None)
 
 
+# The two names of one program.
+_MYSQL_TOOLS = ("mysqldump", "mariadb-dump")
+
+
+def mysql_tool(env: Mapping[str, str]) -> str:
+    """What dumps MySQL and MariaDB here."""
+    return find_tool(_MYSQL_TOOLS, env) or _MYSQL_TOOLS[0]
+
+
 def run_tool(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
     """(status, standard output, standard error) of a short command. Raises Failure: not found."""
     try:
@@ -1743,6 +1752,11 @@ def read_key_file(path: str) -> tuple[str, str]:
                 status=EXIT_USAGE,
             )
     return found["key"], found["secret"]
+
+
+def others_can_read(path: str) -> bool:
+    """Whether a file is open to more than its owner."""
+    return bool(os.stat(path).st_mode & 0o077)
 
 
 def open_store(bucket: str, access: Access, clock: Callable[[], float]) -> Store:
@@ -2171,21 +2185,14 @@ class S3Store:
             region, versions.get("Status") == "Enabled", retention, tuple(unknown)
         )
 
-    @property
     def skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
-        import email.utils
-
         with self._errors("reach"):
             try:
                 answer = self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
             except self._client.exceptions.ClientError as error:
                 answer = error.response
-        told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-        try:
-            return time.time() - email.utils.parsedate_to_datetime(told).timestamp()
-        except (TypeError, ValueError):
-            return None
+        return _skew(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -2236,14 +2243,22 @@ def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) 
     return Failure(text, _S3_HINTS.get(code, ""))
 
 
-def _skew_text(server_date: str) -> str:
+def _skew(server_date: str) -> float | None:
+    """Seconds that this machine's clock is ahead of the Date of an answer; None for none."""
     import email.utils
 
     try:
-        server = email.utils.parsedate_to_datetime(server_date).timestamp()
+        # The machine's own clock, not the run's: it is the one that signs requests.
+        return time.time() - email.utils.parsedate_to_datetime(server_date).timestamp()
     except (TypeError, ValueError):
+        return None
+
+
+def _skew_text(server_date: str) -> str:
+    skew = _skew(server_date)
+    if skew is None:
         return ""
-    return f"this machine's clock is {time.time() - server:+.0f} seconds off the server's"
+    return f"this machine's clock is {skew:+.0f} seconds off the server's"
 
 
 def _plain_etag(answer: Mapping[str, Any]) -> str:
@@ -2580,9 +2595,8 @@ def assemble(
     Where chunks of several uploads lie together (staged ones, two widths of numbers after a
     replacement that was cut off, or the tail of a longer archive), the complete upload counts, a
     marked one before an unmarked one, a staged one before another, since it was made to replace
-    that, the newer before the older. head: user metadata of a key,
-    asked only for chunks that can be an upload's last; chunk_size: bytes, tells a single full
-    chunk from a whole.
+    that, the newer before the older. head: user metadata of a key, asked only for chunks that can
+    be an upload's last; chunk_size: bytes, tells a single full chunk from a whole.
     """
     candidates: list[Archive] = []
     for group in _uploads(objects).values():
@@ -2783,7 +2797,7 @@ def finish_replacement(
     placed = [item for item in objects if not is_staged(item.key)]
     new = assemble(archive, staged, store.head)
     old = assemble(archive, placed, store.head)
-    if new and new.complete and not _is_copy(old, new):
+    if new and new.complete and new.metadata and not _is_copy(old, new):
         delete_chunks(store, placed)
         *first, last = [(item.key, chunk_key(archive, _number(item))) for item in new.chunks]
         with workers(store, parallel, "copy") as pool:
@@ -3011,13 +3025,12 @@ class State:
             revision = self.revision(name)
             return str(revision) if revision >= 0 else ""
         try:
-            with open(path, "rb") as file:
-                content = file.read()
+            state = _snapshot_state(path)
         except FileNotFoundError:
             return ""
         except OSError as error:
             raise os_failure(error, "read the diff file") from error
-        return hashlib.sha256(content).hexdigest() if content else ""
+        return "" if state == "-" else state
 
     def chain(self, name: str, reached: str) -> tuple[Link, ...]:
         """The archives, oldest first, that together end where the diff file does.
@@ -3115,6 +3128,12 @@ class State:
             ) from error
 
 
+def _snapshot_state(path: str) -> str:
+    with open(path, "rb") as file:
+        content = file.read()
+    return hashlib.sha256(content).hexdigest() if content else "-"
+
+
 @contextlib.contextmanager
 def _diff_dir_errors() -> Iterator[None]:
     try:
@@ -3133,9 +3152,8 @@ class Draft:
 
     def digest(self) -> str:
         """SHA-256 of its content in hex, "-" for an empty one: what an archive's state says."""
-        with _diff_dir_errors(), open(self.path, "rb") as file:
-            content = file.read()
-        return hashlib.sha256(content).hexdigest() if content else "-"
+        with _diff_dir_errors():
+            return _snapshot_state(self.path)
 
     def write(self, text: str) -> None:
         with _diff_dir_errors(), open(self.path, "w", encoding="ascii") as file:
@@ -3212,7 +3230,6 @@ class Task:
 
     skip: the message and level of a skip; failure: why it cannot be made;
     present: chunks now under its name; done: a complete archive of today is among them;
-    replacing: they are of a FULL, which may be gone if the upload fails half-way;
     chain: what a DIFF continues, oldest first; torn: the level and message of why it cannot, so
     that everything is stored in it.
     """
@@ -3228,7 +3245,6 @@ class Task:
     verify: bool = False
     present: Sequence[StoredObject] = ()
     done: bool = False
-    replacing: bool = False
     chain: Sequence[Link] = ()
     torn: tuple[int, str] | None = None
     heading: str = ""
@@ -3236,6 +3252,11 @@ class Task:
     @property
     def log(self) -> logging.Logger:
         return _LOGS[self.kind]
+
+    @property
+    def replacing(self) -> bool:
+        """Whether a FULL is there, which may be gone if the upload fails half-way."""
+        return self.mode == FULL and bool(self.present)
 
 
 @dataclass
@@ -3313,7 +3334,7 @@ def run_config(path: str, context: Context) -> int:
     if settings.gpg_recipient:
         check_recipient(settings.gpg_recipient, settings.gpg_keyring, context.env)
     access = access_of(settings)
-    if access.key and settings.s3_keyfile and os.stat(settings.s3_keyfile).st_mode & 0o077:
+    if access.key and settings.s3_keyfile and others_can_read(settings.s3_keyfile):
         log.warning(
             "S3Keyfile %s can be read by others; run: chmod 600 %s",
             settings.s3_keyfile, shlex.quote(settings.s3_keyfile),
@@ -3505,7 +3526,6 @@ class Run:
                     # Not when it was stored: one that was staged may come to its place much later.
                     and moment.date(archive.made) == moment.date()
                 )
-            task.replacing = task.mode == FULL and bool(task.present)
             if task.mode == DIFF and not self._context.test and (
                 self._context.force or not task.done
             ):
@@ -3646,8 +3666,7 @@ class Run:
             assert task.revisions is not None
             return subversion_stage(task.name, *task.revisions)
         if task.kind == MYSQL:
-            tool = find_tool(("mysqldump", "mariadb-dump"), env) or "mysqldump"
-            return mysql_stage(task.name, task.job.mysql_options, tool)
+            return mysql_stage(task.name, task.job.mysql_options, mysql_tool(env))
         return postgresql_stage(task.name)
 
     def _show(self, task: Task, path: str) -> None:
@@ -4103,9 +4122,9 @@ def parse_when(text: str, moment: Moment) -> float:
     except ImportError as error:
         raise missing_library(error) from error
     try:
-        with warnings.catch_warnings():
+        with catch_warnings():
             # Of a zone that it does not know dateutil only warns, and takes local time.
-            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
+            simplefilter("error", parser.UnknownTimezoneWarning)
             return parser.parse(text, default=end_of_day).timestamp()
     except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:
         raise Failure(
@@ -6062,8 +6081,10 @@ class _Check:
             for warning in warnings:
                 self._say("warning", "config", warning)
             self._say("ok", "config", f"{self._path} asks for {len(self._jobs)} jobs")
-        if not hasattr(self, "_jobs"):
-            return
+            self._rest()
+
+    def _rest(self) -> None:
+        """What can only be looked at where the config can be read; each on its own."""
         for subject, method in (
             ("jobs", self._plans), ("tools", self._tools), ("DiffDir", self._diff_dir),
             ("TempDir", self._temp_dir), ("S3Keyfile", self._key_file), ("bucket", self._bucket),
@@ -6133,7 +6154,7 @@ class _Check:
         if kinds & {SUBVERSION, SUBVERSION_DIR}:
             needed += [("svnadmin",), ("svnlook",)]
         if MYSQL in kinds:
-            needed.append(("mysqldump", "mariadb-dump"))
+            needed.append(_MYSQL_TOOLS)
         if POSTGRESQL in kinds:
             needed += [("pg_dump",), ("pg_dumpall",)]
         if self._settings.gpg_recipient:
@@ -6196,7 +6217,7 @@ class _Check:
             self._say("ok", "S3Keyfile", "none: AWS's usual sources give the key")
             return
         read_key_file(path)
-        if os.stat(path).st_mode & 0o077:
+        if others_can_read(path):
             self._say("warning", "S3Keyfile", f"{path} can be read by others",
                       f"chmod 600 {shlex.quote(path)}")
         else:
@@ -6220,7 +6241,7 @@ class _Check:
         self._probe(store)
 
     def _clocks(self, store: S3Store) -> None:
-        skew = store.skew
+        skew = store.skew()
         if skew is None:
             return
         text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
@@ -6310,9 +6331,8 @@ class _Check:
     def _database(self, job: Job) -> None:
         """A dump of the structure alone: the login, the rights and the server, in little time."""
         if job.kind == MYSQL:
-            tool = find_tool(("mysqldump", "mariadb-dump"), self._env) or "mysqldump"
             options = (*job.mysql_options, "--no-data")
-            stage = mysql_stage(job.name, options, tool)
+            stage = mysql_stage(job.name, options, mysql_tool(self._env))
         else:
             stage = postgresql_stage(job.name)
             stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))

@@ -8,6 +8,7 @@ tests (so each xdist worker has its own) and is started when the first test asks
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qsl, unquote
 from xml.sax.saxutils import escape
 
@@ -79,15 +80,30 @@ TOOL_PATH = os.pathsep.join(
 
 
 def require_tool(name: str) -> str:
-    """The path of the program NAME; without it the test is skipped, or fails where
-    S3NAPBACK_TEST_ALL=1 says that nothing may be left out."""
+    """The path of the program NAME; without it the test is left out."""
     path = shutil.which(name, path=TOOL_PATH)
     if path is None:
-        reason = f"{name} is not installed"
-        if os.environ.get("S3NAPBACK_TEST_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        leave_out(f"{name} is not installed")
     return path
+
+
+def leave_out(reason: str) -> NoReturn:
+    """Skips the test, or fails it where S3NAPBACK_TEST_ALL=1 says that nothing may be left out."""
+    if os.environ.get("S3NAPBACK_TEST_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path, options: str) -> Iterator[Path]:
+    """A small or otherwise limited file system at a folder, which is there already."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        leave_out("mounting a tmpfs needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def run(argv: list[str], *, env: Mapping[str, str] | None = None, stdin: str = "") -> str:

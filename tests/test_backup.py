@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool
+from conftest import NIGHT, Site, fake_tool, require_tool, tmpfs
 
 import s3napback
 
@@ -503,19 +503,11 @@ def test_tools_that_are_not_on_path(
 
 
 def test_a_full_temp_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    tmpfs = site.folder / "temp"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmpfs)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
+    with tmpfs(site.folder / "temp", "size=64k") as place:
         (site.data / "big").write_bytes(os.urandom(500_000))
         site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
         assert site.run() == 1
-        assert not list(tmpfs.iterdir())
-    finally:
-        subprocess.run(["umount", str(tmpfs)], check=True)
+        assert not list(place.iterdir())
     said = capsys.readouterr().err
     assert "No space left on device" in said
     assert "(free some room there)" in said
@@ -524,33 +516,17 @@ def test_a_full_temp_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_read_only_diff_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    diffs = str(site.folder / "diffs")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", diffs], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
+    with tmpfs(site.folder / "diffs", "ro") as diffs:
         assert site.run() == 2
-    finally:
-        subprocess.run(["umount", diffs], check=True)
     assert f"cannot write in DiffDir {diffs}/: Read-only file system" in capsys.readouterr().err
     assert not site.archives()
 
 
 def test_a_full_bucket_disk(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    buckets = str(site.folder / "buckets")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", buckets], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
+    with tmpfs(site.folder / "buckets", "size=64k"):
         (site.data / "big").write_bytes(os.urandom(500_000))
         assert site.run() == 1
         assert not site.archives()
-    finally:
-        subprocess.run(["umount", buckets], check=True)
     assert "No space left on device (free some room there)" in capsys.readouterr().err
 
 

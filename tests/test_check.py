@@ -188,15 +188,20 @@ def test_rights_that_are_missing(
     assert text in found["bucket"]["text"] + found["bucket"]["hint"]
 
 
-def test_what_the_bucket_keeps(s3_site: Site, s3_server: Any, check: Check) -> None:
+def lock_objects(s3_server: Any, **retention: int) -> None:
+    """Makes a bucket that keeps what is stored in it, by default for so many Days or Years."""
     client = s3_server.client()
     client.create_bucket(Bucket="bkt", ObjectLockEnabledForBucket=True)
     client.put_object_lock_configuration(
         Bucket="bkt", ObjectLockConfiguration={
             "ObjectLockEnabled": "Enabled",
-            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 30}},
+            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", **retention}},
         },
     )
+
+
+def test_what_the_bucket_keeps(s3_site: Site, s3_server: Any, check: Check) -> None:
+    lock_objects(s3_server, Days=30)
     facts = s3_site.store().about()  # type: ignore[attr-defined]
     assert facts == s3napback.BucketFacts("us-east-1", True, "30 days", ())
     s3_server.fail = lambda method, path, query, body: (
@@ -218,14 +223,7 @@ def test_versions_are_noted(s3_site: Site, s3_server: Any, check: Check) -> None
 
 
 def test_an_object_lock_is_noted(s3_site: Site, s3_server: Any, capsys: Any) -> None:
-    client = s3_server.client()
-    client.create_bucket(Bucket="bkt", ObjectLockEnabledForBucket=True)
-    client.put_object_lock_configuration(
-        Bucket="bkt", ObjectLockConfiguration={
-            "ObjectLockEnabled": "Enabled",
-            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Years": 1}},
-        },
-    )
+    lock_objects(s3_server, Years=1)
     assert s3napback.main(["check", "-c", str(s3_site.write())]) == 3
     assert "object lock keeps what is stored (1 years)" in capsys.readouterr().out
 

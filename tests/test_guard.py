@@ -28,6 +28,14 @@ def stage(site: Site, name: str) -> Archive:
     return archive
 
 
+def stage_only(site: Site) -> str:
+    """Leaves the site's one archive only where it waits; its name."""
+    ((name, _),) = site.archives().items()
+    archive = stage(site, name)
+    site.store().delete([item.key for item in archive.chunks])
+    return name
+
+
 # ---- SafeReplace ----
 
 
@@ -96,9 +104,7 @@ def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, place
 
 def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) -> None:
     """It comes to its place today, and is as old as it is."""
-    ((name, _),) = safe_site.archives().items()
-    archive = stage(safe_site, name)
-    safe_site.store().delete([item.key for item in archive.chunks])
+    name = stage_only(safe_site)
     for path in safe_site.diff_files():
         path.unlink()
     turn = NIGHT + timedelta(days=28)  # of the same slot
@@ -110,9 +116,7 @@ def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) ->
 def test_a_restore_reads_a_staged_archive_and_finishes_the_move(
     safe_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ((name, _),) = safe_site.archives().items()
-    archive = stage(safe_site, name)
-    safe_site.store().delete([item.key for item in archive.chunks])
+    name = stage_only(safe_site)
     target = safe_site.folder / "back"
     endpoint = safe_site.settings["S3Endpoint"]
     # From the bucket alone nothing is changed in it.
@@ -132,9 +136,7 @@ def test_a_restore_reads_a_staged_archive_and_finishes_the_move(
 def test_a_restore_leaves_the_move_to_the_run_at_work(
     safe_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ((name, _),) = safe_site.archives().items()
-    archive = stage(safe_site, name)
-    safe_site.store().delete([item.key for item in archive.chunks])
+    name = stage_only(safe_site)
     state = s3napback.State(safe_site.settings["DiffDir"] + "/", s3napback.Moment.of(NIGHT))
     words = ["restore", "-c", str(safe_site.write()), str(safe_site.data)]
     with state.lock():
@@ -309,6 +311,39 @@ def test_a_diff_in_the_place_of_its_predecessor_holds_everything(site: Site) -> 
     archive = newest(site)
     assert archive.name == before
     assert archive.metadata["state"].startswith("-:")
+
+
+def test_a_forced_run_that_ends_before_its_state_is_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new archive may have the very bytes of the one that DiffDir still tells of."""
+    night = nights(site, 2)
+
+    def ended(*_: Any) -> None:
+        raise s3napback.Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3napback.State, "keep_chain", ended)
+        assert site.run("-f", now=night - timedelta(hours=23)) == 143
+    assert site.run(now=night) == 3  # what DiffDir tells of is gone, so all is stored
+    back = site.folder / "back"
+    words = ["restore", "-c", str(site.write()), str(site.data), "--to", str(back)]
+    assert s3napback.main(words) == 0
+    assert (back / str(site.data)[1:] / "file").read_text() == "one"
+
+
+def test_a_snapshot_that_is_cut_short_is_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tool(
+        site, monkeypatch, "tar",
+        '"$REAL" "$@"; for word; do case "$word" in */.s3napback-*) '
+        'echo "tar: $word: Cannot write: No space left on device" >&2;; esac; done; exit 2',
+    )
+    assert site.run() == 1
+    assert "(make room in DiffDir)" in capsys.readouterr().err
+    assert not site.archives()
+    assert not site.diff_files()
 
 
 def test_a_chain_among_more_keys_than_a_page(s3_site: Site, s3_server: Any) -> None:

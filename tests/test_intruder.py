@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, require_tool
+from conftest import NIGHT, Site, require_tool, tmpfs
 
 import s3napback
 from s3napback import META, Failure, Found, StoredObject
@@ -467,11 +467,8 @@ def cores_allowed() -> None:
 def small_disk(site: Site) -> Iterator[Path]:
     place = site.folder / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with tmpfs(place, "size=1m"):
+        yield place
 
 
 def header(name: str, size: int, **fields: Any) -> bytes:

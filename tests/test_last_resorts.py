@@ -62,7 +62,7 @@ def test_dates_and_etags_of_another_kind(s3_server: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         store._client, "list_objects_v2", lambda **_: {"ResponseMetadata": {"HTTPHeaders": {}}}
     )
-    assert store.skew is None
+    assert store.skew() is None
 
 
 # ---- DiffDir ----

@@ -645,18 +645,18 @@ class World:
     # ---- the bucket as it is ----
 
     def seen(self) -> dict[str, Seen]:
-        shelf = Shelf(self.server)
+        shelf: Any = Shelf(self.server)
         return {
             archive.name: (
                 archive.metadata.get("archive", ""), archive.fault,
                 tuple(item.etag for item in archive.chunks), one.made,
             )
-            for archive, one in s3napback.catalogue(shelf)  # type: ignore[arg-type]
+            for archive, one in s3napback.catalogue(shelf)
         }
 
     def _found(self) -> list[Found]:
-        shelf = Shelf(self.server)
-        return [one for _, one in s3napback.catalogue(shelf)]  # type: ignore[arg-type]
+        shelf: Any = Shelf(self.server)
+        return [one for _, one in s3napback.catalogue(shelf)]
 
     def _archive(self, name: str) -> s3napback.Archive:
         shelf: Any = Shelf(self.server)

@@ -4,14 +4,13 @@ S3NAPBACK_SEED chooses other faults than those of every day.
 """
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import require_tool
+from conftest import require_tool, tmpfs
 from harness import BUCKET, SETTINGS, Fault, FaultyS3, Setting, Shelf, World, live_a_month
 
 import s3napback
@@ -28,9 +27,8 @@ def make_world(
 ) -> Iterator[Make]:
     for tool in ("pigz", "gpg", "svnadmin", "svnmucc", "mount"):
         require_tool(tool)
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    subprocess.run(["umount", tmp_path], check=True)
+    with tmpfs(tmp_path, "size=64k"):
+        pass  # `World` mounts some
     server = FaultyS3()
     server.reset()
     worlds: list[World] = []
