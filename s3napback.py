@@ -30,6 +30,7 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import gc
 import getopt
 import glob
 import hashlib
@@ -39,12 +40,14 @@ import json
 import logging
 import logging.handlers
 import math
+import mmap
 import os
 import pwd
 import random
 import re
 import resource
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -63,12 +66,13 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, partial
 from types import FrameType
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
 
 __version__ = "2.0.0"
 
 T = TypeVar("T")
+Piece: TypeAlias = "bytes | memoryview"
 
 # ==================================================================================================
 # 2. Vocabulary
@@ -150,6 +154,10 @@ class Failure(Exception):
 
 class PassingFailure(Failure):
     """A failure that may pass: the network, a busy service. Worth another try."""
+
+
+class AbsentFailure(Failure):
+    """A bucket or a key is not there."""
 
 
 class Interrupted(BaseException):
@@ -1393,8 +1401,7 @@ class Pipeline:
             raise _start_failure(stage, error) from error
         self._reader = None if output is not None else self._processes[-1].stdout
         if self._reader is not None:
-            with contextlib.suppress(OSError):  # a small pipe is slower, not wrong
-                fcntl.fcntl(self._reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            widen_pipe(self._reader)
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read into the view, 0 at the end of the stream."""
@@ -1428,6 +1435,12 @@ class Pipeline:
                 process.stdout.close()
         for errors in self._errors:
             errors.close()
+
+
+def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> None:
+    """Makes room in a pipe, so that its two ends wait for each other less often."""
+    with contextlib.suppress(OSError):  # a small pipe is slower, not wrong, and a file is none
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
@@ -1620,6 +1633,141 @@ class StoredObject:
     storage_class: str = "STANDARD"
 
 
+# Bytes that are hashed, spooled and handed on at a time.
+_PIECE = 1 << 20
+# Room up to this size, bytes, is memory; above it is a file.
+_LARGEST_IN_MEMORY = 64_000_000
+
+
+class Buffer:
+    """The bytes of one object on their way: in memory, or in an unnamed file where they are many.
+
+    room: most bytes that it will hold; folder: for the file, None for the system's temporary one;
+    full: called when the file finds no room, makes some and says so, or says False.
+    """
+
+    def __init__(
+        self, room: int, folder: str | None = None, full: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._room, self._full = room, full
+        self._size = 0
+        self._digest: hashlib._Hash | None = None
+        self._file: io.FileIO | None = None
+        if room <= _LARGEST_IN_MEMORY:
+            # Unlike a bytearray's, these pages cost nothing until something is in them.
+            self._memory = memoryview(mmap.mmap(-1, room or 1))
+        else:
+            with self._errors():
+                self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
+                    buffering=0, dir=folder
+                )
+            self._memory = memoryview(bytearray(_PIECE))
+
+    @staticmethod
+    def of(data: bytes | bytearray | Buffer) -> Buffer:
+        """The data in a buffer; a buffer itself."""
+        if isinstance(data, Buffer):
+            return data
+        buffer = Buffer(len(data))
+        source = io.BytesIO(data)
+        buffer.fill(source.readinto)
+        return buffer
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(map(bytes, self.pieces()))
+
+    def fill(self, readinto: Callable[[memoryview], int | None]) -> None:
+        """Takes the next bytes of a source in place of its own, up to the source's end or its room.
+
+        Raises Failure where the file finds no room.
+        """
+        self.clear()
+        while self._size < self._room:
+            if self._file is None:
+                view = self._memory[self._size : self._room]
+            else:
+                view = self._memory[: min(_PIECE, self._room - self._size)]
+            count = readinto(view)
+            if not count:
+                break
+            if self._file is not None:
+                self._spool(self._file, view[:count])
+            self._size += count
+
+    def _spool(self, file: io.FileIO, view: memoryview) -> None:
+        if self._digest is None:
+            self._digest = hashlib.md5(usedforsecurity=False)
+        self._digest.update(view)  # now, since reading a large file again takes its time
+        while view:
+            try:
+                view = view[file.write(view) :]
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._full():
+                    raise os_failure(
+                        error, "keep a chunk in TempDir on its way",
+                        "it needs room for ChunkSize there: set TempDir to a larger disk",
+                    ) from error
+
+    def clear(self) -> None:
+        """Empties it, and gives a file's room back."""
+        self._size, self._digest = 0, None
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
+
+    def piece(self, start: int, count: int = _PIECE) -> memoryview:
+        """Its bytes from `start` on, at most `count`; valid until it is filled or cleared."""
+        end = min(start + count, self._size)
+        if self._file is None:
+            return self._memory[start:end]
+        with self._errors():
+            return memoryview(os.pread(self._file.fileno(), max(0, end - start), start))
+
+    def pieces(self, count: int = _PIECE) -> Iterator[memoryview]:
+        """All of it, at most `count` bytes at a time; see `piece`."""
+        at = 0
+        while at < self._size:
+            piece = self.piece(at, count)
+            yield piece
+            at += len(piece)
+
+    def md5(self) -> str:
+        """The hex MD5 of all of it."""
+        if self._digest is None:
+            self._digest = hashlib.md5(usedforsecurity=False)
+            for piece in self.pieces():
+                self._digest.update(piece)
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._memory = memoryview(b"")
+        if self._file is not None:
+            self._file.close()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _errors() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise os_failure(error, "keep a chunk in TempDir on its way") from error
+
+
+# Of a disk on which chunks wait, the part that is left to others.
+_LEFT_FREE = 0.05
+
+
+def has_room(size: int, folder: str | None, count: int = 1) -> bool:
+    """Whether `count` more buffers of that size, bytes, fit where they would be."""
+    if size <= _LARGEST_IN_MEMORY:
+        return True
+    disk = shutil.disk_usage(folder or tempfile.gettempdir())
+    return disk.free - size * count >= disk.total * _LEFT_FREE
+
+
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
 OPAQUE = f"{META}opaque"
 
@@ -1630,11 +1778,12 @@ class Store(Protocol):
 
     bucket: str
 
-    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         """Stores an object and returns the hex MD5 of its data, which the store confirmed."""
 
-    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
-        """(data, metadata); the data has been compared with its MD5 where the store knows it."""
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
+        """The object's user metadata. Its data is in the buffer then, and has been compared with
+        its MD5 where the store knows it. Raises Failure for more data than there is room for."""
 
     def peek(self, key: str, count: int) -> bytes:
         """The first bytes of an object, at most `count`; unchecked."""
@@ -1645,7 +1794,8 @@ class Store(Protocol):
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         """(objects, whether there are more): the first whose keys start with the prefix and come
-        behind the key `after`, in the order of their keys' bytes. One request."""
+        behind the key `after`, in the order of their keys' bytes. One request. Raises
+        AbsentFailure where the bucket is not there."""
 
     def copy(self, source: str, target: str) -> None:
         """Makes the object `target` of another of the bucket: the same data and metadata."""
@@ -1694,35 +1844,36 @@ class Limit:
             return max(0.0, start - now)
 
 
-class _Paced:
-    """Data as a file that is read no faster than a limit lets it be sent.
+class _Body:
+    """A buffer as the file that an HTTP client sends, no faster than a limit allows.
 
     stop: set by who does not want to wait for the rest, which ends in OSError.
     """
 
-    _PIECE = 1 << 14  # bytes: what urllib3 reads at once
+    # Bytes that are sent at once, whatever the client asks for. Each has _CONNECT_TIMEOUT to go:
+    # a whole chunk would not make it over a slow line.
+    _SENT, _SENT_LIMITED = 1 << 17, 1 << 14
 
-    def __init__(self, data: bytes | bytearray, limit: Limit, stop: threading.Event) -> None:
-        self._file = memoryview(data)
+    def __init__(self, data: Buffer, limit: Limit | None, stop: threading.Event) -> None:
+        self._data = data
         self._at = 0
         self._limit, self._stop = limit, stop
 
     def __len__(self) -> int:
-        return len(self._file)
+        return len(self._data)
 
     def tell(self) -> int:
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._file)}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
         self._at = base + offset
         return self._at
 
-    def read(self, count: int = -1) -> memoryview:
-        end = len(self._file) if count < 0 else self._at + min(count, self._PIECE)
-        piece = self._file[self._at : end]
+    def read(self, _count: int = -1) -> memoryview:
+        piece = self._data.piece(self._at, self._SENT_LIMITED if self._limit else self._SENT)
         self._at += len(piece)
-        if piece and self._stop.wait(self._limit.grant(len(piece))):
+        if self._limit and piece and self._stop.wait(self._limit.grant(len(piece))):
             raise OSError("the upload was given up")
         return piece
 
@@ -1788,7 +1939,7 @@ def folder_root(endpoint: str | None) -> str | None:
 # --------------------------------------------------------------------------------------------------
 
 # Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
-_PIECE = 180
+_NAME_PIECE = 180
 
 
 class FolderStore:
@@ -1804,8 +1955,9 @@ class FolderStore:
         self._folder = os.path.join(root, bucket)
         self._clock = clock
 
-    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
-        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
+        data = Buffer.of(data)
+        digest = data.md5()
         path = self.path_of(key)
         with _folder_errors(f"store {path}"):
             if not os.path.isdir(self._folder):
@@ -1816,11 +1968,11 @@ class FolderStore:
             stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
             temp = os.path.join(self._folder, f".new-{secrets.token_hex(8)}")
             try:
-                _write_durably(temp, data)
+                _write_durably(temp, data.pieces())
                 os.utime(temp, ns=(stamp, stamp))
                 notes = self._notes_name(path, len(data), os.stat(temp).st_mtime_ns)
                 note = json.dumps({"etag": digest, "metadata": dict(metadata)}).encode()
-                _write_durably(notes, note)
+                _write_durably(notes, [note])
                 os.replace(temp, path)  # before it the old object is whole, after it the new one
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -1831,14 +1983,16 @@ class FolderStore:
                     os.unlink(str(old_notes))
         return digest
 
-    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         path = self.path_of(key)
-        with _folder_errors(f"read {path}"), open(path, "rb") as file:
-            data = file.read()
+        with _folder_errors(f"read {path}"), open(path, "rb", buffering=0) as file:
+            into.fill(file.readinto)
+            if file.read(1):
+                raise Failure(f"{path} is larger than listed: it was replaced")
         etag, metadata = self._notes(path)
-        if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        if etag and into.md5() != etag:
             raise Failure(f"{path} is damaged: its MD5 is not the stored one")
-        return data, metadata
+        return metadata
 
     def peek(self, key: str, count: int) -> bytes:
         path = self.path_of(key)
@@ -1850,6 +2004,8 @@ class FolderStore:
         return self._notes(path)[1] if os.path.isfile(path) else None
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        if not self.exists():
+            raise AbsentFailure(f"bucket {self.bucket} does not exist in {self._root}")
         objects: list[StoredObject] = []
         with _folder_errors(f"list {self._folder}"):
             for key, path in sorted(
@@ -1863,7 +2019,11 @@ class FolderStore:
         return objects, False
 
     def copy(self, source: str, target: str) -> None:
-        self.put(target, *self.get(source))
+        with _folder_errors(f"read {self.path_of(source)}"):
+            size = os.stat(self.path_of(source)).st_size
+        with contextlib.closing(Buffer(size)) as data:
+            metadata = self.fetch(source, data)
+            self.put(target, data, metadata)
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -1910,7 +2070,7 @@ class FolderStore:
         if name.startswith("."):
             name = "%2E" + name[1:]
         # A long name goes into folders; their names end in "+", which quote() never leaves.
-        pieces = [name[at : at + _PIECE] for at in range(0, len(name), _PIECE)] or [""]
+        pieces = [name[at : at + _NAME_PIECE] for at in range(0, len(name), _NAME_PIECE)] or [""]
         return os.path.join(self._folder, *(f"{piece}+" for piece in pieces[:-1]), pieces[-1])
 
     def _walk(self, folder: str, start: str) -> Iterator[tuple[str, str]]:
@@ -1962,9 +2122,9 @@ def _folder_errors(doing: str) -> Iterator[None]:
         raise Failure(f"cannot {doing}: {error.strerror or error}", hint) from error
 
 
-def _write_durably(path: str, data: bytes | bytearray) -> None:
+def _write_durably(path: str, pieces: Iterable[bytes | memoryview]) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 
@@ -2028,9 +2188,9 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
 
 
 class S3Store:
-    """A bucket of Amazon S3 or of a service that speaks its protocol, through boto3.
+    """A bucket of Amazon S3 or of a service that speaks its protocol, through botocore.
 
-    The client is made at the first request; boto3 is imported there, since it takes its time.
+    The client is made at the first request; botocore is imported there, since it takes its time.
     """
 
     def __init__(self, bucket: str, access: Access) -> None:
@@ -2044,38 +2204,42 @@ class S3Store:
     def _client(self) -> Any:
         with self._making:
             if self._made is None:
-                with self._errors("reach"):
+                # What is made here stays: to search it for garbage, over and over, is a waste.
+                with self._errors("reach"), _without_garbage_collection():
                     self._made = _s3_client(self._access)
         return self._made
 
-    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
-        digest = hashlib.md5(data, usedforsecurity=False)
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
+        data = Buffer.of(data)
+        digest = data.md5()
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
-        limit = self._access.limit
         with self._errors(f"store {key} in"):
             answer = self._client.put_object(
                 Bucket=self.bucket,
                 Key=key,
-                Body=_Paced(data, limit, self.stop) if limit else data,
-                ContentMD5=base64.b64encode(digest.digest()).decode(),
+                Body=_Body(data, self._access.limit, self.stop),
+                ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
                 ContentType="application/octet-stream",
                 Metadata=dict(metadata),
                 **extra,
             )
         etag = _plain_etag(answer)
-        if etag and etag != digest.hexdigest():
+        if etag and etag != digest:
             raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
-        return digest.hexdigest()
+        return digest
 
-    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            data: bytes = answer["Body"].read()
+            with contextlib.closing(answer["Body"]) as body:
+                into.fill(lambda view: body.readinto(view[:_PIECE]))
+                if body.read(1):
+                    raise Failure(f"{key} is larger than listed: it was replaced")
         etag = _plain_etag(answer)
-        if etag and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        if etag and into.md5() != etag:
             raise PassingFailure(f"{key} arrived damaged: its MD5 is not the stored one")
-        return data, dict(answer["Metadata"])
+        return dict(answer["Metadata"])
 
     def peek(self, key: str, count: int) -> bytes:
         with self._errors(f"fetch {key} from"):
@@ -2089,7 +2253,7 @@ class S3Store:
         try:
             with self._errors(f"look up {key} in"):
                 answer = self._client.head_object(Bucket=self.bucket, Key=key)
-        except _AbsentFailure:
+        except AbsentFailure:
             return None
         return {**answer["Metadata"], **({} if _plain_etag(answer) else {OPAQUE: "yes"})}
 
@@ -2137,7 +2301,7 @@ class S3Store:
             with self._errors("reach"):
                 # Not HeadBucket: its errors come without a code that says what is wrong.
                 self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
-        except _AbsentFailure:
+        except AbsentFailure:
             return False
         return True
 
@@ -2196,9 +2360,11 @@ class S3Store:
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """What boto3 raises, as our failures."""
-        import botocore.exceptions as boto
-
+        """What botocore raises, as our failures."""
+        try:
+            import botocore.exceptions as boto
+        except ImportError as error:
+            raise missing_library(error) from error
         try:
             yield
         except boto.ClientError as error:
@@ -2230,14 +2396,10 @@ class S3Store:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
 
 
-class _AbsentFailure(Failure):
-    """The bucket or the key is not there."""
-
-
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
     text = f"cannot {doing} bucket {bucket}: {code}" + (f", {said}" if said else "")
     if code in ("404", "NoSuchKey", "NoSuchBucket"):
-        return _AbsentFailure(text, _S3_HINTS.get(code, ""))
+        return AbsentFailure(text, _S3_HINTS.get(code, ""))
     if code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
         return PassingFailure(text)
     return Failure(text, _S3_HINTS.get(code, ""))
@@ -2270,19 +2432,34 @@ def _plain_etag(answer: Mapping[str, Any]) -> str:
     return etag
 
 
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _s3_client(access: Access) -> Any:
     try:
-        import boto3
+        # botocore is what boto3 is made of; the rest of boto3 is not needed, and takes its time.
         from botocore.config import Config
         from botocore.handlers import add_expect_header
+        from botocore.loaders import Loader
+        from botocore.session import Session
     except ImportError as error:
         raise missing_library(error) from error
-    # A session of its own: boto3's common one keeps the credentials that it found first.
-    session = boto3.session.Session()
-    client = session.client(
+    session = Session()
+    loader = Loader(session.get_config_variable("data_path"))
+    # It would look into the folders of all services of AWS, each time it is asked for one.
+    loader.list_available_services = lambda type_name: ["s3"]
+    session.register_component("data_loader", loader)
+    client = session.create_client(
         "s3",
         endpoint_url=access.endpoint,
-        region_name=access.region or session.region_name or "us-east-1",
+        region_name=access.region or session.get_config_variable("region") or "us-east-1",
         aws_access_key_id=access.key,
         aws_secret_access_key=access.secret,
         config=Config(
@@ -2292,7 +2469,7 @@ def _s3_client(access: Access) -> Any:
                 # costs a quarter of the whole work.
                 "payload_signing_enabled": False,
             },
-            # Older S3-compatible services refuse the checksum trailers that boto3 adds by default.
+            # Older S3-compatible services refuse the checksum trailers that botocore adds.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             retries={"total_max_attempts": 1},  # `Patience` is the only one that tries again
@@ -2355,11 +2532,11 @@ class Patience:
         self.waiting: Callable[[float], None] = lambda seconds: None
         self._store, self._seconds, self._log = store, hours * 3600, log
 
-    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         return self._persist(lambda: self._store.put(key, data, metadata))
 
-    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
-        return self._persist(lambda: self._store.get(key))
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
+        return self._persist(lambda: self._store.fetch(key, into))
 
     def peek(self, key: str, count: int) -> bytes:
         return self._persist(lambda: self._store.peek(key, count))
@@ -2723,27 +2900,34 @@ def upload(
     progress: Callable[[int], None] = lambda size: None,
     safe: bool = False,
     replacing: Callable[[], None] = lambda: None,
+    ready: Callable[[], object] = lambda: None,
+    folder: str | None = None,
     log: logging.Logger,
 ) -> Stored:
     """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
 
     Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (ORIGINAL's
-    js3tream). Memory: chunk_size × (parallel + 2).
+    js3tream). Memory: chunk_size × (parallel + 2), unless they are so large that they go through
+    the folder (see `Buffer`), which may have room for fewer.
     replaced: the chunks now under the archive's name; metadata: user metadata for every chunk;
     closing: called when the stream has ended, before the last chunk makes the archive complete:
     it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
     says; progress: told the bytes of each stored chunk; safe: the old archive stays until the new
-    one is complete, at the price of room for both; replacing: called before the old one goes.
+    one is complete, at the price of room for both; replacing: called before the old one goes;
+    ready: called in the threads that send, before they do: waits until that is allowed.
     Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
     """
     marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
     # An archive of one chunk takes the old one's place by a single PUT, which is safe as it is.
     staged = False
-    with _Uploader(store, archive, parallel, marks, progress) as uploader:
+    with _Uploader(
+        store, archive, parallel, marks, progress, ready, chunk_size, folder
+    ) as uploader:
         number = 0
         try:
             while True:
-                chunk = _read_chunk(stream, chunk_size, uploader.spare())
+                chunk = uploader.spare()
+                chunk.fill(stream.readinto)
                 stream.check()
                 if len(chunk) < chunk_size:
                     break
@@ -2758,6 +2942,7 @@ def upload(
                 number += 1
             last = dict(closing())
             replacing()
+            size = number * chunk_size + len(chunk)
             uploader.finish_with(number, chunk, last)
         except BaseException as error:
             # One who waited for hours, or was told to end, does not wait for hours once more.
@@ -2779,7 +2964,7 @@ def upload(
         log.error("Could not %s: %s", what, failure)
         tidy = False
     link = Link(archive, marks[f"{META}archive"], number + 1, uploader.md5)
-    return Stored(link, number * chunk_size + len(chunk), tidy)
+    return Stored(link, size, tidy)
 
 
 def finish_replacement(
@@ -2834,17 +3019,22 @@ class _Uploader:
         parallel: int,
         marks: Mapping[str, str],
         progress: Callable[[int], None],
+        ready: Callable[[], object],
+        chunk_size: int,
+        folder: str | None,
     ) -> None:
         self.staged = False  # whether the chunks wait under other keys than their own
         self._keys: list[str] = []
         self._whole = False
         self._store, self._archive, self._marks = store, archive, marks
-        self._parallel, self._progress = parallel, progress
+        self._parallel, self._progress, self._ready = parallel, progress, ready
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
-        self._running: set[Future[bytearray]] = set()
+        self._running: set[Future[Buffer]] = set()
         self._digests: dict[int, str] = {}
         self.md5 = ""  # of the chunks' MD5s, when all are there
-        self._spare: list[bytearray] = []
+        self._chunk_size, self._folder = chunk_size, folder
+        self._buffers: list[Buffer] = []
+        self._spare: list[Buffer] = []
         self._size = 0
 
     def __enter__(self) -> _Uploader:
@@ -2852,24 +3042,37 @@ class _Uploader:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        for buffer in self._buffers:
+            buffer.close()
 
-    def spare(self) -> bytearray:
+    def spare(self) -> Buffer:
         """A buffer to read the next chunk into; waits for one where all are being sent."""
-        while len(self._running) > self._parallel:
-            done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
-            self._spare += [future.result() for future in done]
-        return self._spare.pop() if self._spare else bytearray()
+        while len(self._running) > self._parallel or (
+            self._running and not has_room(self._chunk_size, self._folder)
+        ):
+            self._wait_for_one()
+        if not self._spare:
+            self._buffers.append(Buffer(self._chunk_size, self._folder, self._wait_for_one))
+            self._spare.append(self._buffers[-1])
+        return self._spare.pop()
 
-    def submit(self, number: int, chunk: bytearray) -> None:
+    def _wait_for_one(self) -> bool:
+        """Waits until a chunk has been sent, which gives its room back; False if none is on its
+        way."""
+        done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        self._spare += [future.result() for future in done]
+        return bool(done)
+
+    def submit(self, number: int, chunk: Buffer) -> None:
         self._running.add(self._pool.submit(self._put, number, chunk, self._marks))
 
-    def finish_with(self, number: int, chunk: bytearray, last: Mapping[str, str]) -> None:
+    def finish_with(self, number: int, chunk: Buffer, last: Mapping[str, str]) -> None:
         """Stores the last chunk, which makes the archive complete, when all others are there."""
         for future in self._running:
             future.result()
         self._running.clear()
         digests = [self._digests[n] for n in range(number)]
-        digests.append(hashlib.md5(chunk, usedforsecurity=False).hexdigest())
+        digests.append(chunk.md5())
         self.md5 = digest_of_digests(digests)
         closing = {
             f"{META}chunks": str(number + 1),
@@ -2897,30 +3100,18 @@ class _Uploader:
                 log.error("Could not delete partial backup: %s", failure)
 
     def _put(
-        self, number: int, chunk: bytearray, metadata: Mapping[str, str], *, last: bool = False
-    ) -> bytearray:
+        self, number: int, chunk: Buffer, metadata: Mapping[str, str], *, last: bool = False
+    ) -> Buffer:
+        chunk.md5()  # what can be done while others wait for leave
+        self._ready()
         key = (staged_key if self.staged else chunk_key)(self._archive, number)
         self._keys.append(key)  # before the request: one that fails may have stored it
         self._digests[number] = self._store.put(key, chunk, metadata)
         self._whole = self._whole or last  # an end that comes from here on takes nothing back
         self._size += len(chunk)
         self._progress(len(chunk))
+        chunk.clear()
         return chunk
-
-
-def _read_chunk(stream: Stream, size: int, buffer: bytearray) -> bytearray:
-    """The next `size` bytes of a stream, fewer at its end, in the buffer, which grows as needed."""
-    filled = 0
-    while filled < size:
-        if filled == len(buffer):
-            buffer.extend(bytes(min(max(len(buffer), 1 << 16), size - filled)))
-        with memoryview(buffer) as view:
-            count = stream.readinto(view[filled:size])
-        if not count:
-            break
-        filled += count
-    del buffer[filled:]
-    return buffer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2933,34 +3124,53 @@ def download(
     store: Store,
     parallel: int,
     progress: Callable[[int], None] = lambda size: None,
-) -> Iterator[bytes]:
-    """The chunks' data in order, each checked before it is handed on.
+    folder: str | None = None,
+) -> Iterator[memoryview]:
+    """The chunks' data in order, each chunk checked before a byte of it is handed on.
 
-    Memory: chunk size × (parallel + 2). progress: told the bytes of each chunk.
+    What is handed on is valid until the next is asked for. Memory: chunk size × (parallel + 1),
+    for large chunks room in the folder (see `Buffer`). progress: told the bytes of each chunk.
     Raises Failure for a chunk that is not the one listed.
     """
     mine = archive.metadata.get("archive")
 
-    def fetch(item: StoredObject) -> bytes:
-        if item.size > LARGEST_CHUNK:  # the memory would be gone before the MD5 could be compared
-            raise Failure(f"{item.key} has {item.size} bytes, more than a chunk can have")
-        data, metadata = store.get(item.key)
-        if len(data) != item.size:
-            raise Failure(f"{item.key} has {len(data)} bytes, not {item.size}: it was replaced")
+    def fetch(item: StoredObject, buffer: Buffer) -> Buffer:
+        metadata = store.fetch(item.key, buffer)
+        if len(buffer) != item.size:
+            raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced")
         if mine and metadata.get(f"{META}archive") != mine:
             raise Failure(f"{item.key} belongs to another upload of {archive.name}")
-        progress(len(data))
-        return data
+        progress(len(buffer))
+        return buffer
 
-    with workers(store, parallel, "download") as pool:
-        running: deque[Future[bytes]] = deque()
+    room = 0
+    for item in archive.chunks:
+        if item.size > LARGEST_CHUNK:
+            raise Failure(f"{item.key} has {item.size} bytes, more than a chunk can have")
+        room = max(room, item.size)
+    running: deque[Future[Buffer]] = deque()
+    spare: list[Buffer] = []
+
+    def hand_on() -> Iterator[memoryview]:
+        buffer = running.popleft().result()
+        yield from buffer.pieces()
+        spare.append(buffer)
+
+    # In this order: the buffers are closed when the threads that fill them have ended.
+    with contextlib.ExitStack() as buffers, workers(store, parallel, "download") as pool:
         for item in archive.chunks:
-            # Besides these, one chunk is with the consumer and one on its way through a pipe.
-            if len(running) == max(1, parallel - 1):
-                yield running.popleft().result()
-            running.append(pool.submit(fetch, item))
+            # Besides these, one chunk is with the consumer.
+            while len(running) == parallel or (
+                # Those that are on their way have not yet taken their room.
+                running and not has_room(room, folder, 1 + len(running))
+            ):
+                yield from hand_on()
+            if not spare:
+                spare.append(Buffer(room, folder))
+                buffers.callback(spare[-1].close)
+            running.append(pool.submit(fetch, item, spare.pop()))
         while running:
-            yield running.popleft().result()
+            yield from hand_on()
 
 
 # ==================================================================================================
@@ -3805,6 +4015,7 @@ class Run:
             progress=progress,
             safe=self._settings.safe_replace,
             replacing=replacing,
+            folder=self._settings.temp_dir,
             log=task.log,
         )
 
@@ -4141,7 +4352,9 @@ def parse_when(text: str, moment: Moment) -> float:
 _BLOCK = 1 << 18
 
 
-def through(stage: Stage, blocks: Iterable[bytes], env: Mapping[str, str]) -> Iterator[bytes]:
+def through(
+    stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
+) -> Iterator[bytes]:
     """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
     stream raised; then the filter is gone, and its last bytes are not handed on."""
     fault: list[BaseException] = []
@@ -4154,6 +4367,8 @@ def through(stage: Stage, blocks: Iterable[bytes], env: Mapping[str, str]) -> It
         except OSError as error:
             raise _start_failure(stage, error) from error
         assert process.stdin and process.stdout
+        widen_pipe(process.stdin)
+        widen_pipe(process.stdout)
 
         def feed() -> None:
             assert process.stdin
@@ -4201,8 +4416,8 @@ def _decrypting_hint(end: StageEnd) -> str:
 
 
 def content_of(
-    blocks: Iterator[bytes], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
-) -> Iterator[bytes]:
+    blocks: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
+) -> Iterator[Piece]:
     """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
     ask for (RFC 4880, RFC 1952, RFC 8878). gpg: how to call it."""
     start, blocks = _peek(blocks)
@@ -4216,7 +4431,7 @@ def content_of(
     return blocks
 
 
-def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+def _peek(blocks: Iterator[Piece]) -> tuple[bytes, Iterator[Piece]]:
     first = b""
     for block in blocks:
         first += block
@@ -4236,7 +4451,7 @@ def is_openpgp(start: bytes) -> bool:
 
 
 def extract(
-    blocks: Iterator[bytes], folder: str, members: Sequence[str], env: Mapping[str, str]
+    blocks: Iterator[Piece], folder: str, members: Sequence[str], env: Mapping[str, str]
 ) -> set[str]:
     """Lets tar unpack one archive's content into a folder; the members that were not in it.
 
@@ -4257,6 +4472,7 @@ def extract(
         except OSError as error:
             raise _start_failure(stage, error) from error
         assert process.stdin
+        widen_pipe(process.stdin)
         try:
             for block in blocks:
                 view = memoryview(block)
@@ -5312,31 +5528,59 @@ def _js3tream_send(
     if not tag.isascii() or not tag.isprintable():
         raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
     _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
-    there = store.exists()
-    if there and not prefix:
-        raise Failure(f"bucket {store.bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
-    if there and archive_objects(store, prefix):
-        raise Failure(
-            f"{store.bucket}:{prefix} exists already", "delete it first, with js3tream -d"
-        )
-    if "pretend" in options:
+    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
+    pretended = "pretend" in options
+
+    def look() -> None:
+        """Sees to it that there is a bucket, and nothing of that name in it."""
+        try:
+            objects = archive_objects(store, prefix) if prefix else store.page("")[0]
+        except AbsentFailure:
+            if not pretended:
+                _TOOL_LOG.info("Creating bucket %s", store.bucket)
+                store.create()
+            return
+        if not prefix:
+            raise Failure(f"bucket {store.bucket} exists already",
+                          "give a prefix: -b BUCKET:PREFIX")
+        if objects:
+            raise Failure(f"{store.bucket}:{prefix} exists already",
+                          "delete it first, with js3tream -d")
+
+    if pretended:
+        look()
         _TOOL_LOG.warning("Pretending: nothing is stored")
         return
-    if not there:
-        _TOOL_LOG.info("Creating bucket %s", store.bucket)
-        store.create()
     if sys.stdin is None:
         raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
-    stored = upload(
-        FileStream(sys.stdin.buffer.raw),  # type: ignore[union-attr]
-        store, prefix, chunk_size=chunk_size,
-        parallel=_whole_number(options.get("parallel", "4"), "--parallel", 64),
-        metadata={"tag": tag} if tag else {},
-        closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
-        progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
-        log=_TOOL_LOG,
-    )
+    with workers(store, 1, "look") as pool:
+        looked = pool.submit(look)  # meanwhile, the first chunks are read
+        stored = upload(
+            _StandardInput(looked),
+            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=looked.result,
+            metadata={"tag": tag} if tag else {},
+            closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
+            progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
+            log=_TOOL_LOG,
+        )
     _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.link.chunks)
+
+
+class _StandardInput(FileStream):
+    """Standard input as a `Stream`, which ends when a look into the bucket has failed."""
+
+    def __init__(self, looked: Future[None]) -> None:
+        self._raw = sys.stdin.buffer.raw  # type: ignore[union-attr]
+        super().__init__(self._raw)
+        widen_pipe(self._raw)
+        self._looked = looked
+
+    def readinto(self, view: memoryview) -> int:
+        while not self._looked.done() and not select.select([self._raw], [], [], 0.05)[0]:
+            pass
+        if self._looked.done():
+            self._looked.result()
+        return super().readinto(view)
 
 
 def _js3tream_fetch(
@@ -5350,6 +5594,7 @@ def _js3tream_fetch(
         return
     parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
     output = sys.stdout.buffer
+    widen_pipe(output)
     try:
         for number, data in enumerate(download(_before_gap(archive), store, parallel)):
             _TOOL_LOG.debug("Writing chunk %d of %d bytes", number, len(data))
@@ -5464,13 +5709,19 @@ _RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "h
 @dataclass(frozen=True)
 class _Bucket:
     """What the recovery commands work on. kinds: names in the config → their kind; state: the
-    config's DiffDir, None without a config."""
+    config's DiffDir, None without a config; folder: for large chunks on their way."""
 
     store: Patience
     parallel: int
     kinds: Mapping[str, str]
     endpoint: str | None
     state: State | None = None
+    folder: str | None = None
+
+    def download(
+        self, archive: Archive, progress: Callable[[int], None] = lambda size: None
+    ) -> Iterator[memoryview]:
+        return download(archive, self.store, self.parallel, progress, self.folder)
 
 
 def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -5485,7 +5736,7 @@ def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
     _js3tream_log(verbose=False, debug=False)
     kinds: dict[str, str] = {}
-    state = None
+    state = folder = None
     if "c" in options:
         path = options["c"]
         if not os.path.exists(path) and "/" not in path:
@@ -5496,6 +5747,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
             kinds[stored_name(job.kind, job.name)] = job.kind
         bucket, access = settings.bucket, access_of(settings)
         state = State(settings.diff_dir, Moment.of(clock()))
+        folder = settings.temp_dir
     elif "b" in options:
         bucket, access = options["b"], _js3tream_access(
             {name: options[short] for name, short in (
@@ -5505,7 +5757,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds, access.endpoint, state)
+    return _Bucket(store, access.connections, kinds, access.endpoint, state, folder)
 
 
 def _sources(
@@ -5766,11 +6018,9 @@ class _Restore:
             self._to_file(place, "overwrite" in options)
         return place
 
-    def _content(self, archive: Archive) -> Iterator[bytes]:
-        return content_of(
-            download(archive, self._bucket.store, self._bucket.parallel, self._progress),
-            self._env, self._gpg,
-        )
+    def _content(self, archive: Archive) -> Iterator[Piece]:
+        blocks = self._bucket.download(archive, self._progress)
+        return content_of(blocks, self._env, self._gpg)
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
@@ -5937,8 +6187,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
             else:
                 chosen = [c for c in archive.chunks if random.uniform(0, 100) < float(sample)]
                 try:
-                    for _ in download(replace(archive, chunks=tuple(chosen)), bucket.store,
-                                      bucket.parallel):
+                    for _ in bucket.download(replace(archive, chunks=tuple(chosen))):
                         pass
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
@@ -5958,7 +6207,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
 def _read_to_the_end(
     archive: Archive, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
 ) -> None:
-    start, blocks = _peek(content_of(download(archive, bucket.store, bucket.parallel), env, gpg))
+    start, blocks = _peek(content_of(bucket.download(archive), env, gpg))
     if start.startswith(b"SVN-fs-dump-format"):
         last = archive.metadata.get("state", "").partition(":")[2].encode()
         tail, seen = b"", False
@@ -6272,7 +6521,9 @@ class _Check:
             store.put(keys[0], data, marks)
             if self._settings.safe_replace:
                 store.copy(*keys)
-            if store.get(keys[0]) != (data, marks) or store.head(keys[0]) != marks:
+            back = Buffer(len(data))
+            metadata = store.fetch(keys[0], back)
+            if bytes(back) != data or metadata != marks or store.head(keys[0]) != marks:
                 raise Failure("a probe object came back other than it was stored",
                               "this service cannot be trusted with backups")
             listed = [item.key for item in listing(store, f"{archive}:")]

@@ -87,6 +87,18 @@ def require_tool(name: str) -> str:
     return path
 
 
+def fetched(store: s3napback.Store, key: str) -> tuple[bytes, dict[str, str]]:
+    """(data, user metadata) of an object."""
+    buffer = s3napback.Buffer(10**7)
+    metadata = store.fetch(key, buffer)
+    return bytes(buffer), metadata
+
+
+def downloaded(archive: s3napback.Archive, store: s3napback.Store, parallel: int) -> bytes:
+    """An archive's data."""
+    return b"".join(map(bytes, s3napback.download(archive, store, parallel)))
+
+
 def leave_out(reason: str) -> NoReturn:
     """Skips the test, or fails it where S3NAPBACK_TEST_ALL=1 says that nothing may be left out."""
     if os.environ.get("S3NAPBACK_TEST_ALL") == "1":
@@ -671,7 +683,7 @@ class Site:
     def content(self, name: str) -> bytes:
         archive = self.archives()[name]
         assert archive.complete, archive.fault
-        return b"".join(s3napback.download(archive, self.store(), 2))
+        return downloaded(archive, self.store(), 2)
 
     def diff_files(self) -> list[Path]:
         return [p for p in (self.folder / "diffs").iterdir() if not p.name.startswith(".")]

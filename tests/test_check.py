@@ -1,5 +1,6 @@
 """`check`: what it says of set-ups that will work, and of those that will not."""
 
+import io
 import json
 import os
 import subprocess
@@ -243,12 +244,16 @@ def test_a_service_that_alters_what_it_stores(
     site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (site.folder / "buckets" / "bkt").mkdir()
-    real = s3napback.FolderStore.get
-    monkeypatch.setattr(
-        s3napback.FolderStore, "get", lambda self, key: (b"x" + real(self, key)[0], {})
-    )
+    real = s3napback.FolderStore.fetch
+
+    def fetch(self: s3napback.FolderStore, key: str, into: s3napback.Buffer) -> dict[str, str]:
+        metadata = real(self, key, into)
+        into.fill(io.BytesIO(bytes(into)[::-1]).readinto)
+        return metadata
+
+    monkeypatch.setattr(s3napback.FolderStore, "fetch", fetch)
     assert "came back other than it was stored" in check()["bucket"]["text"]
-    monkeypatch.setattr(s3napback.FolderStore, "get", real)
+    monkeypatch.setattr(s3napback.FolderStore, "fetch", real)
     monkeypatch.setattr(s3napback.FolderStore, "page", lambda self, prefix, after="": ([], False))
     assert "is not listed" in check()["bucket"]["text"]
 

@@ -5,16 +5,17 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import downloaded
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Access, Archive, Failure, PassingFailure, Store, StoredObject
+from s3napback import Access, Archive, Buffer, Failure, PassingFailure, Store, StoredObject
 
 LOG = logging.getLogger("test")
 
@@ -56,7 +57,7 @@ def whole(store: Store, name: str = "a", chunk_size: int | None = None) -> Archi
 def content(store: Store, name: str = "a") -> bytes:
     archive = whole(store, name)
     assert archive.complete, archive.fault
-    return b"".join(s3napback.download(archive, store, 3))
+    return downloaded(archive, store, 3)
 
 
 def keys(store: Store) -> list[str]:
@@ -128,14 +129,16 @@ class Memory:
         self.history: list[tuple[str, str]] = []
         self.fail: Callable[[str, str], None] = lambda verb, key: None
 
-    def put(self, key: str, data: bytes | bytearray, metadata: Mapping[str, str]) -> str:
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         self.fail("put", key)
         self.objects[key] = bytes(data), dict(metadata)
         self.history.append(("put", key))
-        return hashlib.md5(data).hexdigest()
+        return hashlib.md5(bytes(data)).hexdigest()
 
-    def get(self, key: str) -> tuple[bytes, dict[str, str]]:
-        return self.objects[key]
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
+        data, metadata = self.objects[key]
+        into.fill(io.BytesIO(data).readinto)
+        return metadata
 
     def peek(self, key: str, count: int) -> bytes:
         return self.objects[key][0][:count]
@@ -468,7 +471,7 @@ def test_a_chunk_that_changed_since_the_listing_is_refused() -> None:
     send(store, b"x" * 3500)
     archive = whole(store)
     store.objects["a:0000000000002"] = (b"y" * 1000, {"s3napback-archive": "another"})
-    received: Iterator[bytes] = s3napback.download(archive, store, 2)
+    received = map(bytes, s3napback.download(archive, store, 2))
     assert next(received) == b"x" * 1000
     assert next(received) == b"x" * 1000
     with pytest.raises(Failure, match=r"a:0000000000002 belongs to another upload"):

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, run
+from conftest import NIGHT, Site, fake_tool, fetched, run
 from test_backup import files
 
 import s3napback
@@ -76,7 +76,7 @@ def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, place
     store = safe_site.store()
     ((name, _),) = safe_site.archives().items()
     if placed == "older":  # the copying has not begun
-        old = [(item.key, *store.get(item.key)) for item in safe_site.archives()[name].chunks]
+        old = [(item.key, *fetched(store, item.key)) for item in safe_site.archives()[name].chunks]
         assert safe_site.run("-f", now=NIGHT + timedelta(seconds=1)) == 0
     content = safe_site.content(name)
     archive = stage(safe_site, name)
@@ -176,7 +176,7 @@ def test_a_bad_copy_is_found_out(
     safe_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def copy(self: s3napback.FolderStore, source: str, target: str) -> None:
-        data, metadata = self.get(source)
+        data, metadata = fetched(self, source)
         self.put(target, bytes(reversed(data)), metadata)
 
     monkeypatch.setattr(s3napback.FolderStore, "copy", copy)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, require_tool
+from conftest import GOLDEN, fetched, require_tool
 
 import s3napback
 from s3napback import Failure, Found
@@ -443,7 +443,7 @@ def test_foreign_chunks_are_never_given_out(site: Callable[..., Path]) -> None:
     folder = site()
     store = s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 1e9)
     keys = [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]
-    kept = {key: store.get(key) for key in keys}
+    kept = {key: fetched(store, key) for key in keys}
 
     def put_back() -> None:
         for key in [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, fetched
 
 import s3napback
 
@@ -359,5 +359,5 @@ def test_the_shown_commands_can_be_pasted(
     assert done.returncode == 0, done.stderr
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), time.time)
     (item,) = s3napback.listing(store)
-    tar = subprocess.run(["tar", "tz"], input=store.get(item.key)[0], capture_output=True)
+    tar = subprocess.run(["tar", "tz"], input=fetched(store, item.key)[0], capture_output=True)
     assert tar.stdout.decode().splitlines()[-1].endswith("it's a dir; $(x)/f")

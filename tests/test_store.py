@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import fetched
 
 import s3napback
 from s3napback import Access, Failure, PassingFailure, Store
@@ -54,7 +55,7 @@ def test_a_bucket_is_made_once_and_removed(store: Store) -> None:
 def test_what_is_put_is_got(bucket: Store) -> None:
     data = bytes(range(256)) * 100
     assert bucket.put("/k:1", data, {"s3napback-archive": "id"}) == hashlib.md5(data).hexdigest()
-    assert bucket.get("/k:1") == (data, {"s3napback-archive": "id"})
+    assert fetched(bucket, "/k:1") == (data, {"s3napback-archive": "id"})
     assert bucket.head("/k:1") == {"s3napback-archive": "id"}
     assert bucket.peek("/k:1", 5) == data[:5]
     (item,) = s3napback.listing(bucket)
@@ -65,15 +66,15 @@ def test_what_is_put_is_got(bucket: Store) -> None:
 def test_a_put_replaces_data_and_metadata(bucket: Store) -> None:
     bucket.put("k", b"old", {"a": "1"})
     bucket.put("k", b"new", {"b": "2"})
-    assert bucket.get("k") == (b"new", {"b": "2"})
+    assert fetched(bucket, "k") == (b"new", {"b": "2"})
     bucket.put("k", bytearray(), {})
-    assert bucket.get("k") == (b"", {})
+    assert fetched(bucket, "k") == (b"", {})
 
 
 @pytest.mark.parametrize("key", AWKWARD)
 def test_awkward_keys(bucket: Store, key: str) -> None:
     bucket.put(key, key.encode(), {"n": "v"})
-    assert bucket.get(key) == (key.encode(), {"n": "v"})
+    assert fetched(bucket, key) == (key.encode(), {"n": "v"})
     assert bucket.head(key) == {"n": "v"}
     assert keys(bucket, key) == [key]
     bucket.delete([key])
@@ -120,7 +121,7 @@ def test_a_missing_key_and_a_missing_bucket_are_failures(store: Store) -> None:
         store.put("k", b"", {})
     store.create()
     with pytest.raises(Failure):
-        store.get("k")
+        fetched(store, "k")
 
 
 def test_a_key_that_is_too_long_is_a_failure(bucket: Store) -> None:
@@ -162,7 +163,7 @@ def test_folder_damage_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(b"dat\0")
     os.utime(file, ns=(stamp, stamp))
     with pytest.raises(Failure, match="damaged"):
-        store.get("k")
+        fetched(store, "k")
     for notes in (tmp_path / "b" / ".meta").iterdir():
         notes.write_text("{")
     with pytest.raises(Failure, match="damaged"):
@@ -174,7 +175,7 @@ def test_folder_files_that_were_copied_there_are_unmarked_objects(tmp_path: Path
     (tmp_path / "b" / "%2Fx-0-FULL%3A00000000000000000000").write_bytes(b"hi")
     (item,) = s3napback.listing(store)
     assert (item.key, item.etag) == ("/x-0-FULL:" + "0" * 20, hashlib.md5(b"hi").hexdigest())
-    assert store.get(item.key) == (b"hi", {})
+    assert fetched(store, item.key) == (b"hi", {})
 
 
 def test_folder_notes_do_not_pile_up(tmp_path: Path) -> None:
@@ -220,8 +221,8 @@ def test_who_may_not_is_told_why(
     s3_store: Callable[..., Store], access: dict[str, str], bucket: str, message: str
 ) -> None:
     store = s3_store(bucket, **access)
-    for attempt in (lambda: store.page(""), lambda: store.put("k", b"", {}), lambda: store.get("k"),
-                    lambda: store.delete(["k"])):
+    for attempt in (lambda: store.page(""), lambda: store.put("k", b"", {}),
+                    lambda: fetched(store, "k"), lambda: store.delete(["k"])):
         with pytest.raises(Failure, match=message) as caught:
             attempt()
         assert not isinstance(caught.value, PassingFailure)
@@ -277,7 +278,7 @@ def test_data_damaged_in_the_store_is_noticed(
     s3_server.stored("bkt", "k").value = b"dat\0"
     s3_server.stored("bkt", "k")._etag = hashlib.md5(b"data").hexdigest()
     with pytest.raises(PassingFailure, match="damaged"):
-        store.get("k")
+        fetched(store, "k")
 
 
 def test_missing_credentials_are_a_sentence(

@@ -1,0 +1,333 @@
+"""What makes transfers fast and small: buffers in memory and on disk, slow lines, start-up."""
+
+import hashlib
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NIGHT, Site, downloaded, tmpfs
+
+import s3napback
+from s3napback import Access, Buffer, Failure, Store, StoredObject
+
+LOG = logging.getLogger("test")
+HERE = Path(__file__).resolve().parent
+SCRIPT = HERE.parent / "s3napback.py"
+
+
+class Slow:
+    """A folder store whose uploads wait for leave, and tell how many wait."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store, self._folder = store, folder
+        self.free = threading.Event()
+        self.most = 0  # bytes that lay on the disk at once, in chunks on their way
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, data: bytes | Buffer, metadata: Any) -> str:
+        assert self.free.wait(20)
+        disk = os.statvfs(self._folder)
+        self.most = max(self.most, (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
+        return self._store.put(key, data, metadata)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "buckets").mkdir()
+    store = s3napback.open_store("b", Access(f"file://{tmp_path}/buckets"), time.time)
+    store.create()
+    return store
+
+
+@pytest.fixture
+def spooling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of more than 1,000 bytes go through a file."""
+    monkeypatch.setattr(s3napback, "_LARGEST_IN_MEMORY", 1000)
+
+
+def send(store: Any, data: bytes, chunk_size: int, folder: Path, parallel: int = 3) -> Any:
+    stream = s3napback.FileStream(io.BytesIO(data))
+    return s3napback.upload(stream, store, "a", chunk_size=chunk_size, parallel=parallel,
+                            folder=str(folder), log=LOG)
+
+
+def whole(store: Store) -> s3napback.Archive:
+    archive = s3napback.assemble("a", s3napback.archive_objects(store, "a"), store.head)
+    assert archive and archive.complete
+    return archive
+
+
+# ---- buffers ----
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 2500, 2_000_000])
+@pytest.mark.parametrize("room", [2_000_000, 3_000_000])
+@pytest.mark.parametrize("largest", [1000, 10_000_000])
+def test_a_buffer_holds_what_it_was_filled_with(
+    size: int, room: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "_LARGEST_IN_MEMORY", largest)
+    data = os.urandom(size)
+    buffer = Buffer(room, str(tmp_path))
+    buffer.fill(io.BytesIO(b"what was there before").readinto)
+    source = io.BytesIO(data + b"more" * (size == room))
+    buffer.fill(source.readinto)
+    assert (len(buffer), bytes(buffer)) == (size, data)
+    assert buffer.md5() == hashlib.md5(data).hexdigest()
+    assert bytes(buffer.piece(7, 5)) == data[7:12]
+    assert source.read() == b"more" * (size == room)  # not a byte more than there is room for
+    assert not list(tmp_path.iterdir())  # its file has no name
+    buffer.clear()
+    assert (bytes(buffer), buffer.md5()) == (b"", hashlib.md5(b"").hexdigest())
+
+
+def test_a_folder_that_is_not_there(spooling: None, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="cannot keep a chunk in TempDir on its way"):
+        Buffer(2000, str(tmp_path / "no"))
+
+
+def test_a_file_that_cannot_be_read_back(spooling: None, tmp_path: Path) -> None:
+    buffer = Buffer(2000, str(tmp_path))
+    buffer.fill(io.BytesIO(b"x").readinto)
+    buffer._file.close()  # type: ignore[union-attr]
+    buffer._file = open(tmp_path / "write-only", "wb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+    with pytest.raises(Failure, match="cannot keep a chunk in TempDir on its way"):
+        bytes(buffer)
+    buffer.close()
+
+
+# ---- large chunks ----
+
+
+@pytest.mark.parametrize("size", [0, 1999, 2000, 2001, 19_000, 20_000])
+def test_large_chunks_go_through_files(
+    size: int, store: Store, spooling: None, tmp_path: Path
+) -> None:
+    data = os.urandom(size)
+    stored = send(store, data, 2000, tmp_path)
+    assert (stored.size, stored.link.chunks) == (size, size // 2000 + 1)
+    assert downloaded(whole(store), store, 3) == data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["buckets"]
+
+
+def test_a_disk_for_one_chunk_holds_one_at_a_time(
+    store: Store, spooling: None, tmp_path: Path
+) -> None:
+    (tmp_path / "temp").mkdir()
+    with tmpfs(tmp_path / "temp", "size=1m") as temp:
+        data = os.urandom(3_100_000)
+        slow = Slow(store, temp)
+        slow.free.set()
+        assert send(slow, data, 700_000, temp).link.chunks == 5
+        assert 650_000 < slow.most < 1_000_000
+        assert downloaded(whole(store), store, 3) == data
+    with tmpfs(tmp_path / "temp", "size=8m") as temp:  # and one with room for more holds more
+        slow = Slow(store, temp)
+        threading.Timer(0.3, slow.free.set).start()
+        send(slow, data, 700_000, temp)
+        assert slow.most > 2_000_000
+
+
+def test_a_disk_that_others_fill_meanwhile(
+    store: Store, spooling: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There seems to be room; there is none in the middle of a chunk, until another is sent."""
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setattr(s3napback, "has_room", lambda *_: True)
+    with tmpfs(tmp_path / "temp", "size=1m") as temp:
+        data = os.urandom(3_100_000)
+        slow = Slow(store, temp)
+        threading.Timer(0.3, slow.free.set).start()
+        assert send(slow, data, 700_000, temp).link.chunks == 5
+        assert downloaded(whole(store), store, 3) == data
+
+
+def test_a_disk_that_is_too_small_for_a_chunk(
+    store: Store, spooling: None, tmp_path: Path
+) -> None:
+    (tmp_path / "temp").mkdir()
+    with tmpfs(tmp_path / "temp", "size=100k") as temp:
+        with pytest.raises(Failure, match=r"No space left on device.*set TempDir to a larger"):
+            send(store, os.urandom(400_000), 300_000, temp)
+        assert not s3napback.archive_objects(store, "a")
+        send(store, b"x" * 250_000, 150_000, tmp_path)
+        with pytest.raises(Failure, match=r"No space left on device.*set TempDir"):
+            list(s3napback.download(whole(store), store, 3, folder=str(temp)))
+
+
+def test_what_is_downloaded_waits_for_room_on_the_disk(
+    store: Store, spooling: None, tmp_path: Path
+) -> None:
+    (tmp_path / "temp").mkdir()
+    data = os.urandom(3_100_000)
+    send(store, data, 300_000, tmp_path)
+    with tmpfs(tmp_path / "temp", "size=1m") as temp:
+        most, received = 0, b""
+        for piece in s3napback.download(whole(store), store, 8, folder=str(temp)):
+            received += piece
+            time.sleep(0.02)
+            disk = os.statvfs(temp)
+            most = max(most, (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
+    assert received == data
+    assert 300_000 < most < 1_000_000
+
+
+def test_an_object_that_has_grown_since_the_listing(store: Store) -> None:
+    send(store, b"x" * 1500, 1000, Path())
+    archive = whole(store)
+    store.put("a:0000000000001", b"x" * 2000, {})
+    with pytest.raises(Failure, match="is larger than listed: it was replaced"):
+        list(s3napback.download(archive, store, 2))
+
+
+def test_an_object_that_has_grown_on_s3(s3_server: Any) -> None:
+    store = s3napback.S3Store(
+        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
+    )
+    store.create()
+    store.put("k", b"x" * 2000, {})
+    with pytest.raises(Failure, match="k is larger than listed"):
+        store.fetch("k", Buffer(1999))
+
+
+# ---- slow lines ----
+
+
+@pytest.fixture
+def slow_service() -> Iterator[str]:
+    """The endpoint of a service that takes 5 MB a second, and has the bucket "b"."""
+    argv = [sys.executable, str(HERE / "sink.py"), "--drop", "--conn-mbps", "40"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            endpoint = process.stdout.readline().strip()
+            s3napback.S3Store("b", Access(endpoint, "us-east-1", "k", "s")).create()
+            yield endpoint
+        finally:
+            process.kill()
+
+
+def test_a_chunk_may_take_longer_than_any_timeout(
+    slow_service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service gets its time for every piece of a chunk, not for the whole of it."""
+    monkeypatch.setattr(s3napback, "_CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(s3napback, "_READ_TIMEOUT", 2.0)
+    store = s3napback.S3Store("b", Access(slow_service, "us-east-1", "k", "s"))
+    data = bytes(16_000_000)
+    start = time.monotonic()
+    assert store.put("k", data, {}) == hashlib.md5(data).hexdigest()
+    assert time.monotonic() - start > 2
+
+
+# ---- standard input ----
+
+
+def js3tream(endpoint: str, **options: Any) -> "subprocess.Popen[bytes]":
+    argv = [sys.executable, str(SCRIPT), "js3tream", "-i", "-b", "b:a", "--endpoint", endpoint]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_who_may_not_store_is_told_before_the_input_ends(store: Store, tmp_path: Path) -> None:
+    store.put("a:0000000000000", b"x", {})
+    with js3tream(f"file://{tmp_path}/buckets") as process:
+        assert process.stdin and process.stderr
+        process.stdin.write(b"so far")
+        process.stdin.flush()
+        assert process.wait(20) == 1
+        assert b"b:a exists already (delete it first" in process.stderr.read()
+    assert s3napback.archive_objects(store, "a")[0].size == 1
+
+
+def test_nothing_is_stored_before_the_bucket_was_looked_at(store: Store) -> None:
+    order: list[str] = []
+    leave = threading.Event()
+
+    def ready() -> None:
+        assert leave.wait(20)
+        order.append("ready")
+
+    class Told(s3napback.FolderStore):
+        def put(self, key: str, data: bytes | Buffer, metadata: Any) -> str:
+            order.append("put")
+            return super().put(key, data, metadata)
+
+    told = Told(os.path.dirname(store._folder), "b", time.time)  # type: ignore[attr-defined]
+    threading.Timer(0.2, leave.set).start()
+    s3napback.upload(s3napback.FileStream(io.BytesIO(b"x" * 250)), told, "a", chunk_size=100,
+                     parallel=2, ready=ready, log=LOG)
+    assert order[0] == "ready" and order.count("put") == 3
+
+
+# ---- requests ----
+
+
+def test_a_small_archive_costs_a_look_and_a_put(s3_server: Any, tmp_path: Path) -> None:
+    s3napback.S3Store(
+        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
+    ).create()
+    s3_server.requests.clear()
+    keyfile = str(s3_server.write_keyfile(tmp_path / "key"))
+    argv = [sys.executable, str(SCRIPT), "js3tream", "-i", "-b", "bkt:a", "-K", keyfile,
+            "--endpoint", s3_server.endpoint]
+    subprocess.run(argv, input=b"x", check=True)
+    assert s3_server.requests == [("GET", "/bkt"), ("PUT", "/bkt/a:0000000000000")]
+
+
+class Crowd(s3napback.FolderStore):
+    """A bucket with a million objects besides its own, which exist when they are listed."""
+
+    others = 0
+    asked = 0
+
+    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        Crowd.asked += 1
+        own, _ = super().page(prefix, after)
+        start = int(after[7:14]) + 1 if after.startswith("/other-") else 0
+        if not "/other-".startswith(prefix) or (own and own[0].key < "/other-"):
+            return own, False
+        found = [StoredObject(f"/other-{n:07}-0-FULL:0000000000000", 1, "0" * 32, 0.0)
+                 for n in range(start, min(start + 1000, self.others))]
+        return found, bool(found)
+
+    def head(self, key: str) -> dict[str, str] | None:
+        Crowd.asked += 1
+        return super().head(key)
+
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
+        Crowd.asked += 1
+        return super().put(key, data, metadata)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        Crowd.asked += 1
+        super().delete(keys)
+
+    def exists(self) -> bool:
+        Crowd.asked += 1
+        return super().exists()
+
+
+def test_a_run_asks_the_same_of_a_bucket_of_a_million(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "FolderStore", Crowd)
+    counts = []
+    for day, others in enumerate((10, 10, 1_000_000)):
+        monkeypatch.setattr(Crowd, "others", others)
+        monkeypatch.setattr(Crowd, "asked", 0)
+        assert site.run(now=NIGHT + timedelta(days=day)) == 0
+        counts.append(Crowd.asked)
+    assert counts[2] == counts[1] <= 12
+    listed = sum(1 for _ in s3napback.listing(site.store()))
+    assert listed >= 1_000_000  # so the crowd is there for who asks for it
