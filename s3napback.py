@@ -1649,7 +1649,7 @@ class Buffer:
     def __init__(
         self, room: int, folder: str | None = None, full: Callable[[], bool] = lambda: False
     ) -> None:
-        self._room, self._full = room, full
+        self._room, self._folder, self._full = room, folder, full
         self._size = 0
         self._digest: hashlib._Hash | None = None
         self._file: io.FileIO | None = None
@@ -1707,8 +1707,9 @@ class Buffer:
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._full():
                     raise os_failure(
-                        error, "keep a chunk in TempDir on its way",
-                        "it needs room for ChunkSize there: set TempDir to a larger disk",
+                        error, self._keeping(),
+                        f"{self._room} bytes may be needed there: set TempDir to a larger disk"
+                        " (without a config, the variable TMPDIR), or a smaller ChunkSize",
                     ) from error
 
     def clear(self) -> None:
@@ -1747,13 +1748,15 @@ class Buffer:
         if self._file is not None:
             self._file.close()
 
-    @staticmethod
+    def _keeping(self) -> str:
+        return f"keep a chunk on its way in {self._folder or tempfile.gettempdir()}"
+
     @contextlib.contextmanager
-    def _errors() -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise os_failure(error, "keep a chunk in TempDir on its way") from error
+            raise os_failure(error, self._keeping()) from error
 
 
 # Of a disk on which chunks wait, the part that is left to others.
@@ -2021,7 +2024,7 @@ class FolderStore:
     def copy(self, source: str, target: str) -> None:
         with _folder_errors(f"read {self.path_of(source)}"):
             size = os.stat(self.path_of(source)).st_size
-        with contextlib.closing(Buffer(size)) as data:
+        with contextlib.closing(Buffer(size, self._folder)) as data:
             metadata = self.fetch(source, data)
             self.put(target, data, metadata)
 
@@ -2233,7 +2236,13 @@ class S3Store:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]) as body:
-                into.fill(lambda view: body.readinto(view[:_PIECE]))
+
+                def readinto(view: memoryview) -> int:  # botocore 1.36 has none
+                    data = body.read(min(len(view), _PIECE))
+                    view[: len(data)] = data
+                    return len(data)
+
+                into.fill(readinto)
                 if body.read(1):
                     raise Failure(f"{key} is larger than listed: it was replaced")
         etag = _plain_etag(answer)
@@ -2452,10 +2461,12 @@ def _s3_client(access: Access) -> Any:
     except ImportError as error:
         raise missing_library(error) from error
     session = Session()
-    loader = Loader(session.get_config_variable("data_path"))
-    # It would look into the folders of all services of AWS, each time it is asked for one.
-    loader.list_available_services = lambda type_name: ["s3"]
-    session.register_component("data_loader", loader)
+    if access.key:
+        # Without, S3 is not the only service: AWS's usual sources may ask others for a role.
+        loader = Loader(session.get_config_variable("data_path"))
+        # It would look into the folders of all services of AWS, each time it is asked for one.
+        loader.list_available_services = lambda type_name: ["s3"]
+        session.register_component("data_loader", loader)
     client = session.create_client(
         "s3",
         endpoint_url=access.endpoint,
@@ -5573,6 +5584,8 @@ class _StandardInput(FileStream):
         self._raw = sys.stdin.buffer.raw  # type: ignore[union-attr]
         super().__init__(self._raw)
         widen_pipe(self._raw)
+        # Where others made it so, "nothing yet" would be taken for the end.
+        os.set_blocking(self._raw.fileno(), True)
         self._looked = looked
 
     def readinto(self, view: memoryview) -> int:
@@ -5596,8 +5609,10 @@ def _js3tream_fetch(
     output = sys.stdout.buffer
     widen_pipe(output)
     try:
-        for number, data in enumerate(download(_before_gap(archive), store, parallel)):
-            _TOOL_LOG.debug("Writing chunk %d of %d bytes", number, len(data))
+        for data in download(
+            _before_gap(archive), store, parallel,
+            lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
+        ):
             output.write(data)
         output.flush()
     except BrokenPipeError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import NIGHT, Site, downloaded, tmpfs
+from moto.server import ThreadedMotoServer
 
 import s3napback
 from s3napback import Access, Buffer, Failure, Store, StoredObject
@@ -93,7 +94,7 @@ def test_a_buffer_holds_what_it_was_filled_with(
 
 
 def test_a_folder_that_is_not_there(spooling: None, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="cannot keep a chunk in TempDir on its way"):
+    with pytest.raises(Failure, match=f"cannot keep a chunk on its way in {tmp_path}"):
         Buffer(2000, str(tmp_path / "no"))
 
 
@@ -102,7 +103,7 @@ def test_a_file_that_cannot_be_read_back(spooling: None, tmp_path: Path) -> None
     buffer.fill(io.BytesIO(b"x").readinto)
     buffer._file.close()  # type: ignore[union-attr]
     buffer._file = open(tmp_path / "write-only", "wb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
-    with pytest.raises(Failure, match="cannot keep a chunk in TempDir on its way"):
+    with pytest.raises(Failure, match=f"cannot keep a chunk on its way in {tmp_path}"):
         bytes(buffer)
     buffer.close()
 
@@ -158,11 +159,11 @@ def test_a_disk_that_is_too_small_for_a_chunk(
 ) -> None:
     (tmp_path / "temp").mkdir()
     with tmpfs(tmp_path / "temp", "size=100k") as temp:
-        with pytest.raises(Failure, match=r"No space left on device.*set TempDir to a larger"):
+        with pytest.raises(Failure, match=rf"in {temp}: No space left .*\(300000 bytes.*TempDir"):
             send(store, os.urandom(400_000), 300_000, temp)
         assert not s3napback.archive_objects(store, "a")
         send(store, b"x" * 250_000, 150_000, tmp_path)
-        with pytest.raises(Failure, match=r"No space left on device.*set TempDir"):
+        with pytest.raises(Failure, match=rf"in {temp}: No space left .*\(150000 bytes.*TempDir"):
             list(s3napback.download(whole(store), store, 3, folder=str(temp)))
 
 
@@ -236,7 +237,8 @@ def test_a_chunk_may_take_longer_than_any_timeout(
 
 def js3tream(endpoint: str, **options: Any) -> "subprocess.Popen[bytes]":
     argv = [sys.executable, str(SCRIPT), "js3tream", "-i", "-b", "b:a", "--endpoint", endpoint]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    options = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(argv, **options)
 
 
 def test_who_may_not_store_is_told_before_the_input_ends(store: Store, tmp_path: Path) -> None:
@@ -268,6 +270,51 @@ def test_nothing_is_stored_before_the_bucket_was_looked_at(store: Store) -> None
     s3napback.upload(s3napback.FileStream(io.BytesIO(b"x" * 250)), told, "a", chunk_size=100,
                      parallel=2, ready=ready, log=LOG)
     assert order[0] == "ready" and order.count("put") == 3
+
+
+def test_an_input_that_has_nothing_yet_has_not_ended(store: Store, tmp_path: Path) -> None:
+    """Whoever shares the pipe may have made it non-blocking."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with js3tream(f"file://{tmp_path}/buckets", stdin=reading):
+        for _ in range(4):
+            os.write(writing, b"x" * 1000)
+            time.sleep(0.4)
+        os.close(writing)
+    os.close(reading)
+    assert whole(store).size == 4000
+
+
+# ---- credentials ----
+
+
+def test_a_role_of_the_aws_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without S3Keyfile botocore finds the key, and may have to ask another service for it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    (tmp_path / "config").write_text(
+        "[profile backup]\nrole_arn = arn:aws:iam::123456789012:role/backup\n"
+        "source_profile = own\nregion = us-east-1\n[profile own]\nregion = us-east-1\n"
+    )
+    (tmp_path / "own").write_text("[own]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_CONFIG_FILE": tmp_path / "config", "AWS_SHARED_CREDENTIALS_FILE": tmp_path / "own",
+        "AWS_PROFILE": "backup", "AWS_ENDPOINT_URL_STS": endpoint,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    try:
+        store = s3napback.S3Store("bkt", Access(endpoint))
+        store.create()
+        assert store.exists()
+        assert store._client._request_signer._credentials.method == "assume-role"
+    finally:
+        server.stop()
 
 
 # ---- requests ----
