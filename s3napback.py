@@ -176,6 +176,15 @@ def os_failure(error: OSError, doing: str, hint: str = "") -> Failure:
     return Failure(f"cannot {doing}{name}: {error.strerror or error}", hint)
 
 
+@contextlib.contextmanager
+def os_failures(doing: str) -> Iterator[None]:
+    """Within it, an operating system error is a Failure; see `os_failure`."""
+    try:
+        yield
+    except OSError as error:
+        raise os_failure(error, doing) from error
+
+
 # ==================================================================================================
 # 4. Config
 # ==================================================================================================
@@ -1620,18 +1629,9 @@ def _public_keys(
 # 9. Store
 # ==================================================================================================
 
-
-@dataclass(frozen=True)
-class StoredObject:
-    """One object as a listing shows it. size: bytes; etag: hex, the MD5 of a plain upload;
-    modified: epoch seconds."""
-
-    key: str
-    size: int
-    etag: str
-    modified: float
-    storage_class: str = "STANDARD"
-
+# --------------------------------------------------------------------------------------------------
+# Buffers
+# --------------------------------------------------------------------------------------------------
 
 # Bytes that are hashed, spooled and handed on at a time.
 _PIECE = 1 << 20
@@ -1657,7 +1657,7 @@ class Buffer:
             # Unlike a bytearray's, these pages cost nothing until something is in them.
             self._memory = memoryview(mmap.mmap(-1, room or 1))
         else:
-            with self._errors():
+            with os_failures(self._keeping()):
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
                     buffering=0, dir=folder
                 )
@@ -1724,16 +1724,12 @@ class Buffer:
         end = min(start + count, self._size)
         if self._file is None:
             return self._memory[start:end]
-        with self._errors():
+        with os_failures(self._keeping()):
             return memoryview(os.pread(self._file.fileno(), max(0, end - start), start))
 
-    def pieces(self, count: int = _PIECE) -> Iterator[memoryview]:
-        """All of it, at most `count` bytes at a time; see `piece`."""
-        at = 0
-        while at < self._size:
-            piece = self.piece(at, count)
-            yield piece
-            at += len(piece)
+    def pieces(self) -> Iterator[memoryview]:
+        """All of it, see `piece`."""
+        return map(self.piece, range(0, self._size, _PIECE))
 
     def md5(self) -> str:
         """The hex MD5 of all of it."""
@@ -1751,13 +1747,6 @@ class Buffer:
     def _keeping(self) -> str:
         return f"keep a chunk on its way in {self._folder or tempfile.gettempdir()}"
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise os_failure(error, self._keeping()) from error
-
 
 # Of a disk on which chunks wait, the part that is left to others.
 _LEFT_FREE = 0.05
@@ -1769,6 +1758,23 @@ def has_room(size: int, folder: str | None, count: int = 1) -> bool:
         return True
     disk = shutil.disk_usage(folder or tempfile.gettempdir())
     return disk.free - size * count >= disk.total * _LEFT_FREE
+
+
+# --------------------------------------------------------------------------------------------------
+# The contract
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object as a listing shows it. size: bytes; etag: hex, the MD5 of a plain upload;
+    modified: epoch seconds."""
+
+    key: str
+    size: int
+    etag: str
+    modified: float
+    storage_class: str = "STANDARD"
 
 
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
@@ -2125,7 +2131,7 @@ def _folder_errors(doing: str) -> Iterator[None]:
         raise Failure(f"cannot {doing}: {error.strerror or error}", hint) from error
 
 
-def _write_durably(path: str, pieces: Iterable[bytes | memoryview]) -> None:
+def _write_durably(path: str, pieces: Iterable[Piece]) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.writelines(pieces)
         file.flush()
@@ -2207,7 +2213,7 @@ class S3Store:
     def _client(self) -> Any:
         with self._making:
             if self._made is None:
-                # What is made here stays: to search it for garbage, over and over, is a waste.
+                # Thousands of objects that stay: to search them for garbage takes its time.
                 with self._errors("reach"), _without_garbage_collection():
                     self._made = _s3_client(self._access)
         return self._made
@@ -2447,7 +2453,6 @@ def _without_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
 
 
@@ -3355,12 +3360,8 @@ def _snapshot_state(path: str) -> str:
     return hashlib.sha256(content).hexdigest() if content else "-"
 
 
-@contextlib.contextmanager
-def _diff_dir_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise os_failure(error, "write in DiffDir") from error
+def _diff_dir_errors() -> contextlib.AbstractContextManager[None]:
+    return os_failures("write in DiffDir")
 
 
 @dataclass(frozen=True)
@@ -4363,9 +4364,7 @@ def parse_when(text: str, moment: Moment) -> float:
 _BLOCK = 1 << 18
 
 
-def through(
-    stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
-) -> Iterator[bytes]:
+def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> Iterator[bytes]:
     """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
     stream raised; then the filter is gone, and its last bytes are not handed on."""
     fault: list[BaseException] = []
@@ -5542,7 +5541,7 @@ def _js3tream_send(
     parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
     pretended = "pretend" in options
 
-    def look() -> None:
+    def make_sure() -> None:
         """Sees to it that there is a bucket, and nothing of that name in it."""
         try:
             objects = archive_objects(store, prefix) if prefix else store.page("")[0]
@@ -5559,16 +5558,16 @@ def _js3tream_send(
                           "delete it first, with js3tream -d")
 
     if pretended:
-        look()
+        make_sure()
         _TOOL_LOG.warning("Pretending: nothing is stored")
         return
     if sys.stdin is None:
         raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
-    with workers(store, 1, "look") as pool:
-        looked = pool.submit(look)  # meanwhile, the first chunks are read
+    with workers(store, 1, "bucket") as pool:
+        sure = pool.submit(make_sure)  # meanwhile, the first chunks are read
         stored = upload(
-            _StandardInput(looked),
-            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=looked.result,
+            _StandardInput(sure),
+            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=sure.result,
             metadata={"tag": tag} if tag else {},
             closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
             progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
@@ -5578,21 +5577,21 @@ def _js3tream_send(
 
 
 class _StandardInput(FileStream):
-    """Standard input as a `Stream`, which ends when a look into the bucket has failed."""
+    """Standard input as a `Stream`, which ends with the Failure of what has to succeed besides."""
 
-    def __init__(self, looked: Future[None]) -> None:
+    def __init__(self, sure: Future[None]) -> None:
         self._raw = sys.stdin.buffer.raw  # type: ignore[union-attr]
         super().__init__(self._raw)
         widen_pipe(self._raw)
         # Where others made it so, "nothing yet" would be taken for the end.
         os.set_blocking(self._raw.fileno(), True)
-        self._looked = looked
+        self._sure = sure
 
     def readinto(self, view: memoryview) -> int:
-        while not self._looked.done() and not select.select([self._raw], [], [], 0.05)[0]:
+        while not self._sure.done() and not select.select([self._raw], [], [], 0.05)[0]:
             pass
-        if self._looked.done():
-            self._looked.result()
+        if self._sure.done():
+            self._sure.result()
         return super().readinto(view)
 
 
