@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -608,6 +609,8 @@ def test_ended_by_a_signal(site: Site, signum: int, temp: bool) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script), "-d", "-c", str(site.write())],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # What runs the tests in the background, or under nohup, may have it ignored.
+        preexec_fn=partial(signal.signal, signum, signal.SIG_DFL),
     )
     wanted = "temp" if temp else "buckets"
     deadline = time.monotonic() + 30
