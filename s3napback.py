@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import difflib
 import errno
 import fcntl
 import gc
@@ -38,7 +37,6 @@ import io
 import itertools
 import json
 import logging
-import logging.handlers
 import math
 import mmap
 import os
@@ -66,7 +64,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, partial
 from types import FrameType
-from typing import IO, Any, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
 
 __version__ = "2.0.0"
@@ -543,6 +541,8 @@ class _Reader:
     def _check_name(self, name: str, source: _Source) -> None:
         """Warns of an unknown name, which the original ignores, if it looks like a known one."""
         if name.lower() not in _KNOWN:
+            import difflib
+
             near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.8)
             if near:
                 meant = _KNOWN[near[0]]
@@ -2213,8 +2213,7 @@ class S3Store:
     def _client(self) -> Any:
         with self._making:
             if self._made is None:
-                # Thousands of objects that stay: to search them for garbage takes its time.
-                with self._errors("reach"), _without_garbage_collection():
+                with self._errors("reach"):
                     self._made = _s3_client(self._access)
         return self._made
 
@@ -2445,15 +2444,6 @@ def _plain_etag(answer: Mapping[str, Any]) -> str:
     if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
         return ""
     return etag
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _s3_client(access: Access) -> Any:
@@ -5057,8 +5047,22 @@ class _Mail(_QuietHandler):
                 raise OSError(f"{sendmail} ended with status {done.returncode}")
 
 
-class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
-    pass
+def _syslog(where: str | tuple[str, int], options: Mapping[str, str]) -> logging.Handler:
+    """Raises OSError or ValueError as `_handler`."""
+    import logging.handlers  # what comes with it, everybody else does without
+
+    class Syslog(_QuietHandler, logging.handlers.SysLogHandler):
+        pass
+
+    facility = options.get("facility", "user")
+    if facility not in Syslog.facility_names:
+        raise ValueError(f"facility {facility} is unknown")
+    if isinstance(where, str) and not os.path.exists(where):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+    handler = Syslog(where, facility)
+    handler.ident = options.get("ident", "s3napback") + ": "
+    handler.append_nul = False
+    return handler
 
 
 def _size_option(text: str) -> int:
@@ -5105,15 +5109,7 @@ def _handler(appender: Appender) -> logging.Handler:
         where: str | tuple[str, int] = options.get("socket", "/dev/log")
         if not str(where).startswith("/"):
             where = "/dev/log" if where == "unix" else ("localhost", 514)
-        facility = options.get("facility", "user")
-        if facility not in logging.handlers.SysLogHandler.facility_names:
-            raise ValueError(f"facility {facility} is unknown")
-        if isinstance(where, str) and not os.path.exists(where):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-        handler = _Syslog(where, facility)
-        handler.ident = options.get("ident", "s3napback") + ": "
-        handler.append_nul = False
-        return handler
+        return _syslog(where, options)
     server = options.get("smtp", "localhost") if appender.kind == _MAIL[0] else ""
     return _Mail(options, server)
 
@@ -5233,6 +5229,10 @@ usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCK
 """
 
 
+# The words behind the command's own, the present, and a clock; the exit status.
+Command: TypeAlias = "Callable[[Sequence[str], Moment, Callable[[], float]], int]"
+
+
 def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = None) -> int:
     """Runs the command line and returns the exit status.
 
@@ -5252,14 +5252,17 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
             stream.reconfigure(errors="backslashreplace")
-    as_js3tream = argv is None and os.path.basename(sys.argv[0]) == "js3tream"
+    command: Command = cmd_backup
+    if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
+        command = cmd_js3tream
+    elif words and words[0] in COMMANDS:
+        command = COMMANDS[words.pop(0)]
     try:
         with _signals():
-            if as_js3tream:
-                return cmd_js3tream(words, moment, clock)
-            if words and words[0] in COMMANDS:
-                return COMMANDS[words[0]](words[1:], moment, clock)
-            return cmd_backup(words, moment, clock)
+            status = command(words, moment, clock)
+            if sys.stdout:
+                sys.stdout.flush()  # here, where it can still be told that it went nowhere
+            return status
     except Failure as failure:
         _say(f"s3napback: {failure}")
         return failure.status
@@ -5269,6 +5272,9 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        _say(f"s3napback: {os_failure(error, 'go on')}")
         return EXIT_FAILED
 
 
@@ -6812,7 +6818,7 @@ class _Demo:
             raise Failure(f"the demo's command ended with status {done.returncode}: {line}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Moment, Callable[[], float]], int]] = {
+COMMANDS: dict[str, Command] = {
     "list": cmd_list,
     "restore": cmd_restore,
     "restore-script": cmd_restore_script,
@@ -6839,7 +6845,17 @@ def _with_libraries() -> None:
         os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
+def program() -> NoReturn:
+    """`main` as a process of its own, which ends without taking itself apart."""
+    # What is made is mostly there to stay; to search it for garbage every 700 objects, Python's
+    # default, is a tenth of a short call's time ...
+    gc.set_threshold(100_000)
+    status = main()
+    logging.shutdown()
+    os._exit(status)  # ... and to give all of it back one by one is a fifth
+
+
 if __name__ == "__main__":
     if "-h" not in sys.argv:  # help needs none of them, and should be there at once
         _with_libraries()
-    sys.exit(main())
+    program()

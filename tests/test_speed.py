@@ -232,6 +232,27 @@ def test_a_chunk_may_take_longer_than_any_timeout(
     assert time.monotonic() - start > 2
 
 
+# ---- the end ----
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["js3tream", "-h"], ["demo"]])
+def test_output_that_goes_nowhere_is_told(words: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, str(SCRIPT), *words], stdout=full,
+                              stderr=subprocess.PIPE,
+                              env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"s3napback: cannot go on: No space left on device (free some")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_output_is_whole_when_the_program_ends(tmp_path: Path) -> None:
+    """It ends without Python's own tidying up."""
+    done = subprocess.run([sys.executable, str(SCRIPT), "js3tream", "-h"], capture_output=True)
+    assert (done.returncode, done.stdout.decode()) == (0, s3napback.JS3TREAM_USAGE)
+
+
 # ---- standard input ----
 
 
