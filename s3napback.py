@@ -1320,7 +1320,7 @@ _TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
 # Messages of one stage that are kept, to be logged: memory for some megabytes of them.
 _MOST_MESSAGES = 20_000
 
-# Kernel buffer between the last stage and us, bytes: Linux's limit for ordinary users (pipe(7)).
+# Kernel buffer between two stages, bytes: Linux's limit for ordinary users (pipe(7)).
 _PIPE_BYTES = 1 << 20
 
 
@@ -1405,17 +1405,17 @@ class Pipeline:
                 self._processes.append(process)
                 if process.stdout is not None:
                     source = process.stdout
+                    widen_pipe(source)
         except OSError as error:
             self.kill()
             raise _start_failure(stage, error) from error
-        self._reader = None if output is not None else self._processes[-1].stdout
-        if self._reader is not None:
-            widen_pipe(self._reader)
+        end = self._processes[-1].stdout
+        self._reader = PipeReader(end) if output is None and end is not None else None
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read into the view, 0 at the end of the stream."""
         assert self._reader is not None
-        return self._reader.readinto(view)  # type: ignore[attr-defined,no-any-return]
+        return self._reader.readinto(view)
 
     def check(self) -> None:
         """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
@@ -1446,10 +1446,45 @@ class Pipeline:
             errors.close()
 
 
-def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> None:
-    """Makes room in a pipe, so that its two ends wait for each other less often."""
-    with contextlib.suppress(OSError):  # a small pipe is slower, not wrong, and a file is none
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> bool:
+    """Makes room in a pipe, so that its two ends wait for each other less often; whether it did."""
+    try:
+        return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES) >= _PIPE_BYTES
+    except OSError:  # a small pipe is slower, not wrong, and a file is none
+        return False
+
+
+def write_all(output: IO[bytes], data: Piece) -> None:
+    """Writes all of it; an unbuffered file may take less at once. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[output.write(view) :]
+
+
+class PipeReader:
+    """The reading end of a pipe, which lets a slow writer come ahead before it looks again.
+
+    gpg writes 8 kB at a time: to be woken for each costs more than to hash and send them.
+    """
+
+    # Seconds; in the longest, 100 MB per second just fill the pipe, and then there is none.
+    _SHORTEST, _LONGEST = 0.001, 0.008
+
+    def __init__(self, pipe: IO[bytes] | io.RawIOBase) -> None:
+        self._pipe = pipe
+        self._wide = widen_pipe(pipe)
+        self._pause = 0.0
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes read into the view, 0 at the end."""
+        if self._pause:
+            time.sleep(self._pause)
+        count: int = self._pipe.readinto(view)  # type: ignore[union-attr]
+        if not self._wide or count >= min(_PIPE_BYTES // 2, len(view)):
+            self._pause = 0.0
+        elif count < _PIPE_BYTES // 4:
+            self._pause = min(max(2 * self._pause, self._SHORTEST), self._LONGEST)
+        return count
 
 
 def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
@@ -1655,7 +1690,10 @@ class Buffer:
         self._file: io.FileIO | None = None
         if room <= _LARGEST_IN_MEMORY:
             # Unlike a bytearray's, these pages cost nothing until something is in them.
-            self._memory = memoryview(mmap.mmap(-1, room or 1))
+            memory = mmap.mmap(-1, room or 1)
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = memoryview(memory)
         else:
             with os_failures(self._keeping()):
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
@@ -1859,14 +1897,16 @@ class _Body:
     stop: set by who does not want to wait for the rest, which ends in OSError.
     """
 
-    # Bytes that are sent at once, whatever the client asks for. Each has _CONNECT_TIMEOUT to go:
-    # a whole chunk would not make it over a slow line.
-    _SENT, _SENT_LIMITED = 1 << 17, 1 << 14
+    # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
+    # go: a whole chunk would not make it over a slow line, and small ones cost a fast one its time.
+    _LEAST, _MOST, _LIMITED = 1 << 17, 1 << 20, 1 << 14
 
     def __init__(self, data: Buffer, limit: Limit | None, stop: threading.Event) -> None:
         self._data = data
         self._at = 0
         self._limit, self._stop = limit, stop
+        self._count = self._LIMITED if limit else self._LEAST
+        self._asked = -math.inf  # when the last piece was asked for
 
     def __len__(self) -> int:
         return len(self._data)
@@ -1880,7 +1920,12 @@ class _Body:
         return self._at
 
     def read(self, _count: int = -1) -> memoryview:
-        piece = self._data.piece(self._at, self._SENT_LIMITED if self._limit else self._SENT)
+        if not self._limit:
+            now = time.monotonic()
+            fast = now - self._asked < _CONNECT_TIMEOUT / 20
+            self._count = min(2 * self._count, self._MOST) if fast else self._LEAST
+            self._asked = now
+        piece = self._data.piece(self._at, self._count)
         self._at += len(piece)
         if self._limit and piece and self._stop.wait(self._limit.grant(len(piece))):
             raise OSError("the upload was given up")
@@ -2240,15 +2285,10 @@ class S3Store:
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            with contextlib.closing(answer["Body"]) as body:
-
-                def readinto(view: memoryview) -> int:  # botocore 1.36 has none
-                    data = body.read(min(len(view), _PIECE))
-                    view[: len(data)] = data
-                    return len(data)
-
+            with answer["Body"] as body:
+                readinto = _reading(body)
                 into.fill(readinto)
-                if body.read(1):
+                if readinto(memoryview(bytearray(1))):
                     raise Failure(f"{key} is larger than listed: it was replaced")
         etag = _plain_etag(answer)
         if etag and into.md5() != etag:
@@ -2408,6 +2448,33 @@ class S3Store:
             raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
+
+
+def _reading(body: Any) -> Callable[[memoryview], int]:
+    """What puts the next bytes of an answer's body into a view: how many, 0 at the end.
+
+    body: urllib3's. http.client below it reads into the view itself, where urllib3 copies all of
+    it twice; then the connection is given back here. Raises OSError where the body is cut off.
+    """
+    inner: Any = getattr(body, "_fp", None)
+    if not isinstance(getattr(inner, "length", None), int):
+
+        def copy(view: memoryview) -> int:
+            data: bytes = body.read(min(len(view), _PIECE))
+            view[: len(data)] = data
+            return len(data)
+
+        return copy
+
+    def readinto(view: memoryview) -> int:
+        count: int = inner.readinto(view)
+        if not inner.length:
+            body.release_conn()
+        elif not count:
+            raise ConnectionError(f"the connection ended {inner.length} bytes early")
+        return count
+
+    return readinto
 
 
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
@@ -4061,7 +4128,7 @@ class Run:
 class FileStream:
     """A file as a `Stream`; reading it cannot fail late."""
 
-    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
+    def __init__(self, file: io.RawIOBase | IO[bytes] | PipeReader) -> None:
         self._file = file
 
     def readinto(self, view: memoryview) -> int:
@@ -4374,9 +4441,7 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
             assert process.stdin
             try:
                 for block in blocks:
-                    view = memoryview(block)
-                    while view:
-                        view = view[process.stdin.write(view) :]
+                    write_all(process.stdin, block)
             except BrokenPipeError:
                 pass  # it ended early, and its status says whether it may
             except BaseException as error:
@@ -4475,11 +4540,12 @@ def extract(
         widen_pipe(process.stdin)
         try:
             for block in blocks:
-                view = memoryview(block)
-                while view:
-                    view = view[process.stdin.write(view) :]
-        except BrokenPipeError:
-            pass  # its status tells why
+                try:
+                    write_all(process.stdin, block)
+                except BrokenPipeError:
+                    if process.wait():
+                        break  # its status tells why
+                    # It needs no more, but whether the rest is whole is still to be seen.
         except BaseException:
             process.kill()
             raise
@@ -5586,9 +5652,8 @@ class _StandardInput(FileStream):
     """Standard input as a `Stream`, which ends with the Failure of what has to succeed besides."""
 
     def __init__(self, sure: Future[None]) -> None:
-        self._raw = sys.stdin.buffer.raw  # type: ignore[union-attr]
-        super().__init__(self._raw)
-        widen_pipe(self._raw)
+        self._raw: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
+        super().__init__(PipeReader(self._raw))
         # Where others made it so, "nothing yet" would be taken for the end.
         os.set_blocking(self._raw.fileno(), True)
         self._sure = sure
@@ -5601,6 +5666,19 @@ class _StandardInput(FileStream):
         return super().readinto(view)
 
 
+def _standard_output() -> IO[bytes]:
+    """Where data goes. Raises Failure where there is none."""
+    if sys.stdout is None:
+        raise Failure("standard output is closed: there is nowhere to write to",
+                      status=EXIT_USAGE)
+    output = sys.stdout.buffer
+    widen_pipe(output)
+    with contextlib.suppress(OSError):  # it may be no file
+        # Where others made it so, "no room yet" would be taken for an error.
+        os.set_blocking(output.fileno(), True)
+    return output
+
+
 def _js3tream_fetch(
     store: Patience, prefix: str, options: Mapping[str, str], _moment: Moment
 ) -> None:
@@ -5611,14 +5689,13 @@ def _js3tream_fetch(
         _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
         return
     parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
-    output = sys.stdout.buffer
-    widen_pipe(output)
+    output = _standard_output()
     try:
         for data in download(
             _before_gap(archive), store, parallel,
             lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
         ):
-            output.write(data)
+            write_all(output, data)
         output.flush()
     except BrokenPipeError as error:
         raise Failure("standard output was closed before the end of the archive") from error
@@ -6025,9 +6102,10 @@ class _Restore:
         if kind != DIRECTORY and members:
             raise Failure(f"{members[0]}: only a directory has parts", status=EXIT_USAGE)
         if "stdout" in options:
+            output = _standard_output()
             for archive in self._archives:
-                self._write(archive, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+                self._write(archive, output)
+            output.flush()
             return "standard output"
         place = options["to"]
         if kind == DIRECTORY:
@@ -6045,7 +6123,7 @@ class _Restore:
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
             for block in self._content(archive):
-                output.write(block)
+                write_all(output, block)
         except Failure as failure:
             failure.where = archive.name
             raise

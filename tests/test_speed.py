@@ -1,7 +1,9 @@
 """What makes transfers fast and small: buffers in memory and on disk, slow lines, start-up."""
 
+import gzip
 import hashlib
 import io
+import itertools
 import logging
 import os
 import subprocess
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +233,157 @@ def test_a_chunk_may_take_longer_than_any_timeout(
     start = time.monotonic()
     assert store.put("k", data, {}) == hashlib.md5(data).hexdigest()
     assert time.monotonic() - start > 2
+
+
+def test_pieces_grow_while_the_line_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece has its time; a large one is only for a line that just took one in no time."""
+    seconds = [0.0]
+    monkeypatch.setattr(s3napback.time, "monotonic", lambda: seconds[0])
+    data = os.urandom(5_000_000)
+    body = s3napback._Body(Buffer.of(data), None, threading.Event())
+    read, sizes = b"", []
+    for took in (0.01, 0.01, 0.9, 0.01, 0.01, 15.0, 0.01):
+        piece = body.read(1)
+        read, seconds[0] = read + piece, seconds[0] + took
+        sizes.append(len(piece) >> 10)
+    assert sizes == [128, 256, 512, 1024, 1024, 1024, 128]
+    while piece := body.read():
+        read += piece
+    assert read == data
+
+
+# ---- pipes ----
+
+
+def test_a_slow_writer_gets_time_to_fill_the_pipe() -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as pipe, open(writing, "wb", buffering=0) as end:
+        reader = s3napback.PipeReader(pipe)
+        view = memoryview(bytearray(1 << 20))
+        pauses = []
+        for size in (8192, 8192, 8192, 8192, 8192, 300_000, 600_000, 8192):
+            assert end.write(os.urandom(size)) == size
+            assert reader.readinto(view) == size
+            pauses.append(round(reader._pause * 1000))
+        assert pauses == [1, 2, 4, 8, 8, 8, 0, 1]
+        end.write(b"x" * 100)
+        assert reader.readinto(view[:100]) == 100  # all that was asked for is not little
+        assert reader._pause == 0
+
+
+def test_what_comes_in_small_pieces_is_read_in_large_ones() -> None:
+    writer = ["python3", "-c", "import os, time\nfor n in range(600):\n"
+              " os.write(1, bytes([n % 256]) * 8192); time.sleep(0.0005)"]
+    with subprocess.Popen(writer, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout
+        reader = s3napback.PipeReader(process.stdout)
+        view, parts = memoryview(bytearray(1 << 20)), []
+        while count := reader.readinto(view):
+            parts.append(bytes(view[:count]))
+    assert b"".join(parts) == b"".join(bytes([n % 256]) * 8192 for n in range(600))
+    assert len(parts) < 300
+
+
+def test_a_file_is_read_without_pauses(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 1000)
+    with open(tmp_path / "f", "rb", buffering=0) as file:
+        reader = s3napback.PipeReader(file)
+        assert reader.readinto(memoryview(bytearray(2000))) == 1000
+        assert (reader._pause, reader.readinto(memoryview(bytearray(9)))) == (0, 0)
+
+
+# ---- the way back ----
+
+
+class _Objects(BaseHTTPRequestHandler):
+    """A service whose objects are 3,000,000 bytes; what is odd about them is in the key."""
+
+    protocol_version = "HTTP/1.1"
+    data = os.urandom(3_000_000)
+    connections = itertools.count()
+
+    def setup(self) -> None:
+        next(_Objects.connections)
+        super().setup()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.md5(self.data).hexdigest()}"')
+        if "chunked" in self.path:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self.data), self.data))
+            return
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+        self.wfile.write(self.data[:2_000_000] if "cut" in self.path else self.data)
+        self.close_connection = "cut" in self.path
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def objects() -> Iterator[s3napback.S3Store]:
+    _Objects.connections = itertools.count()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Objects) as server:
+        threading.Thread(target=server.serve_forever).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        store = s3napback.S3Store("b", Access(endpoint, "us-east-1", "k", "s"))
+        yield store
+        store._client.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("key", ["plain", "chunked"])
+def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str) -> None:
+    buffer = Buffer(3_000_000)
+    for _ in range(3):
+        objects.fetch(key, buffer)
+        assert bytes(buffer) == _Objects.data
+    assert next(_Objects.connections) == 1
+
+
+def test_a_body_that_is_cut_off_may_pass(objects: s3napback.S3Store) -> None:
+    with pytest.raises(s3napback.PassingFailure, match="connection ended 1000000 bytes early"):
+        objects.fetch("cut", Buffer(3_000_000))
+    objects.fetch("plain", Buffer(3_000_000))  # and the next one is a new connection's
+
+
+@pytest.mark.parametrize("key", ["plain", "chunked"])
+def test_a_body_larger_than_its_room(objects: s3napback.S3Store, key: str) -> None:
+    with pytest.raises(Failure, match=f"{key} is larger than listed"):
+        objects.fetch(key, Buffer(2_999_999))
+
+
+def test_a_disk_that_takes_a_part_of_the_last_piece(store: Store, tmp_path: Path) -> None:
+    """Unbuffered standard output (python -u) says how much a write took, and is not asked twice."""
+    send(store, os.urandom(300_000), 400_000, tmp_path)
+    (tmp_path / "small").mkdir()
+    with tmpfs(tmp_path / "small", "size=100k") as small, open(small / "out", "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-u", str(SCRIPT), "js3tream", "-o", "-b", "b:a",
+             "--endpoint", f"file://{tmp_path}/buckets"], stdout=out, stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 1
+    assert b"cannot write to standard output: No space left on device" in done.stderr
+
+
+def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("one")
+    tar = subprocess.run(["tar", "-C", str(tmp_path), "-cf", "-", "file"], check=True,
+                         capture_output=True).stdout
+    whole = gzip.compress(tar + bytes(20_000_000), 1)  # as with a large blocking factor
+    env = dict(os.environ)
+    for data in (whole, whole[:-1]):
+        (tmp_path / f"out{len(data)}").mkdir()
+        blocks = s3napback.content_of(iter([data]), env)
+        if data is whole:
+            s3napback.extract(blocks, str(tmp_path / f"out{len(data)}"), [], env)
+        else:
+            with pytest.raises(Failure, match="ended with status 1"):
+                s3napback.extract(blocks, str(tmp_path / f"out{len(data)}"), [], env)
+        assert (tmp_path / f"out{len(data)}" / "file").read_text() == "one"
 
 
 # ---- the end ----
