@@ -3533,9 +3533,30 @@ class Task:
         return _LOGS[self.kind]
 
     @property
+    def fresh(self) -> bool:
+        """Whether the archive holds everything, and continues none."""
+        return self.mode == FULL or bool(self.torn)
+
+    @property
     def replacing(self) -> bool:
         """Whether a FULL is there, which may be gone if the upload fails half-way."""
         return self.mode == FULL and bool(self.present)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A backup on its way. fresh: it holds everything; before: the state that it continues, of a
+    Directory; made: when it began; pipeline: its running stages, None where they go to a temp file
+    first; ending: whatever becomes of it, to be closed."""
+
+    task: Task
+    fresh: bool
+    stages: Sequence[Stage]
+    draft: Draft | None
+    before: str
+    made: str
+    pipeline: Pipeline | None
+    ending: contextlib.ExitStack
 
 
 @dataclass
@@ -3661,6 +3682,7 @@ class Run:
         self._state, self._store = state, store
         self._tally = Tally()
         self._made: dict[str, str] = {}  # archive → the place of the job that it is for
+        self._early: Begun | None = None  # before its turn
 
     def work(self, jobs: Sequence[Job]) -> int:
         """All of today's tasks, in order; the exit status."""
@@ -3668,19 +3690,15 @@ class Run:
         day = self._context.moment.date().isoformat()
         # Planning first: a config that cannot be worked through stores nothing.
         tasks = [task for job in jobs for task in self._plan(job)]
-        bucket = self._settings.bucket
-        log.info("Getting current contents of bucket %s modified on %s...", bucket, day)
-        there = self._store.exists()
-        if there:
-            self._look_up(tasks)
-        elif not self._context.test and any(task.archive for task in tasks):
-            log.info("Creating bucket %s", bucket)
-            self._store.create()
-        log.info("Buckets already done today:")
-        for archive in sorted({task.archive for task in tasks if task.done}):
-            log.info("%s:%s", bucket, archive)
-        for task in tasks:
-            self._do(task)
+        try:
+            if not self._context.test:
+                self._begin_early(tasks)
+            self._see_what_is_there(tasks, day)
+            for task in tasks:
+                self._do(task)
+        finally:
+            if self._early:
+                self._early.ending.close()
         if self._context.test:
             log.info("Finished: test mode, nothing was done")
         else:
@@ -3780,6 +3798,19 @@ class Run:
         task.revisions = (saved + 1, head)
 
     # ---- what is there already ----
+
+    def _see_what_is_there(self, tasks: Sequence[Task], day: str) -> None:
+        bucket = self._settings.bucket
+        log.info("Getting current contents of bucket %s modified on %s...", bucket, day)
+        there = self._store.exists()
+        if there:
+            self._look_up(tasks)
+        elif not self._context.test and any(task.archive for task in tasks):
+            log.info("Creating bucket %s", bucket)
+            self._store.create()
+        log.info("Buckets already done today:")
+        for archive in sorted({task.archive for task in tasks if task.done}):
+            log.info("%s:%s", bucket, archive)
 
     def _look_up(self, tasks: Sequence[Task]) -> None:
         """Fills in `present` and `done`: one listing for each archive of today, no more."""
@@ -3983,26 +4014,15 @@ class Run:
         if task.torn:
             level, text = task.torn
             task.log.log(level, "%s: %s; everything is stored in it", task.archive, text)
-        with contextlib.ExitStack() as stack:
-            draft = None
-            if task.kind in (DIRECTORY, SUBVERSION):
-                fresh = task.mode == FULL or bool(task.torn)
-                draft = stack.enter_context(self._state.draft(task.name, fresh=fresh))
-            before = ""
-            if draft and task.kind == DIRECTORY:
-                before = draft.digest()
-                draft.forget_replaced()
-                draft.hand_over()
-            source = self._source(task, draft.path if draft else "")
-            stages = [source, *self._filters()]
-            task.log.debug("%s", " | ".join(map(str, stages)))
-            made = Moment(self._context.clock()).utc_text()
+        begun = self._take_up(task) or self._begin(task)
+        with begun.ending as stack:
+            draft = begun.draft
             warnings: list[str] = []
 
             def closing(said: Sequence[str]) -> dict[str, str]:
                 warnings.extend(said)
                 marks = {
-                    "made": made,
+                    "made": begun.made,
                     "kind": task.kind,
                     "status": "warnings" if warnings else "ok",
                 }
@@ -4012,18 +4032,17 @@ class Run:
                     # One that is cut short is worse than none: the next night would fail, or lie.
                     if cut := [text for text in said if draft.path in text]:
                         raise Failure(cut[0], "make room in DiffDir")
-                    marks["state"] = f"{before}:{draft.digest()}"
+                    marks["state"] = f"{begun.before}:{draft.digest()}"
                 elif draft and task.revisions:
                     marks["state"] = "{}:{}".format(*task.revisions)
                     draft.write(f"{task.revisions[1]}\n")
                 return {META + name: value for name, value in marks.items()}
 
             progress = stack.enter_context(self._context.progress(task.archive))
-            if task.job.use_temp_file:
-                stored = self._send_by_file(task, stages, closing, progress)
+            pipeline = begun.pipeline
+            if pipeline is None:
+                stored = self._send_by_file(task, begun.stages, closing, progress)
             else:
-                pipeline = Pipeline(stages, self._context.env)
-                stack.callback(pipeline.kill)
                 stored = self._send(
                     task, pipeline, lambda: closing(pipeline.finish()), progress
                 )
@@ -4036,6 +4055,42 @@ class Run:
                 if not stored.tidy:
                     self._state.doubt(task.name)  # the next call of today tidies up
         self._account(task, stored, warnings)
+
+    def _begin(self, task: Task) -> Begun:
+        """Starts what makes the archive's bytes."""
+        with contextlib.ExitStack() as stack:
+            draft = None
+            if task.kind in (DIRECTORY, SUBVERSION):
+                draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
+            before = ""
+            if draft and task.kind == DIRECTORY:
+                before = draft.digest()
+                draft.forget_replaced()
+                draft.hand_over()
+            stages = [self._source(task, draft.path if draft else ""), *self._filters()]
+            task.log.debug("%s", " | ".join(map(str, stages)))
+            made = Moment(self._context.clock()).utc_text()
+            pipeline = None
+            if not task.job.use_temp_file:
+                pipeline = Pipeline(stages, self._context.env)
+                stack.callback(pipeline.kill)
+            return Begun(task, task.fresh, stages, draft, before, made, pipeline, stack.pop_all())
+
+    def _begin_early(self, tasks: Sequence[Task]) -> None:
+        """Lets the first directory's tar read, up to what the pipes hold, while the libraries for
+        S3 are loaded and the bucket is asked what it has; which may say that nothing is to do."""
+        first = next((task for task in tasks if task.archive and not task.skip), None)
+        if first and first.kind == DIRECTORY and not first.job.use_temp_file:
+            with contextlib.suppress(Failure, OSError):  # they come again, in its turn
+                self._early = self._begin(first)
+
+    def _take_up(self, task: Task) -> Begun | None:
+        """What was begun early, if it was this task, and as it is to be now."""
+        early, self._early = self._early, None
+        if early and (early.task is not task or early.fresh != task.fresh):
+            early.ending.close()
+            return None
+        return early
 
     def _filters(self) -> list[Stage]:
         """Compression and encryption."""
