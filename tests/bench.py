@@ -479,10 +479,10 @@ def print_table(title: str, results: Sequence[Result], baseline: str, size: int)
     rounds = max(len(found) for found in cases.values())
     print(f"\n{title}\n  medians of {rounds} rounds; ×: times {base}")
     head = "".join(f"{name:>9}{'×':>7}" for name, _, _ in columns)
-    print(f"  {'':<26}{head}{'requests':>10}{'MB/s':>8}{'service CPU s':>15}")
+    print(f"  {'':<34}{head}{'requests':>10}{'MB/s':>8}{'service CPU s':>15}")
     for name, found in cases.items():
         if faults := [result.fault for result in found if result.fault]:
-            print(f"  {name:<26} FAILED: {faults[0]}")
+            print(f"  {name:<34} FAILED: {faults[0]}")
             continue
         line = ""
         for _, value, digits in columns:
@@ -491,7 +491,7 @@ def print_table(title: str, results: Sequence[Result], baseline: str, size: int)
         requests = median(name, lambda result: sum(result.requests.values()))
         rate = f"{size / MB / median(name, lambda result: result.wall):.0f}" if size else ""
         service = median(name, lambda result: result.service_cpu)
-        print(f"  {name:<26}{line}{requests:>10.0f}{rate:>8}{service:>15.2f}", flush=True)
+        print(f"  {name:<34}{line}{requests:>10.0f}{rate:>8}{service:>15.2f}", flush=True)
 
 
 def say_absent(names: Sequence[str]) -> None:
@@ -562,15 +562,22 @@ def work_tree(bench: Bench) -> None:
             argv = [sys.executable, str(bench.port), "-c", str(bench.folder / "tree.conf")]
             return Case(name, argv, env=gpg, prepare=prepare, fault=stored_something)
 
-        def pipe(compressor: str) -> Case:
-            script = f'tar -cf - "$0" | {compressor} | gpg --batch -z 0 -e -r {RECIPIENT}'
-            return Case(f"tar|{compressor}|gpg, no upload",
-                        ["bash", "-o", "pipefail", "-c", script, str(tree)], env=gpg)
+        def pipe(compressor: str, asked: str = "") -> Case:
+            script = f'tar {asked} -cf - "$0" | {compressor} | gpg --batch -z 0 -e -r {RECIPIENT}'
+            name = f"tar{' -g ACLs' if asked else ''}|{compressor}|gpg, no upload"
+            return Case(name, ["bash", "-o", "pipefail", "-c", script, str(tree)], env=gpg,
+                        prepare=lambda: snapshot.unlink(missing_ok=True))
 
+        # What a backup asks of tar besides; it has its price without any upload.
+        snapshot = bench.folder / "tree.snapshot"
+        asked = f"--acls --xattrs -g {snapshot}"
         cases = [port("s3napback, default"), port("s3napback, gzip", "Compressor gzip")]
         cases += [pipe(name) for name in ("pigz", "gzip") if is_there(name)]
+        if is_there("pigz"):
+            cases.append(pipe("pigz", asked))
         if is_there("zstd"):
-            cases += [port("s3napback, zstd -3", 'Compressor "zstd -3"'), pipe("zstd -3")]
+            cases += [port("s3napback, zstd -3", 'Compressor "zstd -3"'), pipe("zstd -3"),
+                      pipe("zstd -3", asked)]
         if is_there("restic"):
             env = {"RESTIC_REPOSITORY": f"s3:{sink.url}/bench"}
 
