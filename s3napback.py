@@ -1405,7 +1405,8 @@ class Pipeline:
                 self._processes.append(process)
                 if process.stdout is not None:
                     source = process.stdout
-                    widen_pipe(source)
+                    if not last:  # else `PipeReader` does
+                        widen_pipe(source)
         except OSError as error:
             self.kill()
             raise _start_failure(stage, error) from error
@@ -1467,7 +1468,7 @@ class PipeReader:
     gpg writes 8 kB at a time: to be woken for each costs more than to hash and send them.
     """
 
-    # Seconds; in the longest, 100 MB per second just fill the pipe, and then there is none.
+    # Seconds; what fills half of the pipe in the longest, 65 MB per second, is given none.
     _SHORTEST, _LONGEST = 0.001, 0.008
 
     def __init__(self, pipe: IO[bytes] | io.RawIOBase) -> None:
@@ -1690,7 +1691,7 @@ class Buffer:
         self._file: io.FileIO | None = None
         if room <= _LARGEST_IN_MEMORY:
             # Unlike a bytearray's, these pages cost nothing until something is in them.
-            memory = mmap.mmap(-1, room or 1)
+            memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(OSError):  # a kernel without large pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
             self._memory = memoryview(memory)
@@ -1894,15 +1895,19 @@ class Limit:
 class _Body:
     """A buffer as the file that an HTTP client sends, no faster than a limit allows.
 
-    stop: set by who does not want to wait for the rest, which ends in OSError.
+    stop: set by who does not want to wait for the rest, which ends in OSError; careful: the pieces
+    stay small, as buffers on the way can make a slow line look fast.
     """
 
     # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
     # go: a whole chunk would not make it over a slow line, and small ones cost a fast one its time.
     _LEAST, _MOST, _LIMITED = 1 << 17, 1 << 20, 1 << 14
 
-    def __init__(self, data: Buffer, limit: Limit | None, stop: threading.Event) -> None:
+    def __init__(
+        self, data: Buffer, limit: Limit | None, stop: threading.Event, *, careful: bool = False
+    ) -> None:
         self._data = data
+        self._most = self._LEAST if careful else self._MOST
         self._at = 0
         self._limit, self._stop = limit, stop
         self._count = self._LIMITED if limit else self._LEAST
@@ -1923,7 +1928,7 @@ class _Body:
         if not self._limit:
             now = time.monotonic()
             fast = now - self._asked < _CONNECT_TIMEOUT / 20
-            self._count = min(2 * self._count, self._MOST) if fast else self._LEAST
+            self._count = min(2 * self._count, self._most) if fast else self._LEAST
             self._asked = now
         piece = self._data.piece(self._at, self._count)
         self._at += len(piece)
@@ -2252,6 +2257,7 @@ class S3Store:
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
+        self._careful = False  # since an upload failed
         self.stop = threading.Event()  # see `Patience`
 
     @property
@@ -2267,16 +2273,21 @@ class S3Store:
         digest = data.md5()
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
-        with self._errors(f"store {key} in"):
-            answer = self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=_Body(data, self._access.limit, self.stop),
-                ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
-                ContentType="application/octet-stream",
-                Metadata=dict(metadata),
-                **extra,
-            )
+        body = _Body(data, self._access.limit, self.stop, careful=self._careful)
+        try:
+            with self._errors(f"store {key} in"):
+                answer = self._client.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
+                    ContentType="application/octet-stream",
+                    Metadata=dict(metadata),
+                    **extra,
+                )
+        except PassingFailure:
+            self._careful = True
+            raise
         etag = _plain_etag(answer)
         if etag and etag != digest:
             raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
@@ -2285,7 +2296,7 @@ class S3Store:
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            with answer["Body"] as body:
+            with contextlib.closing(answer["Body"]) as body:
                 readinto = _reading(body)
                 into.fill(readinto)
                 if readinto(memoryview(bytearray(1))):
@@ -2453,10 +2464,12 @@ class S3Store:
 def _reading(body: Any) -> Callable[[memoryview], int]:
     """What puts the next bytes of an answer's body into a view: how many, 0 at the end.
 
-    body: urllib3's. http.client below it reads into the view itself, where urllib3 copies all of
-    it twice; then the connection is given back here. Raises OSError where the body is cut off.
+    body: botocore's. http.client, two layers below it, reads into the view itself, where urllib3
+    between them copies all of it twice; then the connection is given back here. Raises OSError or
+    botocore's errors where the body is cut off.
     """
-    inner: Any = getattr(body, "_fp", None)
+    raw: Any = getattr(body, "_raw_stream", None)
+    inner: Any = getattr(raw, "_fp", None)
     if not isinstance(getattr(inner, "length", None), int):
 
         def copy(view: memoryview) -> int:
@@ -2469,7 +2482,7 @@ def _reading(body: Any) -> Callable[[memoryview], int]:
     def readinto(view: memoryview) -> int:
         count: int = inner.readinto(view)
         if not inner.length:
-            body.release_conn()
+            raw.release_conn()
         elif not count:
             raise ConnectionError(f"the connection ended {inner.length} bytes early")
         return count
@@ -2645,6 +2658,7 @@ class Patience:
                 left = deadline - time.monotonic()
                 if (tries >= _FEWEST_TRIES and left <= 0) or self.stop.is_set():
                     raise
+                gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
                 pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
                 pause *= random.uniform(0.5, 1.0)
                 if tries >= _FEWEST_TRIES:
@@ -3546,8 +3560,9 @@ class Task:
 @dataclass(frozen=True)
 class Begun:
     """A backup on its way. fresh: it holds everything; before: the state that it continues, of a
-    Directory; made: when it began; pipeline: its running stages, None where they go to a temp file
-    first; ending: whatever becomes of it, to be closed."""
+    Directory; made: when it began, and since: the same by the monotonic clock; pipeline: its
+    running stages, None where they go to a temp file first; ending: whatever becomes of it, to be
+    closed."""
 
     task: Task
     fresh: bool
@@ -3555,6 +3570,7 @@ class Begun:
     draft: Draft | None
     before: str
     made: str
+    since: float
     pipeline: Pipeline | None
     ending: contextlib.ExitStack
 
@@ -3670,6 +3686,10 @@ def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
 # How long a database server waits for a client that reads nothing, seconds, with a margin:
 # net_write_timeout of MySQL and MariaDB is 60.
 _PATIENCE_OF_SOURCES = 30.0
+
+
+# How long ago a backup that was begun early may have begun, seconds.
+_OLDEST_START = 60.0
 
 
 class Run:
@@ -4074,23 +4094,30 @@ class Run:
             if not task.job.use_temp_file:
                 pipeline = Pipeline(stages, self._context.env)
                 stack.callback(pipeline.kill)
-            return Begun(task, task.fresh, stages, draft, before, made, pipeline, stack.pop_all())
+            return Begun(
+                task, task.fresh, stages, draft, before, made, time.monotonic(), pipeline,
+                stack.pop_all(),
+            )
 
     def _begin_early(self, tasks: Sequence[Task]) -> None:
         """Lets the first directory's tar read, up to what the pipes hold, while the libraries for
         S3 are loaded and the bucket is asked what it has; which may say that nothing is to do."""
-        first = next((task for task in tasks if task.archive and not task.skip), None)
+        first = next((task for task in tasks if task.archive), None)
         if first and first.kind == DIRECTORY and not first.job.use_temp_file:
             with contextlib.suppress(Failure, OSError):  # they come again, in its turn
                 self._early = self._begin(first)
 
     def _take_up(self, task: Task) -> Begun | None:
-        """What was begun early, if it was this task, and as it is to be now."""
+        """What was begun early, if it was this task, as it is to be now, and not long ago: where
+        the bucket kept us waiting, tar has seen the names of then."""
         early, self._early = self._early, None
-        if early and (early.task is not task or early.fresh != task.fresh):
-            early.ending.close()
+        if early is None:
             return None
-        return early
+        age = time.monotonic() - early.since
+        if early.task is task and early.fresh == task.fresh and age < _OLDEST_START:
+            return early
+        early.ending.close()
+        return None
 
     def _filters(self) -> list[Stage]:
         """Compression and encryption."""
@@ -5378,6 +5405,7 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         command = cmd_js3tream
     elif words and words[0] in COMMANDS:
         command = COMMANDS[words.pop(0)]
+    status = EXIT_OK
     try:
         with _signals():
             status = command(words, moment, clock)
@@ -5393,10 +5421,10 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return status or EXIT_FAILED
     except OSError as error:
         _say(f"s3napback: {os_failure(error, 'go on')}")
-        return EXIT_FAILED
+        return status or EXIT_FAILED
 
 
 @contextlib.contextmanager
@@ -6982,9 +7010,11 @@ def program() -> NoReturn:
     """`main` as a process of its own, which ends without taking itself apart."""
     # What is made is mostly there to stay; to search it for garbage every 700 objects, Python's
     # default, is a tenth of a short call's time ...
-    gc.set_threshold(100_000)
+    gc.set_threshold(10_000)
     status = main()
     logging.shutdown()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # what came before a failure
     os._exit(status)  # ... and to give all of it back one by one is a fifth
 
 

@@ -1,5 +1,6 @@
 """What makes transfers fast and small: buffers in memory and on disk, slow lines, start-up."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -252,6 +253,35 @@ def test_pieces_grow_while_the_line_is_fast(monkeypatch: pytest.MonkeyPatch) -> 
     assert read == data
 
 
+def test_after_a_failed_upload_pieces_stay_small(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers on the way make a slow line look fast, until a large piece is too slow for it."""
+    store = s3napback.S3Store(
+        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
+    )
+    store.create()
+    largest: list[int] = []
+    broken = False
+    read = s3napback._Body.read
+
+    def noted(body: s3napback._Body, count: int = -1) -> memoryview:
+        piece = read(body, count)
+        largest[-1] = max(largest[-1], len(piece))
+        if broken and body.tell() > 1_000_000:
+            raise TimeoutError("timed out")
+        return piece
+
+    monkeypatch.setattr(s3napback._Body, "read", noted)
+    for number in range(3):
+        broken = number == 1
+        largest.append(0)
+        with contextlib.suppress(s3napback.PassingFailure):
+            store.put("k", bytes(5_000_000), {})
+    assert largest[0] == largest[1] == 1 << 20
+    assert largest[2] == 1 << 17
+
+
 # ---- pipes ----
 
 
@@ -312,7 +342,10 @@ class _Objects(BaseHTTPRequestHandler):
         if "chunked" in self.path:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self.data), self.data))
+            self.wfile.write(b"%x\r\n%b" % (len(self.data), self.data[:2_000_000]))
+            if "cut" not in self.path:
+                self.wfile.write(self.data[2_000_000:] + b"\r\n0\r\n\r\n")
+            self.close_connection = "cut" in self.path
             return
         self.send_header("Content-Length", str(len(self.data)))
         self.end_headers()
@@ -344,9 +377,14 @@ def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str
     assert next(_Objects.connections) == 1
 
 
-def test_a_body_that_is_cut_off_may_pass(objects: s3napback.S3Store) -> None:
-    with pytest.raises(s3napback.PassingFailure, match="connection ended 1000000 bytes early"):
-        objects.fetch("cut", Buffer(3_000_000))
+@pytest.mark.parametrize("key, said", [
+    ("cut", "connection ended 1000000 bytes early"), ("chunked-cut", "cannot fetch chunked-cut"),
+])
+def test_a_body_that_is_cut_off_may_pass(
+    objects: s3napback.S3Store, key: str, said: str
+) -> None:
+    with pytest.raises(s3napback.PassingFailure, match=said):
+        objects.fetch(key, Buffer(3_000_000))
     objects.fetch("plain", Buffer(3_000_000))  # and the next one is a new connection's
 
 
@@ -480,7 +518,36 @@ def test_a_torn_chain_begins_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -
     assert b"one" in tar
 
 
+def test_what_began_long_ago_begins_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tar sees the names of a folder before it is asked for their content."""
+    monkeypatch.setattr(s3napback, "_OLDEST_START", 0.5)
+    mark = seen(site, monkeypatch)
+    exists = s3napback.FolderStore.exists
+
+    def asked(store: s3napback.FolderStore) -> bool:
+        wait_until(mark.exists, "tar", 10)
+        time.sleep(0.6)  # the service was busy
+        (site.data / "later").write_text("came meanwhile")
+        return exists(store)
+
+    monkeypatch.setattr(s3napback.FolderStore, "exists", asked)
+    assert site.run() == 0
+    assert b"came meanwhile" in gzip.decompress(site.content(f"{site.data}-18-DIFF"))
+    assert not drafts(site)
+
+
 # ---- the end ----
+
+
+def test_what_came_before_a_failure_is_written(store: Store, tmp_path: Path) -> None:
+    send(store, b"0123456789" * 25, 100, tmp_path)
+    store.delete(["a:0000000000001"])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "js3tream", "-o", "-b", "b:a",
+         "--endpoint", f"file://{tmp_path}/buckets"], capture_output=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    assert (done.returncode, done.stdout) == (1, b"0123456789" * 10)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
