@@ -3560,17 +3560,15 @@ class Task:
 @dataclass(frozen=True)
 class Begun:
     """A backup on its way. fresh: it holds everything; before: the state that it continues, of a
-    Directory; made: when it began, and since: the same by the monotonic clock; pipeline: its
-    running stages, None where they go to a temp file first; ending: whatever becomes of it, to be
-    closed."""
+    Directory; began: epoch seconds; pipeline: its running stages, None where they go to a temp file
+    first; ending: whatever becomes of it, to be closed."""
 
     task: Task
     fresh: bool
     stages: Sequence[Stage]
     draft: Draft | None
     before: str
-    made: str
-    since: float
+    began: float
     pipeline: Pipeline | None
     ending: contextlib.ExitStack
 
@@ -4042,7 +4040,7 @@ class Run:
             def closing(said: Sequence[str]) -> dict[str, str]:
                 warnings.extend(said)
                 marks = {
-                    "made": begun.made,
+                    "made": Moment(begun.began).utc_text(),
                     "kind": task.kind,
                     "status": "warnings" if warnings else "ok",
                 }
@@ -4089,14 +4087,13 @@ class Run:
                 draft.hand_over()
             stages = [self._source(task, draft.path if draft else ""), *self._filters()]
             task.log.debug("%s", " | ".join(map(str, stages)))
-            made = Moment(self._context.clock()).utc_text()
+            began = self._context.clock()
             pipeline = None
             if not task.job.use_temp_file:
                 pipeline = Pipeline(stages, self._context.env)
                 stack.callback(pipeline.kill)
             return Begun(
-                task, task.fresh, stages, draft, before, made, time.monotonic(), pipeline,
-                stack.pop_all(),
+                task, task.fresh, stages, draft, before, began, pipeline, stack.pop_all()
             )
 
     def _begin_early(self, tasks: Sequence[Task]) -> None:
@@ -4113,7 +4110,7 @@ class Run:
         early, self._early = self._early, None
         if early is None:
             return None
-        age = time.monotonic() - early.since
+        age = self._context.clock() - early.began
         if early.task is task and early.fresh == task.fresh and age < _OLDEST_START:
             return early
         early.ending.close()
