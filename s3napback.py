@@ -3557,22 +3557,6 @@ class Task:
         return self.mode == FULL and bool(self.present)
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A backup on its way. fresh: it holds everything; before: the state that it continues, of a
-    Directory; began: epoch seconds; pipeline: its running stages, None where they go to a temp file
-    first; ending: whatever becomes of it, to be closed."""
-
-    task: Task
-    fresh: bool
-    stages: Sequence[Stage]
-    draft: Draft | None
-    before: str
-    began: float
-    pipeline: Pipeline | None
-    ending: contextlib.ExitStack
-
-
 @dataclass
 class Tally:
     """What a run came to. size: bytes stored; warned: of those stored, with warnings."""
@@ -3686,10 +3670,6 @@ def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
 _PATIENCE_OF_SOURCES = 30.0
 
 
-# How long ago a backup that was begun early may have begun, seconds.
-_OLDEST_START = 60.0
-
-
 class Run:
     """The work of one config: plan the tasks, see what is done already, do the rest."""
 
@@ -3700,7 +3680,6 @@ class Run:
         self._state, self._store = state, store
         self._tally = Tally()
         self._made: dict[str, str] = {}  # archive → the place of the job that it is for
-        self._early: Begun | None = None  # before its turn
 
     def work(self, jobs: Sequence[Job]) -> int:
         """All of today's tasks, in order; the exit status."""
@@ -3708,15 +3687,9 @@ class Run:
         day = self._context.moment.date().isoformat()
         # Planning first: a config that cannot be worked through stores nothing.
         tasks = [task for job in jobs for task in self._plan(job)]
-        try:
-            if not self._context.test:
-                self._begin_early(tasks)
-            self._see_what_is_there(tasks, day)
-            for task in tasks:
-                self._do(task)
-        finally:
-            if self._early:
-                self._early.ending.close()
+        self._see_what_is_there(tasks, day)
+        for task in tasks:
+            self._do(task)
         if self._context.test:
             log.info("Finished: test mode, nothing was done")
         else:
@@ -4019,7 +3992,8 @@ class Run:
         else:
             task.log.info("%s", f"{pipeline} | {send}")
 
-    def _store_archive(self, task: Task) -> None:
+    def _announce(self, task: Task) -> None:
+        """Says what is special about an archive before it is made."""
         if (
             task.replacing and len(task.present) > 1 and not self._settings.safe_replace
             and CycleSpec.of(task.job.timing).keeps_several_fulls
@@ -4032,15 +4006,27 @@ class Run:
         if task.torn:
             level, text = task.torn
             task.log.log(level, "%s: %s; everything is stored in it", task.archive, text)
-        begun = self._take_up(task) or self._begin(task)
-        with begun.ending as stack:
-            draft = begun.draft
+
+    def _store_archive(self, task: Task) -> None:
+        self._announce(task)
+        with contextlib.ExitStack() as stack:
+            draft = None
+            if task.kind in (DIRECTORY, SUBVERSION):
+                draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
+            before = ""
+            if draft and task.kind == DIRECTORY:
+                before = draft.digest()
+                draft.forget_replaced()
+                draft.hand_over()
+            stages = [self._source(task, draft.path if draft else ""), *self._filters()]
+            task.log.debug("%s", " | ".join(map(str, stages)))
+            began = Moment(self._context.clock()).utc_text()
             warnings: list[str] = []
 
             def closing(said: Sequence[str]) -> dict[str, str]:
                 warnings.extend(said)
                 marks = {
-                    "made": Moment(begun.began).utc_text(),
+                    "made": began,
                     "kind": task.kind,
                     "status": "warnings" if warnings else "ok",
                 }
@@ -4050,17 +4036,18 @@ class Run:
                     # One that is cut short is worse than none: the next night would fail, or lie.
                     if cut := [text for text in said if draft.path in text]:
                         raise Failure(cut[0], "make room in DiffDir")
-                    marks["state"] = f"{begun.before}:{draft.digest()}"
+                    marks["state"] = f"{before}:{draft.digest()}"
                 elif draft and task.revisions:
                     marks["state"] = "{}:{}".format(*task.revisions)
                     draft.write(f"{task.revisions[1]}\n")
                 return {META + name: value for name, value in marks.items()}
 
             progress = stack.enter_context(self._context.progress(task.archive))
-            pipeline = begun.pipeline
-            if pipeline is None:
-                stored = self._send_by_file(task, begun.stages, closing, progress)
+            if task.job.use_temp_file:
+                stored = self._send_by_file(task, stages, closing, progress)
             else:
+                pipeline = Pipeline(stages, self._context.env)
+                stack.callback(pipeline.kill)
                 stored = self._send(
                     task, pipeline, lambda: closing(pipeline.finish()), progress
                 )
@@ -4073,48 +4060,6 @@ class Run:
                 if not stored.tidy:
                     self._state.doubt(task.name)  # the next call of today tidies up
         self._account(task, stored, warnings)
-
-    def _begin(self, task: Task) -> Begun:
-        """Starts what makes the archive's bytes."""
-        with contextlib.ExitStack() as stack:
-            draft = None
-            if task.kind in (DIRECTORY, SUBVERSION):
-                draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
-            before = ""
-            if draft and task.kind == DIRECTORY:
-                before = draft.digest()
-                draft.forget_replaced()
-                draft.hand_over()
-            stages = [self._source(task, draft.path if draft else ""), *self._filters()]
-            task.log.debug("%s", " | ".join(map(str, stages)))
-            began = self._context.clock()
-            pipeline = None
-            if not task.job.use_temp_file:
-                pipeline = Pipeline(stages, self._context.env)
-                stack.callback(pipeline.kill)
-            return Begun(
-                task, task.fresh, stages, draft, before, began, pipeline, stack.pop_all()
-            )
-
-    def _begin_early(self, tasks: Sequence[Task]) -> None:
-        """Lets the first directory's tar read, up to what the pipes hold, while the libraries for
-        S3 are loaded and the bucket is asked what it has; which may say that nothing is to do."""
-        first = next((task for task in tasks if task.archive), None)
-        if first and first.kind == DIRECTORY and not first.job.use_temp_file:
-            with contextlib.suppress(Failure, OSError):  # they come again, in its turn
-                self._early = self._begin(first)
-
-    def _take_up(self, task: Task) -> Begun | None:
-        """What was begun early, if it was this task, as it is to be now, and not long ago: where
-        the bucket kept us waiting, tar has seen the names of then."""
-        early, self._early = self._early, None
-        if early is None:
-            return None
-        age = self._context.clock() - early.began
-        if early.task is task and early.fresh == task.fresh and age < _OLDEST_START:
-            return early
-        early.ending.close()
-        return None
 
     def _filters(self) -> list[Stage]:
         """Compression and encryption."""

@@ -789,7 +789,7 @@ def test_the_progress_bar_on_a_terminal(site: Site) -> None:
         stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"},
     )
     assert done.returncode == 0
-    assert re.search(r"[\r\n]…\S*/data-\d+-DIFF: .*B/s", done.stdout)
+    assert re.search(r"[\r\n]…\S*/data-\d+-(FULL|DIFF): .*B/s", done.stdout)
     assert "Finished: 1 stored" in done.stdout
 
 

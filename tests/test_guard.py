@@ -408,7 +408,7 @@ def test_the_loss_of_the_last_full_is_told(
     of_second = newest(site)
     site.store().delete([item.key for item in of_second.chunks[:1]])
     # Later than the first chunk is in hand: what is known to have failed before replaces nothing.
-    fake_tool(site, monkeypatch, "pigz", '"$REAL" "$@"; sleep 3; exit 1')
+    fake_tool(site, monkeypatch, "pigz", '"$REAL" "$@"; sleep 1; exit 1')
     assert site.run(now=third) == 1
     said = capsys.readouterr().err
     assert "is the last complete full backup of" in said

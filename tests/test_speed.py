@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, downloaded, fake_tool, tmpfs, wait_until
+from conftest import NIGHT, Site, downloaded, tmpfs
 from moto.server import ThreadedMotoServer
 
 import s3napback
@@ -422,118 +422,6 @@ def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
             with pytest.raises(Failure, match="ended with status 1"):
                 s3napback.extract(blocks, str(tmp_path / f"out{len(data)}"), [], env)
         assert (tmp_path / f"out{len(data)}" / "file").read_text() == "one"
-
-
-# ---- a start before its turn ----
-
-
-def seen(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tar that tells by a file that it runs."""
-    mark = site.folder / "tar.runs"
-    fake_tool(site, monkeypatch, "tar", f'touch {mark}; exec "$REAL" "$@"')
-    return mark
-
-
-def drafts(site: Site) -> list[str]:
-    return [path.name for path in (site.folder / "diffs").glob("*.draft")]
-
-
-def test_tar_runs_while_the_bucket_is_asked(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mark = seen(site, monkeypatch)
-    exists = s3napback.FolderStore.exists
-
-    def asked(store: s3napback.FolderStore) -> bool:
-        wait_until(mark.exists, "tar", 10)
-        return exists(store)
-
-    monkeypatch.setattr(s3napback.FolderStore, "exists", asked)
-    assert site.run() == 0
-    assert gzip.decompress(site.content(f"{site.data}-18-DIFF"))
-    assert not drafts(site)
-
-
-def test_what_was_begun_early_and_is_done_already_comes_to_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert site.run() == 0
-    for path in site.diff_files():
-        path.unlink()  # only the bucket knows that it was done today
-    before = site.state()
-    mark = seen(site, monkeypatch)
-    assert site.run() == 0
-    assert mark.exists()
-    assert "already done today" in capsys.readouterr().err
-    assert site.state() == before
-
-
-def test_a_bucket_that_cannot_be_asked_ends_what_was_begun(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is left running, or in DiffDir."""
-    (site.data / "much").write_bytes(os.urandom(20_000_000))
-    mark = seen(site, monkeypatch)
-    running: list[s3napback.Pipeline] = []
-    begin = s3napback.Pipeline.__init__
-
-    def noted(pipeline: s3napback.Pipeline, *given: Any, **named: Any) -> None:
-        begin(pipeline, *given, **named)
-        running.append(pipeline)
-
-    def unasked(_: Store) -> bool:
-        wait_until(mark.exists, "tar", 10)
-        raise Failure("access denied")
-
-    monkeypatch.setattr(s3napback.Pipeline, "__init__", noted)
-    monkeypatch.setattr(s3napback.FolderStore, "exists", unasked)
-    assert site.run() == 1
-    assert running and all(p.poll() is not None for p in running[0]._processes)
-    assert not drafts(site) and not site.diff_files()
-
-
-def test_a_directory_that_is_not_there_is_told_in_its_turn(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
-    site.jobs = f"Directory {site.folder}/none\nDirectory {site.data}"
-    assert site.run() == 1
-    said = capsys.readouterr().err
-    assert said.count("none does not exist") == 1
-    assert said.index("Buckets already done today") < said.index("none does not exist")
-    assert list(site.archives()) == [f"{site.data}-18-DIFF"]
-
-
-def test_a_torn_chain_begins_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was begun early was to continue archives that are not there any more."""
-    assert site.run(now=NIGHT) == 0
-    site.store().delete([item.key for item in s3napback.listing(site.store())])
-    begun = []
-    begin = s3napback.Run._begin
-    monkeypatch.setattr(s3napback.Run, "_begin", lambda run, task: (
-        begun.append(task.fresh) or begin(run, task)))
-    assert site.run(now=NIGHT + timedelta(days=1)) == 3
-    assert begun == [False, True]
-    assert not drafts(site)
-    tar = gzip.decompress(site.content(f"{site.data}-19-DIFF"))
-    assert b"one" in tar
-
-
-def test_what_began_long_ago_begins_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tar sees the names of a folder before it is asked for their content."""
-    monkeypatch.setattr(s3napback, "_OLDEST_START", 0.5)
-    mark = seen(site, monkeypatch)
-    exists = s3napback.FolderStore.exists
-
-    def asked(store: s3napback.FolderStore) -> bool:
-        wait_until(mark.exists, "tar", 10)
-        time.sleep(0.6)  # the service was busy
-        (site.data / "later").write_text("came meanwhile")
-        return exists(store)
-
-    monkeypatch.setattr(s3napback.FolderStore, "exists", asked)
-    assert site.run() == 0
-    assert b"came meanwhile" in gzip.decompress(site.content(f"{site.data}-18-DIFF"))
-    assert not drafts(site)
 
 
 # ---- the end ----
