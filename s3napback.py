@@ -1405,18 +1405,15 @@ class Pipeline:
                 self._processes.append(process)
                 if process.stdout is not None:
                     source = process.stdout
-                    if not last:  # else `PipeReader` does
-                        widen_pipe(source)
+                    widen_pipe(source)
         except OSError as error:
             self.kill()
             raise _start_failure(stage, error) from error
-        end = self._processes[-1].stdout
-        self._reader = PipeReader(end) if output is None and end is not None else None
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read into the view, 0 at the end of the stream."""
-        assert self._reader is not None
-        return self._reader.readinto(view)
+        count: int = self._processes[-1].stdout.readinto(view)  # type: ignore[union-attr]
+        return count
 
     def check(self) -> None:
         """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
@@ -1447,12 +1444,10 @@ class Pipeline:
             errors.close()
 
 
-def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> bool:
-    """Makes room in a pipe, so that its two ends wait for each other less often; whether it did."""
-    try:
-        return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES) >= _PIPE_BYTES
-    except OSError:  # a small pipe is slower, not wrong, and a file is none
-        return False
+def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> None:
+    """Makes room in a pipe, so that its two ends wait for each other less often."""
+    with contextlib.suppress(OSError):  # a small pipe is slower, not wrong, and a file is none
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def write_all(output: IO[bytes], data: Piece) -> None:
@@ -1460,32 +1455,6 @@ def write_all(output: IO[bytes], data: Piece) -> None:
     view = memoryview(data)
     while view:
         view = view[output.write(view) :]
-
-
-class PipeReader:
-    """The reading end of a pipe, which lets a slow writer come ahead before it looks again.
-
-    gpg writes 8 kB at a time: to be woken for each costs more than to hash and send them.
-    """
-
-    # Seconds; what fills half of the pipe in the longest, 65 MB per second, is given none.
-    _SHORTEST, _LONGEST = 0.001, 0.008
-
-    def __init__(self, pipe: IO[bytes] | io.RawIOBase) -> None:
-        self._pipe = pipe
-        self._wide = widen_pipe(pipe)
-        self._pause = 0.0
-
-    def readinto(self, view: memoryview) -> int:
-        """Bytes read into the view, 0 at the end."""
-        if self._pause:
-            time.sleep(self._pause)
-        count: int = self._pipe.readinto(view)  # type: ignore[union-attr]
-        if not self._wide or count >= min(_PIPE_BYTES // 2, len(view)):
-            self._pause = 0.0
-        elif count < _PIPE_BYTES // 4:
-            self._pause = min(max(2 * self._pause, self._SHORTEST), self._LONGEST)
-        return count
 
 
 def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
@@ -1895,23 +1864,17 @@ class Limit:
 class _Body:
     """A buffer as the file that an HTTP client sends, no faster than a limit allows.
 
-    stop: set by who does not want to wait for the rest, which ends in OSError; careful: the pieces
-    stay small, as buffers on the way can make a slow line look fast.
+    stop: set by who does not want to wait for the rest, which ends in OSError.
     """
 
     # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
     # go: a whole chunk would not make it over a slow line, and small ones cost a fast one its time.
-    _LEAST, _MOST, _LIMITED = 1 << 17, 1 << 20, 1 << 14
+    _PIECE, _LIMITED = 1 << 18, 1 << 14
 
-    def __init__(
-        self, data: Buffer, limit: Limit | None, stop: threading.Event, *, careful: bool = False
-    ) -> None:
+    def __init__(self, data: Buffer, limit: Limit | None, stop: threading.Event) -> None:
         self._data = data
-        self._most = self._LEAST if careful else self._MOST
         self._at = 0
         self._limit, self._stop = limit, stop
-        self._count = self._LIMITED if limit else self._LEAST
-        self._asked = -math.inf  # when the last piece was asked for
 
     def __len__(self) -> int:
         return len(self._data)
@@ -1925,12 +1888,7 @@ class _Body:
         return self._at
 
     def read(self, _count: int = -1) -> memoryview:
-        if not self._limit:
-            now = time.monotonic()
-            fast = now - self._asked < _CONNECT_TIMEOUT / 20
-            self._count = min(2 * self._count, self._most) if fast else self._LEAST
-            self._asked = now
-        piece = self._data.piece(self._at, self._count)
+        piece = self._data.piece(self._at, self._LIMITED if self._limit else self._PIECE)
         self._at += len(piece)
         if self._limit and piece and self._stop.wait(self._limit.grant(len(piece))):
             raise OSError("the upload was given up")
@@ -2257,7 +2215,6 @@ class S3Store:
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
-        self._careful = False  # since an upload failed
         self.stop = threading.Event()  # see `Patience`
 
     @property
@@ -2273,21 +2230,17 @@ class S3Store:
         digest = data.md5()
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
-        body = _Body(data, self._access.limit, self.stop, careful=self._careful)
-        try:
-            with self._errors(f"store {key} in"):
-                answer = self._client.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=body,
-                    ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
-                    ContentType="application/octet-stream",
-                    Metadata=dict(metadata),
-                    **extra,
-                )
-        except PassingFailure:
-            self._careful = True
-            raise
+        body = _Body(data, self._access.limit, self.stop)
+        with self._errors(f"store {key} in"):
+            answer = self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=body,
+                ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
+                ContentType="application/octet-stream",
+                Metadata=dict(metadata),
+                **extra,
+            )
         etag = _plain_etag(answer)
         if etag and etag != digest:
             raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
@@ -2297,9 +2250,9 @@ class S3Store:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]) as body:
-                readinto = _reading(body)
-                into.fill(readinto)
-                if readinto(memoryview(bytearray(1))):
+                # urllib3 copies what it reads: in pieces, so that the copies stay small.
+                into.fill(lambda view: body.readinto(view[:_PIECE]))
+                if body.readinto(bytearray(1)):
                     raise Failure(f"{key} is larger than listed: it was replaced")
         etag = _plain_etag(answer)
         if etag and into.md5() != etag:
@@ -2454,40 +2407,11 @@ class S3Store:
             ) from error
         except boto.SSLError as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
-        except (boto.HTTPClientError, boto.ResponseStreamingError,
+        except (boto.HTTPClientError, boto.IncompleteReadError,
                 boto.ConnectionError, OSError) as error:
             raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
-
-
-def _reading(body: Any) -> Callable[[memoryview], int]:
-    """What puts the next bytes of an answer's body into a view: how many, 0 at the end.
-
-    body: botocore's. http.client, two layers below it, reads into the view itself, where urllib3
-    between them copies all of it twice; then the connection is given back here. Raises OSError or
-    botocore's errors where the body is cut off.
-    """
-    raw: Any = getattr(body, "_raw_stream", None)
-    inner: Any = getattr(raw, "_fp", None)
-    if not isinstance(getattr(inner, "length", None), int):
-
-        def copy(view: memoryview) -> int:
-            data: bytes = body.read(min(len(view), _PIECE))
-            view[: len(data)] = data
-            return len(data)
-
-        return copy
-
-    def readinto(view: memoryview) -> int:
-        count: int = inner.readinto(view)
-        if not inner.length:
-            raw.release_conn()
-        elif not count:
-            raise ConnectionError(f"the connection ended {inner.length} bytes early")
-        return count
-
-    return readinto
 
 
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
@@ -2528,24 +2452,15 @@ def _plain_etag(answer: Mapping[str, Any]) -> str:
 
 def _s3_client(access: Access) -> Any:
     try:
-        # botocore is what boto3 is made of; the rest of boto3 is not needed, and takes its time.
+        import boto3.session
         from botocore.config import Config
-        from botocore.handlers import add_expect_header
-        from botocore.loaders import Loader
-        from botocore.session import Session
     except ImportError as error:
         raise missing_library(error) from error
-    session = Session()
-    if access.key:
-        # Without, S3 is not the only service: AWS's usual sources may ask others for a role.
-        loader = Loader(session.get_config_variable("data_path"))
-        # It would look into the folders of all services of AWS, each time it is asked for one.
-        loader.list_available_services = lambda type_name: ["s3"]
-        session.register_component("data_loader", loader)
-    client = session.create_client(
+    session = boto3.session.Session()
+    client = session.client(
         "s3",
         endpoint_url=access.endpoint,
-        region_name=access.region or session.get_config_variable("region") or "us-east-1",
+        region_name=access.region or session.region_name or "us-east-1",
         aws_access_key_id=access.key,
         aws_secret_access_key=access.secret,
         config=Config(
@@ -2565,11 +2480,15 @@ def _s3_client(access: Access) -> Any:
         ),
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
-    # Without: a service that does not answer "Expect: 100-continue" costs a second for each chunk.
-    client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register_last("before-call.s3", _drop_expect)
     if access.endpoint:
         client.meta.events.register("before-call.s3", _stay_here)
     return client
+
+
+def _drop_expect(params: dict[str, Any], **_: Any) -> None:
+    # A service that does not answer "Expect: 100-continue" costs a second for each chunk.
+    params["headers"].pop("Expect", None)
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:
@@ -4152,7 +4071,7 @@ class Run:
 class FileStream:
     """A file as a `Stream`; reading it cannot fail late."""
 
-    def __init__(self, file: io.RawIOBase | IO[bytes] | PipeReader) -> None:
+    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
         self._file = file
 
     def readinto(self, view: memoryview) -> int:
@@ -5678,7 +5597,8 @@ class _StandardInput(FileStream):
 
     def __init__(self, sure: Future[None]) -> None:
         self._raw: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
-        super().__init__(PipeReader(self._raw))
+        super().__init__(self._raw)
+        widen_pipe(self._raw)
         # Where others made it so, "nothing yet" would be taken for the end.
         os.set_blocking(self._raw.fileno(), True)
         self._sure = sure

@@ -300,7 +300,8 @@ class S3Server:
     """moto's S3 with real signatures and real checks: a WSGI layer around moto's application,
     and what tests want to know of it and to do to it.
 
-    requests: (method, path) of everything that came in, the path decoded, without its query.
+    requests: (method, path) of everything that came in, the path decoded, without its query;
+    headers: those of each, their names in lower case.
     fail: a `Fault`, asked before anything else happens; it may also raise ConnectionAbortedError,
         which closes the connection without an answer.
     latency: seconds before each answer.
@@ -309,6 +310,7 @@ class S3Server:
     def __init__(self) -> None:
         self.key, self.secret = "AKIATESTTESTTESTTEST", "test/secret+with=signs"
         self.requests: list[tuple[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []
         self.fail: Fault | None = None
         self.latency = 0.0
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
@@ -326,6 +328,7 @@ class S3Server:
         """Forgets buckets, requests, faults and latency."""
         self.fail, self.latency = None, 0.0
         self.requests.clear()
+        self.headers.clear()
         self._backend.reset()
 
     def client(
@@ -401,6 +404,7 @@ class S3Server:
         """The WSGI application: checks of ours first, then moto."""
         request = _request_head(environ)
         self.requests.append((request.method, request.path))
+        self.headers.append(request.headers)
         time.sleep(self.latency)
         try:
             check_transfer(request.headers)

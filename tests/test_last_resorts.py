@@ -26,6 +26,7 @@ def key() -> Access:
     [
         ("apacheconfig", lambda site: s3napback.read_config(str(site.write()))),
         ("gnupg", lambda site: s3napback._public_keys("x", None, os.environ)),
+        ("boto3", lambda site: s3napback.S3Store("bkt", key()).exists()),
         ("botocore", lambda site: s3napback.S3Store("bkt", key()).exists()),
         ("dateutil", lambda site: s3napback.parse_when("2026-11-20", Moment.of(NIGHT))),
     ],

@@ -1,6 +1,6 @@
 """What makes transfers fast and small: buffers in memory and on disk, slow lines, start-up."""
 
-import contextlib
+import fcntl
 import gzip
 import hashlib
 import io
@@ -236,90 +236,28 @@ def test_a_chunk_may_take_longer_than_any_timeout(
     assert time.monotonic() - start > 2
 
 
-def test_pieces_grow_while_the_line_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each piece has its time; a large one is only for a line that just took one in no time."""
-    seconds = [0.0]
-    monkeypatch.setattr(s3napback.time, "monotonic", lambda: seconds[0])
-    data = os.urandom(5_000_000)
-    body = s3napback._Body(Buffer.of(data), None, threading.Event())
-    read, sizes = b"", []
-    for took in (0.01, 0.01, 0.9, 0.01, 0.01, 15.0, 0.01):
-        piece = body.read(1)
-        read, seconds[0] = read + piece, seconds[0] + took
-        sizes.append(len(piece) >> 10)
-    assert sizes == [128, 256, 512, 1024, 1024, 1024, 128]
-    while piece := body.read():
-        read += piece
-    assert read == data
-
-
-def test_after_a_failed_upload_pieces_stay_small(
-    s3_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Buffers on the way make a slow line look fast, until a large piece is too slow for it."""
-    store = s3napback.S3Store(
-        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
-    )
-    store.create()
-    largest: list[int] = []
-    broken = False
-    read = s3napback._Body.read
-
-    def noted(body: s3napback._Body, count: int = -1) -> memoryview:
-        piece = read(body, count)
-        largest[-1] = max(largest[-1], len(piece))
-        if broken and body.tell() > 1_000_000:
-            raise TimeoutError("timed out")
-        return piece
-
-    monkeypatch.setattr(s3napback._Body, "read", noted)
-    for number in range(3):
-        broken = number == 1
-        largest.append(0)
-        with contextlib.suppress(s3napback.PassingFailure):
-            store.put("k", bytes(5_000_000), {})
-    assert largest[0] == largest[1] == 1 << 20
-    assert largest[2] == 1 << 17
+def test_a_chunk_is_sent_in_pieces_of_one_size() -> None:
+    """Each piece has its time; those of a limit are small, so that the flow is even."""
+    data = os.urandom(600_000)
+    for limit, size in ((None, 256 << 10), (s3napback.Limit(1e12), 16 << 10)):
+        body = s3napback._Body(Buffer.of(data), limit, threading.Event())
+        pieces = list(iter(lambda: bytes(body.read()), b""))  # noqa: B023
+        assert b"".join(pieces) == data
+        assert {len(piece) for piece in pieces[:-1]} == {size}
 
 
 # ---- pipes ----
 
 
-def test_a_slow_writer_gets_time_to_fill_the_pipe() -> None:
-    reading, writing = os.pipe()
-    with open(reading, "rb", buffering=0) as pipe, open(writing, "wb", buffering=0) as end:
-        reader = s3napback.PipeReader(pipe)
-        view = memoryview(bytearray(1 << 20))
-        pauses = []
-        for size in (8192, 8192, 8192, 8192, 8192, 300_000, 600_000, 8192):
-            assert end.write(os.urandom(size)) == size
-            assert reader.readinto(view) == size
-            pauses.append(round(reader._pause * 1000))
-        assert pauses == [1, 2, 4, 8, 8, 8, 0, 1]
-        end.write(b"x" * 100)
-        assert reader.readinto(view[:100]) == 100  # all that was asked for is not little
-        assert reader._pause == 0
-
-
-def test_what_comes_in_small_pieces_is_read_in_large_ones() -> None:
-    writer = ["python3", "-c", "import os, time\nfor n in range(600):\n"
-              " os.write(1, bytes([n % 256]) * 8192); time.sleep(0.0005)"]
-    with subprocess.Popen(writer, stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdout
-        reader = s3napback.PipeReader(process.stdout)
-        view, parts = memoryview(bytearray(1 << 20)), []
-        while count := reader.readinto(view):
-            parts.append(bytes(view[:count]))
-    assert b"".join(parts) == b"".join(bytes([n % 256]) * 8192 for n in range(600))
-    assert len(parts) < 300
-
-
-def test_a_file_is_read_without_pauses(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"x" * 1000)
-    with open(tmp_path / "f", "rb", buffering=0) as file:
-        reader = s3napback.PipeReader(file)
-        assert reader.readinto(memoryview(bytearray(2000))) == 1000
-        assert (reader._pause, reader.readinto(memoryview(bytearray(9)))) == (0, 0)
+def test_the_pipes_between_stages_are_wide() -> None:
+    stages = [s3napback.Stage(("cat", "/dev/zero")), s3napback.Stage(("cat",))]
+    pipeline = s3napback.Pipeline(stages, dict(os.environ))
+    try:
+        for process in pipeline._processes:
+            if process.stdout and not process.stdout.closed:
+                assert fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ) == 1 << 20
+    finally:
+        pipeline.kill()
 
 
 # ---- the way back ----
@@ -378,7 +316,8 @@ def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str
 
 
 @pytest.mark.parametrize("key, said", [
-    ("cut", "connection ended 1000000 bytes early"), ("chunked-cut", "cannot fetch chunked-cut"),
+    ("cut", "2000000 read, but total bytes expected is 3000000"),
+    ("chunked-cut", "cannot fetch chunked-cut"),
 ])
 def test_a_body_that_is_cut_off_may_pass(
     objects: s3napback.S3Store, key: str, said: str
