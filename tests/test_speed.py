@@ -212,7 +212,7 @@ def test_an_object_that_has_grown_on_s3(s3_server: Any) -> None:
 @pytest.fixture
 def slow_service() -> Iterator[str]:
     """The endpoint of a service that takes 5 MB a second, and has the bucket "b"."""
-    argv = [sys.executable, str(HERE / "sink.py"), "--drop", "--conn-mbps", "40"]
+    argv = [sys.executable, str(HERE / "tools" / "sink.py"), "--drop", "--conn-mbps", "40"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:

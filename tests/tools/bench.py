@@ -1,11 +1,15 @@
 """A benchmark, run by hand: s3napback.py beside other programs that do the same work.
 
-    python tests/bench.py [--rounds N] [--size BYTES] [--only NAME,NAME] [--json FILE] [--port FILE]
+    python tests/tools/bench.py [--rounds N] [--size BYTES] [--only NAME,NAME] [--json FILE]
+                                [--port FILE]
 
 --size is that of the big input, 10^9 bytes if not given; the others shrink and grow with it.
---only takes names of works (the keys of WORKS). Programs that are not on PATH are named as absent.
-The service is tests/sink.py, on this machine: what it uses up of the processors is missing to the
-programs, to each the same. Rounds are interleaved (A B C A B C ...), what is printed are medians.
+--only takes names of works (the keys of WORKS). --port is another copy of the module, measured
+beside this one in the works `upload`, `tls`, `download`, `fixed` and `life`. Its folders are in
+/dev/shm where there is one: on a disk the making of many files is what would be measured. Programs
+that are not on PATH are named as absent. The service is tests/tools/sink.py, on this machine: what
+it uses up of the processors is missing to the programs, to each the same. Rounds are interleaved
+(A B C A B C ...), what is printed are medians.
 
 wall: seconds from the start of the program to its end. CPU: seconds of user and system time of
 the program and of all its children. peak: of the memory in use, the sum over the program and its
@@ -35,7 +39,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -173,7 +177,7 @@ def measure(work: str, number: int, case: Case, env: Mapping[str, str], sink: Si
 
 
 class Sink:
-    """A running tests/sink.py. ca: the certificate with which it is checked, None for http."""
+    """A running tests/tools/sink.py. ca: the certificate that checks it, None for http."""
 
     def __init__(self, url: str, ca: Path | None) -> None:
         self.url, self.ca = url, ca
@@ -215,7 +219,7 @@ def running_sink(folder: Path, *options: str, tls: bool = False) -> Iterator[Sin
             assert process.stdout
             url = process.stdout.readline().strip()
             if not url:
-                raise SystemExit("bench: tests/sink.py did not start")
+                raise SystemExit("bench: tests/tools/sink.py did not start")
             sink = Sink(url, folder / "cert.pem" if tls else None)
             sink.empty()
             yield sink
@@ -299,11 +303,11 @@ s3 =
 class Bench:
     """What all works share: the inputs, the port, the environment, and what was measured."""
 
-    def __init__(self, folder: Path, port: Path, size: int, rounds: int) -> None:
+    def __init__(self, folder: Path, other: Path | None, size: int, rounds: int) -> None:
         self.folder, self.size, self.rounds = folder, size, rounds
-        # A copy: without a log configuration beside it, the log goes to the screen alone.
-        self.port = folder / "s3napback.py"
-        shutil.copyfile(port, self.port)
+        # Copies: without a log configuration beside it, the log goes to the screen alone.
+        self.port = self.copied(HERE.parent.parent / "s3napback.py", folder)
+        self.other = self.copied(other, folder / "other") if other else None
         self.results: list[Result] = []
         self.key_file = folder / "key.txt"
         self.key_file.write_text(f"key={KEY}\nsecret={SECRET}\n")
@@ -322,6 +326,15 @@ class Bench:
             "RCLONE_S3_REGION": "us-east-1", "RESTIC_PASSWORD": SECRET,
             "RESTIC_CACHE_DIR": str(folder / "restic-cache"),
         }
+
+    @staticmethod
+    def copied(module: Path, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.copyfile(module, folder / "s3napback.py"))
+
+    def ports(self) -> dict[str, Path]:
+        """The module, and the other copy of it where there is one, by their names in tables."""
+        return {"s3napback": self.port, **({OTHER: self.other} if self.other else {})}
 
     def scaled(self, amount: float) -> int:
         """What stands for an amount that belongs to a size of 10^9."""
@@ -356,8 +369,9 @@ class Bench:
     def python(self, script: str) -> list[str]:
         return [sys.executable, "-c", script]
 
-    def js3tream(self, sink: Sink, mode: str, *options: str) -> list[str]:
-        return [sys.executable, str(self.port), "js3tream", mode, "-K", str(self.key_file),
+    def js3tream(self, sink: Sink, mode: str, *options: str, port: Path | None = None
+                 ) -> list[str]:
+        return [sys.executable, str(port or self.port), "js3tream", mode, "-K", str(self.key_file),
                 "-b", "bench:archive", "--endpoint", sink.url, *options]
 
     def port_on(self, moment: datetime, config: Path) -> list[str]:
@@ -402,10 +416,12 @@ class Bench:
 
 
 ArgvBuilder = Callable[[Bench, Sink], list[str]]
+OTHER = "s3napback of --port"
 
 # Who stores standard input, and who writes what is stored to standard output.
 UPLOADERS: dict[str, ArgvBuilder] = {
     "s3napback": lambda bench, sink: bench.js3tream(sink, "-i", "-z", str(PIECE)),
+    OTHER: lambda bench, sink: bench.js3tream(sink, "-i", "-z", str(PIECE), port=bench.other),
     "s5cmd": lambda bench, sink: [
         "s5cmd", *(["--no-verify-ssl"] if sink.ca else []), "pipe", "-c", str(CONNECTIONS),
         "-p", str(PIECE_MIB), "s3://bench/archive"],
@@ -419,6 +435,7 @@ UPLOADERS: dict[str, ArgvBuilder] = {
 }
 DOWNLOADERS: dict[str, ArgvBuilder] = {
     "s3napback": lambda bench, sink: bench.js3tream(sink, "-o"),
+    OTHER: lambda bench, sink: bench.js3tream(sink, "-o", port=bench.other),
     "s5cmd": lambda bench, sink: [
         "s5cmd", "cat", "-c", str(CONNECTIONS), "-p", str(PIECE_MIB), "s3://bench/whole"],
     "rclone": lambda bench, sink: ["rclone", "cat", ":s3:bench/whole"],
@@ -427,6 +444,11 @@ DOWNLOADERS: dict[str, ArgvBuilder] = {
     "boto3": lambda bench, sink: bench.python(
         _BOTO3 + 'client.download_fileobj("bench", "whole", sys.stdout.buffer, Config=config)'),
 }
+
+
+def chosen_from(builders: Mapping[str, ArgvBuilder], bench: Bench) -> list[str]:
+    """The names of the programs that are there."""
+    return [name for name in builders if (bench.other if name == OTHER else is_there(name))]
 
 
 def is_there(name: str) -> bool:
@@ -494,8 +516,8 @@ def print_table(title: str, results: Sequence[Result], baseline: str, size: int)
         print(f"  {name:<34}{line}{requests:>10.0f}{rate:>8}{service:>15.2f}", flush=True)
 
 
-def say_absent(names: Sequence[str]) -> None:
-    if absent := [name for name in names if not is_there(name)]:
+def say_absent(names: Iterable[str]) -> None:
+    if absent := [name for name in names if name != OTHER and not is_there(name)]:
         print(f"  absent: {', '.join(absent)}")
 
 
@@ -510,7 +532,7 @@ def _uploads(bench: Bench, sink: Sink, size: int, names: Sequence[str] = ()) -> 
     return [
         Case(name, UPLOADERS[name](bench, sink), feeder, prepare=sink.empty,
              fault=stored_exactly(size))
-        for name in names or UPLOADERS if is_there(name)
+        for name in names or chosen_from(UPLOADERS, bench)
     ]
 
 
@@ -518,14 +540,14 @@ def work_upload(bench: Bench) -> None:
     with running_sink(bench.folder, "--drop") as sink:
         bench.run("upload: standard input to the service, http", _uploads(bench, sink, bench.size),
                   "s5cmd", sink, size=bench.size)
-    say_absent(list(UPLOADERS))
+    say_absent(UPLOADERS)
 
 
 def work_tls(bench: Bench) -> None:
     with running_sink(bench.folder, "--drop", tls=True) as sink:
         bench.run("tls: standard input to the service, https", _uploads(bench, sink, bench.size),
                   "s5cmd", sink, size=bench.size)
-    say_absent(list(UPLOADERS))
+    say_absent(UPLOADERS)
 
 
 def work_download(bench: Bench) -> None:
@@ -537,7 +559,8 @@ def work_download(bench: Bench) -> None:
             subprocess.run(UPLOADERS["s3napback"](bench, sink), stdin=file, check=True,
                            env={**bench.env, **sink.env()})
         cases = [Case(name, build(bench, sink), fault=sent_at_least(bench.size))
-                 for name, build in DOWNLOADERS.items() if is_there(name)]
+                 for name, build in DOWNLOADERS.items()
+                 if name in chosen_from(DOWNLOADERS, bench)]
         bench.run("download: from the service to /dev/null, http", cases, "s5cmd", sink,
                   size=bench.size)
         # The least that any use of it costs: what goes to /dev/null is not even copied.
@@ -545,7 +568,7 @@ def work_download(bench: Bench) -> None:
         bench.run("piped: from the service into a pipe, with its reader", [
             dataclasses.replace(case, argv=[*piped, *case.argv]) for case in cases
         ], "s5cmd", sink, size=bench.size)
-    say_absent(list(DOWNLOADERS))
+    say_absent(DOWNLOADERS)
 
 
 def work_tree(bench: Bench) -> None:
@@ -648,7 +671,8 @@ def work_fixed(bench: Bench) -> None:
     rounds = 3 * bench.rounds  # they are short, and the clock's noise is not
     bench.run(
         "help: what starting alone takes",
-        [Case("s3napback -h", [sys.executable, str(bench.port), "-h"], statuses=(2,)),
+        [*[Case(f"{name} -h", [sys.executable, str(port), "-h"], statuses=(2,))
+           for name, port in bench.ports().items()],
          Case("js3tream -h", [sys.executable, str(bench.port), "js3tream", "-h"]),
          Case("python", bench.python("pass")),
          Case("python, import boto3", bench.python("import boto3"))],
@@ -662,7 +686,7 @@ def work_fixed(bench: Bench) -> None:
                           fault=stored_exactly(11)))
         bench.run("small: 11 bytes from standard input to the service, http", cases,
                   "boto3 put_object", sink, rounds=rounds)
-    say_absent(list(UPLOADERS))
+    say_absent(UPLOADERS)
 
 
 def work_wan(bench: Bench) -> None:
@@ -675,7 +699,7 @@ def work_wan(bench: Bench) -> None:
             f" {CONNECTIONS} of them need {ideal:.2f} s at least",
             _uploads(bench, sink, size), "s5cmd", sink, size=size,
         )
-    say_absent(list(UPLOADERS))
+    say_absent(UPLOADERS)
 
 
 def work_large(bench: Bench) -> None:
@@ -717,10 +741,177 @@ def work_limit(bench: Bench) -> None:
         print(f"  measured rate / set rate: {found.received / found.wall / rate:.2f}")
 
 
+@dataclass(frozen=True)
+class Life:
+    """A program that keeps backups of one tree, encrypted. begin: forgets all backups, and does
+    what comes before the first; calls: stage → the command, given the folder that a restore
+    fills."""
+
+    name: str
+    begin: Callable[[], None]
+    calls: Mapping[str, Callable[[Path], Sequence[str]]]
+    env: Mapping[str, str]
+
+
+STAGES = {
+    "full": "everything, into an empty bucket", "again": "nothing has changed",
+    "changed": "1 % edited, 0.5 % new, 0.5 % deleted", "list": "what is there",
+    "back": "all of it restored, and compared", "one": "one small file restored",
+}
+
+
+class LivingTree:
+    """The tree that all programs keep, and its changes, which can be taken back."""
+
+    def __init__(self, pristine: Path, place: Path) -> None:
+        self._pristine, self.place = pristine, place
+        shutil.copytree(pristine, place)
+        names = sorted(path.relative_to(place) for path in place.rglob("*.c"))
+        random.Random(1).shuffle(names)
+        one_percent = max(2, len(names) // 100)
+        self._edited, rest = names[:one_percent], names[one_percent:]
+        self._deleted, rest = rest[: one_percent // 2], rest[one_percent // 2 :]
+        self._new = [path.with_name(f"new-{path.name}") for path in rest[: one_percent // 2]]
+        self.small = min(rest, key=lambda path: (place / path).stat().st_size)
+
+    def change(self) -> None:
+        for path in self._edited:
+            with open(self.place / path, "ab") as file:
+                file.write(b"edited\n")
+        for path in self._deleted:
+            (self.place / path).unlink()
+        for path in self._new:
+            (self.place / path).write_bytes(b"new\n" * 1000)
+
+    def change_back(self) -> None:
+        for path in (*self._edited, *self._deleted):
+            shutil.copy2(self._pristine / path, self.place / path)
+        for path in self._new:
+            (self.place / path).unlink(missing_ok=True)
+
+
+def _port_life(bench: Bench, sink: Sink, tree: LivingTree, name: str, module: Path,
+               *lines: str) -> Life:
+    moment = datetime(2027, 1, 1, 3)  # slot 0, a FULL, of any SimpleCycle
+    file = name.replace(" ", "-")
+    config = bench.folder / f"{file}.conf"
+
+    def begin() -> None:
+        sink.empty()
+        bench.config(file, sink, f"GpgRecipient {RECIPIENT}", *lines, f"<Directory {tree.place}>",
+                     "Diffs 300", "Fulls 1", "</Directory>")
+
+    def on_day(day: int) -> Callable[[Path], Sequence[str]]:
+        return lambda folder: bench.port_on(moment + timedelta(days=day), config)
+
+    def command(word: str, *words: str) -> list[str]:
+        return [sys.executable, str(module), word, "-c", str(config), *words]
+
+    source = str(tree.place)
+    return Life(name, begin, {
+        "full": on_day(0), "again": on_day(1), "changed": on_day(2),
+        "list": lambda folder: command("list"),
+        "back": lambda folder: command("restore", source, "--to", str(folder)),
+        "one": lambda folder: command("restore", source, "--to", str(folder),
+                                      str(tree.place / tree.small)),
+    }, {**bench.gpg(), "PYTHONPATH": str(module.parent)})
+
+
+def _restic_life(bench: Bench, sink: Sink, tree: LivingTree) -> Life:
+    env = {"RESTIC_REPOSITORY": f"s3:{sink.url}/bench"}
+
+    def begin() -> None:
+        sink.empty()
+        shutil.rmtree(bench.folder / "restic-cache", ignore_errors=True)
+        bench.setting_up(["restic", "init"], env)
+
+    def back(*words: str) -> Callable[[Path], Sequence[str]]:
+        return lambda folder: ["restic", "restore", "latest", "--quiet", "--target", str(folder),
+                               *words]
+
+    backup = ["restic", "backup", "--quiet", str(tree.place)]
+    return Life("restic", begin, {
+        "full": lambda folder: backup, "again": lambda folder: backup,
+        "changed": lambda folder: backup, "list": lambda folder: ["restic", "snapshots"],
+        "back": back(), "one": back("--include", str(tree.place / tree.small)),
+    }, env)
+
+
+def _duplicity_life(bench: Bench, sink: Sink, tree: LivingTree) -> Life:
+    archives, url = bench.folder / "duplicity", "boto3+s3://bench/duplicity"
+    options = ["--archive-dir", str(archives), "--s3-endpoint-url", sink.url,
+               "--verbosity", "warning"]
+
+    def begin() -> None:
+        sink.empty()
+        shutil.rmtree(archives, ignore_errors=True)
+
+    def backup(word: str) -> Callable[[Path], Sequence[str]]:
+        return lambda folder: ["duplicity", word, *options, "--encrypt-key", RECIPIENT,
+                               "--volsize", str(PIECE_MIB), str(tree.place), url]
+
+    def back(*words: str) -> Callable[[Path], Sequence[str]]:
+        # It puts what was in the tree straight into the folder.
+        return lambda folder: ["duplicity", "restore", "--force", *options, *words, url,
+                               str(folder) + str(tree.place)
+                               + (f"/{tree.small}" if words else "")]
+
+    return Life("duplicity", begin, {
+        "full": backup("full"), "again": backup("incr"), "changed": backup("incr"),
+        "list": lambda folder: ["duplicity", "collection-status", *options, url],
+        "back": back(), "one": back("--path-to-restore", str(tree.small)),
+    }, {**bench.gpg(), "PASSPHRASE": ""})
+
+
+def work_life(bench: Bench) -> None:
+    tree = LivingTree(bench.tree(), bench.folder / "life")
+    found: dict[str, list[Result]] = {stage: [] for stage in STAGES}
+    back = bench.folder / "back"
+
+    def restored(stage: str) -> str:
+        """What is wrong with what a restore brought back, "" for nothing."""
+        there = f"{back}{tree.place}"
+        pair = (there, str(tree.place)) if stage == "back" else (
+            f"{there}/{tree.small}", str(tree.place / tree.small))
+        done = subprocess.run(["diff", "-rq", *pair], capture_output=True, text=True)
+        return f"what came back is not what was there: {done.stdout[:200]}" * (done.returncode != 0)
+
+    with running_sink(bench.folder) as sink:
+        lives = [
+            _port_life(bench, sink, tree, f"{name}{suffix}", module, *lines)
+            for suffix, lines in (("", ()), (", zstd -3", ('Compressor "zstd -3"',)))
+            for name, module in bench.ports().items()
+        ]
+        lives += [make(bench, sink, tree) for name, make in
+                  (("restic", _restic_life), ("duplicity", _duplicity_life)) if is_there(name)]
+        env = {**bench.env, **sink.env()}
+        for number in range(bench.rounds):
+            for life in lives:
+                life.begin()
+                for stage in STAGES:
+                    print(f"life: round {number + 1}, {life.name}, {stage}", file=sys.stderr,
+                          flush=True)
+                    if stage == "changed":
+                        tree.change()
+                    shutil.rmtree(back, ignore_errors=True)
+                    # duplicity does not make the folders above the one that it fills.
+                    (Path(f"{back}{tree.place}/{tree.small}").parent if life.name == "duplicity"
+                     and stage == "one" else back).mkdir(parents=True)
+                    case = Case(life.name, life.calls[stage](back), env=life.env,
+                                fault=lambda stats, stage=stage: (  # type: ignore[misc]
+                                    restored(stage) if stage in ("back", "one") else ""))
+                    found[stage].append(measure(f"life {stage}", number, case, env, sink))
+                tree.change_back()
+    for stage, text in STAGES.items():
+        bench.results += found[stage]
+        print_table(f"life {stage}: {text}", found[stage], "restic", 0)
+    say_absent(["zstd", "restic", "duplicity"])
+
+
 WORKS: dict[str, Callable[[Bench], None]] = {
     "upload": work_upload, "tls": work_tls, "download": work_download, "fixed": work_fixed,
     "wan": work_wan, "tree": work_tree, "unchanged": work_unchanged, "large": work_large,
-    "limit": work_limit,
+    "limit": work_limit, "life": work_life,
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -728,7 +919,8 @@ WORKS: dict[str, Callable[[Bench], None]] = {
 # --------------------------------------------------------------------------------------------------
 
 _VERSION_CALLS = {"s5cmd": ["version"], "rclone": ["version"], "aws": ["--version"],
-                  "restic": ["version"], "tar": ["--version"], "gpg": ["--version"]}
+                  "duplicity": ["--version"], "restic": ["version"], "tar": ["--version"],
+                  "gpg": ["--version"]}
 
 
 def versions() -> dict[str, str]:
@@ -747,7 +939,7 @@ def main() -> None:
     options.add_argument("--size", type=float, default=1e9, help="bytes of the big input")
     options.add_argument("--only", default=",".join(WORKS), help="of: %(default)s")
     options.add_argument("--json", type=Path, help="where the numbers of every run go")
-    options.add_argument("--port", type=Path, default=HERE.parent / "s3napback.py")
+    options.add_argument("--port", type=Path, help="another copy of the module, measured beside")
     given = options.parse_args()
     chosen = given.only.split(",")
     if unknown := [name for name in chosen if name not in WORKS]:
@@ -756,7 +948,8 @@ def main() -> None:
         options.error("--rounds is at least 1, --size at least 1000000")
     about = versions()
     print("\n".join(f"{name}: {text}" for name, text in about.items()))
-    with tempfile.TemporaryDirectory(prefix="s3napback-bench-") as name:
+    memory_disk = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="s3napback-bench-", dir=memory_disk) as name:
         bench = Bench(Path(name), given.port, int(given.size), given.rounds)
         try:
             for work in chosen:
