@@ -1214,8 +1214,6 @@ class Stage:
 
 # What tar keeps only when it is told to (its manual, "Extended File Attributes").
 TAR_ATTRIBUTES = ("--acls", "--xattrs")
-# On the way back it leaves out all but `user.…`, capabilities too, unless it is told otherwise.
-TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
 
 
 def tar_stage(
@@ -1281,10 +1279,6 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
     """The dump of a repository's revisions first to last, both included."""
     revisions = f"-r{first}:{last}"
     return Stage(("svnadmin", "dump", "-q", revisions, "--incremental", repository))
-
-
-# Old repositories hold log messages with a CR, which svnadmin loads only unchecked (E125005).
-SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 
 def gpg_stage(recipient: str, keyring: str | None) -> Stage:
@@ -4471,7 +4465,7 @@ def extract(
 
     Deleted and renamed files come out as they were then. Raises Failure where tar fails.
     """
-    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_RESTORES]
+    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_ATTRIBUTES]
     words.append("--no-unquote")
     words += ["-C", folder]
     if os.geteuid() == 0:
@@ -6120,7 +6114,7 @@ class _Restore:
         if status:
             raise Failure(f"svnadmin cannot make {place}: {said.strip()}")
         for archive in self._archives:
-            load = Stage(("svnadmin", "load", *SVN_LOAD, place))
+            load = Stage(("svnadmin", "load", "-q", place))
             try:
                 for _ in through(load, self._content(archive), self._env):
                     pass
@@ -6180,10 +6174,9 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         '  *) cat "$1";; esac; }',
         "unpack() { case $(head -c 18 \"$work/b\" | tr -d '\\0') in",
         '  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"',
-        f'    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;',
+        '    svnadmin load -q "$to" < "$work/b";;',
         '  *) mkdir -p "$to"',
-        f'    tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
-        ' -C "$to";; esac; }',
+        '    tar -xpf "$work/b" --listed-incremental=/dev/null -C "$to";; esac; }',
         "work=$(mktemp -d); trap 'rm -rf \"$work\"' EXIT",
     ]
     for archive in archives:
@@ -6875,8 +6868,18 @@ def _with_libraries() -> None:
         os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
+def _with_utf8() -> None:
+    """Starts over in UTF-8 where Python takes names for another encoding (LANG=en_US).
+
+    Configs and keys are UTF-8, and to Linux a name is bytes, whatever the locale (PEP 540).
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def program() -> NoReturn:
     """`main` as a process of its own, which ends without taking itself apart."""
+    _with_utf8()
     # What is made is mostly there to stay; to search it for garbage every 700 objects, Python's
     # default, is a tenth of a short call's time ...
     gc.set_threshold(10_000)

@@ -1,0 +1,74 @@
+"""What surrounds a run on an ordinary machine: locale, environment, open files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import Site, require_tool, run
+
+import s3napback
+
+
+def call(
+    *words: str, env: Mapping[str, str] | None = None, redirect: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """The script itself, by a shell, with this environment and no other."""
+    return subprocess.run(
+        ["sh", "-c", f'exec env -i "$@" {redirect}', "sh",
+         *(f"{name}={value}" for name, value in {"PATH": "/usr/bin:/bin", **(env or {})}.items()
+           if value),
+         sys.executable, s3napback.__file__, *words],
+        capture_output=True, text=True, errors="surrogateescape",
+    )
+
+
+@pytest.fixture
+def quiet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site whose calls do not write to /var/log: a copy of the script without a logconfig."""
+    copy = site.folder / "s3napback.py"
+    copy.write_bytes(Path(s3napback.__file__).read_bytes())
+    monkeypatch.setattr(s3napback, "__file__", str(copy))
+    return site
+
+
+def test_names_are_utf8_whatever_the_locale(quiet: Site) -> None:
+    """LANG=en_US is ISO-8859-1 where it is installed, and names are UTF-8 all the same."""
+    locale = quiet.folder / "locales" / "de_DE"
+    locale.parent.mkdir()
+    run([require_tool("localedef"), "-i", "de_DE", "-f", "ISO-8859-1", str(locale)])
+    env = {"LOCPATH": str(locale.parent), "LANG": "de_DE"}
+    told = [sys.executable, "-c", "import sys; print(sys.getfilesystemencoding())"]
+    assert run(told, env=env) == "iso8859-1\n"  # else this tests nothing
+    quiet.data = quiet.folder / "zażółć €"
+    quiet.data.mkdir()
+    (quiet.data / "gęś").write_text("one")
+    quiet.jobs = f'Directory "{quiet.data}"'
+    conf, back = str(quiet.write()), quiet.folder / "back"
+    assert call("-c", conf, env=env).returncode == 0
+    done = call("list", "-c", conf, env=env)
+    assert (done.returncode, "zażółć €-" in done.stdout) == (0, True)
+    done = call("restore", "-c", conf, str(quiet.data), "--to", str(back),
+                str(quiet.data / "gęś"), env=env)
+    assert done.returncode == 0, done.stderr
+    assert (back / str(quiet.data)[1:] / "gęś").read_text() == "one"
+
+
+@pytest.mark.parametrize(
+    ("env", "redirect"),
+    [({}, "<&- >&- 2>&-"), ({"PATH": ""}, ""),
+     ({"PYTHONWARNINGS": "error"}, ""), ({"PYTHONIOENCODING": "ascii", "TAR_OPTIONS": "-v"}, "")],
+    ids=str,
+)
+def test_an_odd_environment(env: dict[str, str], redirect: str, quiet: Site) -> None:
+    conf, back = str(quiet.write()), quiet.folder / "back"
+    done = call("-c", conf, env=env, redirect=redirect)
+    assert done.returncode == 0, done.stderr
+    done = call("restore", "-c", conf, str(quiet.data), "--to", str(back), env=env,
+                redirect=redirect)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(back / str(quiet.data)[1:]) == ["file"]
