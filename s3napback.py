@@ -1214,6 +1214,8 @@ class Stage:
 
 # What tar keeps only when it is told to (its manual, "Extended File Attributes").
 TAR_ATTRIBUTES = ("--acls", "--xattrs")
+# On the way back it leaves out all but `user.…`, capabilities too, unless it is told otherwise.
+TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
 
 
 def tar_stage(
@@ -1279,6 +1281,10 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
     """The dump of a repository's revisions first to last, both included."""
     revisions = f"-r{first}:{last}"
     return Stage(("svnadmin", "dump", "-q", revisions, "--incremental", repository))
+
+
+# Old repositories hold log messages with a CR, which svnadmin loads only unchecked (E125005).
+SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 
 def gpg_stage(recipient: str, keyring: str | None) -> Stage:
@@ -4465,7 +4471,7 @@ def extract(
 
     Deleted and renamed files come out as they were then. Raises Failure where tar fails.
     """
-    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_ATTRIBUTES]
+    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_RESTORES]
     words.append("--no-unquote")
     words += ["-C", folder]
     if os.geteuid() == 0:
@@ -6114,7 +6120,7 @@ class _Restore:
         if status:
             raise Failure(f"svnadmin cannot make {place}: {said.strip()}")
         for archive in self._archives:
-            load = Stage(("svnadmin", "load", "-q", place))
+            load = Stage(("svnadmin", "load", *SVN_LOAD, place))
             try:
                 for _ in through(load, self._content(archive), self._env):
                     pass
@@ -6174,9 +6180,10 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         '  *) cat "$1";; esac; }',
         "unpack() { case $(head -c 18 \"$work/b\" | tr -d '\\0') in",
         '  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"',
-        '    svnadmin load -q "$to" < "$work/b";;',
+        f'    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;',
         '  *) mkdir -p "$to"',
-        '    tar -xpf "$work/b" --listed-incremental=/dev/null -C "$to";; esac; }',
+        f'    tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
+        ' -C "$to";; esac; }',
         "work=$(mktemp -d); trap 'rm -rf \"$work\"' EXIT",
     ]
     for archive in archives:
