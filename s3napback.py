@@ -199,7 +199,7 @@ _KNOWN = {
         *KINDS, *TIMING, "Cycle", "Exclude", "MySQLOptions", "UseTempFile", "Include", "DiffDir",
         "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient", "S3Endpoint",
         "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit", "RetryHours",
-        "SafeReplace",
+        "SafeReplace", "Prefix",
     )
 }
 
@@ -621,6 +621,7 @@ class Settings:
     bandwidth_limit: int | None = None  # bytes per second
     retry_hours: float = 20.0
     safe_replace: bool = False
+    prefix: str = ""  # before every archive's name, without a slash at its ends
 
 
 def settings_of(config: Block) -> Settings:
@@ -666,6 +667,7 @@ def settings_of(config: Block) -> Settings:
         _whole(config, "BandwidthLimit", 0, 1, 10**15) or None,
         _hours(config),
         _switch(config, "SafeReplace"),
+        _prefix(config),
     )
 
 
@@ -727,6 +729,14 @@ def _switch(block: Block, name: str) -> bool:
     if value not in (None, "0", "1"):
         raise _config_failure(f"{name} {value} is neither yes nor no", where=_place(block, name))
     return value == "1"
+
+
+def _prefix(config: Block) -> str:
+    value = _text(config, "Prefix")
+    try:
+        return "" if value is None else check_prefix(value)
+    except Failure as failure:
+        raise _config_failure(failure.message, failure.hint, _place(config, "Prefix")) from failure
 
 
 def _endpoint(config: Block) -> str | None:
@@ -1081,34 +1091,119 @@ def _is_whole(number: float) -> bool:
 # ==================================================================================================
 
 
-def archive_name(kind: str, name: str, slot: int, mode: str) -> str:
+# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
+_LONGEST_PREFIX = 200
+
+
+def check_prefix(prefix: str) -> str:
+    """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
+    prefix = key_text(prefix)
+    parts = prefix.split("/")
+    why = ""
+    if re.search("[\0-\x1f\x7f:]", prefix):
+        why = "it holds a colon or a control character"
+    elif set(parts) & {"", ".", ".."}:
+        why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
+    elif set(parts) & {MYSQL, POSTGRESQL}:
+        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
+    elif len(prefix.encode()) > _LONGEST_PREFIX:
+        why = f"it is longer than {_LONGEST_PREFIX} bytes"
+    if why:
+        raise Failure(f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
+                      "choose a name such as web1", status=EXIT_USAGE)
+    return prefix
+
+
+def archive_start(kind: str, name: str, prefix: str = "") -> str:
+    """What the names of all archives of a source begin with; `name` as `archive_name` has it.
+
+    >>> archive_start("Directory", "/etc"), archive_start("MySQL", "shop", "web1")
+    ('/etc-', 'web1/MySQL/shop-')
+    """
+    start = f"{kind}/{name}-" if kind in (MYSQL, POSTGRESQL) else f"{name}-"
+    return key_text(f"{prefix}/{start.removeprefix('/')}" if prefix else start)
+
+
+def archive_name(kind: str, name: str, slot: int, mode: str, prefix: str = "") -> str:
     """The archive of a job's slot; `name` is as `stored_name` gives it, letter by letter.
+
+    prefix: stands before it, and a slash between the two, whether or not the name begins with one.
 
     >>> archive_name("Directory", "/etc", 3, "DIFF"), archive_name("MySQL", "shop", 0, "FULL")
     ('/etc-3-DIFF', 'MySQL/shop-0')
+    >>> archive_name("Directory", "/etc", 3, "DIFF", "web1")
+    'web1/etc-3-DIFF'
     """
-    if kind in (MYSQL, POSTGRESQL):
-        return f"{kind}/{name}-{slot}"
-    return f"{name}-{slot}-{mode}"
+    end = f"{slot}" if kind in (MYSQL, POSTGRESQL) else f"{slot}-{mode}"
+    return archive_start(kind, name, prefix) + end
 
 
 _ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]{1,20})-(?P<mode>FULL|DIFF)", re.DOTALL)
 _DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]{1,20})", re.DOTALL)
 
 
-def parse_archive_name(archive: str) -> tuple[str | None, str, int, str] | None:
-    """(kind, name, slot, mode) of an archive name, or None for a name of another shape.
+def parse_archive_name(
+    archive: str, prefix: str = ""
+) -> tuple[str | None, str, int, str] | None:
+    """(kind, name, slot, mode) of an archive name, or None for a name of another shape or prefix.
 
     The kind is None for "NAME-SLOT-MODE": the name does not tell a directory from a repository.
+    With a prefix, such a name begins with a slash, whether the config's did or not.
 
     >>> parse_archive_name("/etc-3-DIFF"), parse_archive_name("MySQL/shop-0")
     ((None, '/etc', 3, 'DIFF'), ('MySQL', 'shop', 0, 'FULL'))
+    >>> parse_archive_name("web1/etc-3-DIFF", "web1"), parse_archive_name("/etc-3-DIFF", "web1")
+    ((None, '/etc', 3, 'DIFF'), None)
     """
+    if prefix:
+        if not archive.startswith(f"{prefix}/"):
+            return None
+        archive = archive[len(prefix) + 1 :]
     if match := _ARCHIVE.fullmatch(archive):
-        return None, match["name"], int(match["slot"]), match["mode"]
+        name = f"/{match['name']}" if prefix else match["name"]
+        return None, name, int(match["slot"]), match["mode"]
     if match := _DUMP.fullmatch(archive):
         return match["kind"], match["name"], int(match["slot"]), FULL
     return None
+
+
+_PREFIXED_DUMP = re.compile(r"(?P<prefix>[^/].*?)/(?:MySQL|PostgreSQL)/", re.DOTALL)
+
+
+def shown_prefix(name: str) -> str:
+    """The Prefix that the name of an archive, or of a source, shows by itself: that of a dump has
+    one before MySQL/ or PostgreSQL/; of all others only their marks can tell.
+
+    >>> shown_prefix("web1/MySQL/shop-0"), shown_prefix("/srv/MySQL/data-0-FULL")
+    ('web1', '')
+    """
+    if _ARCHIVE.fullmatch(name) or name.startswith(("MySQL/", "PostgreSQL/")):
+        return ""
+    match = _PREFIXED_DUMP.match(name)
+    return match["prefix"] if match else ""
+
+
+def _bare(name: str) -> str:
+    """A directory's name without one slash at each end: people type it either way."""
+    return name.removeprefix("/").removesuffix("/")
+
+
+def possible_starts(given: str, prefix: str = "") -> list[str]:
+    """What the names of the archives may begin with that a user means by the name of a source or of
+    an archive, with its Prefix or without it: listing prefixes."""
+    starts: dict[str, None] = {}
+    for own in dict.fromkeys((prefix, shown_prefix(given))):
+        name = given.removeprefix(f"{own}/") if own else given
+        kind, slash, rest = name.partition("/")
+        parsed = parse_archive_name(name)
+        if parsed and parsed[0]:
+            starts[archive_start(parsed[0], parsed[1], own)] = None
+        elif slash and kind in (MYSQL, POSTGRESQL):
+            starts[archive_start(kind, stored_name(kind, rest), own)] = None
+        bare = _bare(parsed[1] if parsed and not parsed[0] else name)
+        for spelled in (bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
+            starts[archive_start(DIRECTORY, spelled, own)] = None
+    return list(starts)
 
 
 def chunk_key(archive: str, number: int) -> str:
@@ -3687,7 +3782,9 @@ class Run:
         if kind == SUBVERSION:
             self._plan_revisions(task)
         if not task.skip and not task.failure:
-            task.archive = key_text(archive_name(kind, stored_name(kind, name), slot, task.mode))
+            task.archive = archive_name(
+                kind, stored_name(kind, name), slot, task.mode, self._settings.prefix
+            )
         return task
 
     def _plan_revisions(self, task: Task) -> None:
@@ -3765,18 +3862,24 @@ class Run:
     def _has_full(self, task: Task, *, besides: str = "") -> bool:
         """Whether a complete FULL of the task's source is in the bucket, besides that archive;
         True if it cannot be told."""
-        name = key_text(stored_name(task.kind, task.name))
-        prefix = f"{task.kind}/{name}-" if task.kind in (MYSQL, POSTGRESQL) else f"{name}-"
+        start, prefix = self._archive_start(task), self._settings.prefix
         try:
-            for archive, objects in groupby_archive(listing(self._store, prefix)):
-                parts = parse_archive_name(archive)
-                if parts and parts[1] == name and parts[3] == FULL and archive != besides:
+            for archive, objects in groupby_archive(listing(self._store, start)):
+                parts = parse_archive_name(archive, prefix)
+                full = parts and parts[3] == FULL and archive != besides
+                # Another name may begin like this one.
+                if parts and full and start == archive_start(parts[0] or "", parts[1], prefix):
                     whole = assemble(archive, objects, self._store.head)
                     if whole and whole.complete:
                         return True
         except Failure:
             return True
         return False
+
+    def _archive_start(self, task: Task) -> str:
+        return archive_start(
+            task.kind, stored_name(task.kind, task.name), self._settings.prefix
+        )
 
     def _guard_chain(self, task: Task) -> None:
         """A DIFF is worth what it continues: fills in `chain` and `torn`."""
@@ -3787,10 +3890,10 @@ class Run:
             return
         if not reached:
             return
-        source = key_text(stored_name(task.kind, task.name))
+        start = self._archive_start(task)
         links = self._state.chain(task.name, reached)
         if links:
-            objects, more = self._store.page(f"{source}-")
+            objects, more = self._store.page(start)
             for link in links:
                 own = archive_objects(self._store, link.archive) if more else (
                     chunks_of(objects, link.archive)
@@ -3799,7 +3902,7 @@ class Run:
                     text = f"{link.archive}, which it continues, is not whole in the bucket"
                     task.torn = logging.WARNING, text
         else:
-            links = self._chain_in_bucket(task.kind, source, reached)
+            links = self._chain_in_bucket(task.kind, start, reached)
             if not links:
                 task.torn = logging.WARNING, "what it continues is not whole in the bucket"
         if any(link.archive == task.archive for link in links):
@@ -3809,12 +3912,14 @@ class Run:
         elif task.revisions:
             task.revisions = (0, task.revisions[1])
 
-    def _chain_in_bucket(self, kind: str, source: str, reached: str) -> tuple[Link, ...]:
+    def _chain_in_bucket(self, kind: str, start: str, reached: str) -> tuple[Link, ...]:
         """What a diff file without notes continues: the Perl script's archives, for one."""
         archives: dict[str, Archive] = {}
         found: list[Found] = []
-        for archive, one in catalogue(self._store, f"{source}-"):
-            if one.name == source and one.kind in (kind, None):
+        prefix = self._settings.prefix
+        for archive, one in catalogue(self._store, start, prefix=prefix):
+            of_source = archive_start(kind, one.name, one.prefix) == start
+            if of_source and one.prefix == prefix and one.kind in (kind, None):
                 archives[one.archive] = archive
                 found.append(one)
         ends = [one for one in found if one.after == reached] or [
@@ -3955,6 +4060,8 @@ class Run:
                     "kind": task.kind,
                     "status": "warnings" if warnings else "ok",
                 }
+                if self._settings.prefix:
+                    marks["prefix"] = urllib.parse.quote(self._settings.prefix)
                 if draft and task.kind == DIRECTORY:
                     if not draft.was_written():  # GNU tar does it last, whatever it met
                         raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
@@ -4145,7 +4252,8 @@ def verify_repository(repository: str, env: Mapping[str, str]) -> None:
 @dataclass(frozen=True)
 class Found:
     """One archive as the catalogue knows it. kind: None where only a config, or the content, could
-    tell a directory from a repository; made: epoch seconds; size: bytes; before, after: its
+    tell a directory from a repository; prefix: the Prefix before its name, which `name` lacks;
+    made: epoch seconds; size: bytes; before, after: its
     `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
     other uploads under its name; encrypted: None where no one looked; staged: see `staged_key`."""
 
@@ -4165,6 +4273,7 @@ class Found:
     leftovers: int = 0
     encrypted: bool | None = None
     staged: bool = False
+    prefix: str = ""
 
     @property
     def self_contained(self) -> bool:
@@ -4184,19 +4293,22 @@ _CATALOGUE_PARALLEL = 8
 
 
 def catalogue(
-    store: Store, prefix: str = "", *, look_inside: bool = False
+    store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False
 ) -> Iterator[tuple[Archive, Found]]:
-    """Every archive of a bucket whose name starts with the prefix, by key.
+    """Every archive of a bucket whose name begins so, by key.
 
-    look_inside: also whether it is encrypted. One listing, and one or two requests for each
-    archive, some at a time; memory holds the chunks of those few archives.
+    prefix: only those of that Prefix; "" for those of every one. look_inside: also whether it is
+    encrypted. One listing, and one or two requests for each archive, some at a time; memory holds
+    the chunks of those few archives.
     """
 
-    def look(
-        name: str, objects: list[StoredObject], parts: tuple[str | None, str, int, str]
-    ) -> tuple[Archive, Found] | None:
+    def look(name: str, objects: list[StoredObject]) -> tuple[Archive, Found] | None:
         archive = assemble(name, objects, store.head)
         if archive is None:
+            return None
+        own = _prefix_of(archive, prefix)
+        parts = parse_archive_name(name, own)
+        if parts is None or (prefix and own != prefix):
             return None
         encrypted = None
         frozen = {"GLACIER", "DEEP_ARCHIVE"} & {item.storage_class for item in archive.chunks}
@@ -4204,15 +4316,15 @@ def catalogue(
             encrypted = is_openpgp(store.peek(archive.chunks[0].key, 32))
         leftovers = len(objects) - len(archive.chunks)
         return archive, replace(
-            _found(archive, *parts), leftovers=leftovers, encrypted=encrypted
+            _found(archive, *parts), leftovers=leftovers, encrypted=encrypted, prefix=own
         )
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
         running: deque[Future[tuple[Archive, Found] | None]] = deque()
-        for name, group in groupby_archive(listing(store, prefix)):
-            parts = parse_archive_name(name)
-            if parts is not None:
-                running.append(pool.submit(look, name, group, parts))
+        start = start or (f"{prefix}/" if prefix else "")
+        for name, group in groupby_archive(listing(store, start)):
+            if parse_archive_name(name, prefix) or parse_archive_name(name, shown_prefix(name)):
+                running.append(pool.submit(look, name, group))
             if len(running) > _CATALOGUE_PARALLEL:
                 looked = running.popleft().result()
                 if looked is not None:
@@ -4221,6 +4333,15 @@ def catalogue(
             looked = future.result()
             if looked is not None:
                 yield looked
+
+
+def _prefix_of(archive: Archive, wanted: str) -> str:
+    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
+    the one that it is then believed to have."""
+    marks = archive.metadata
+    if "kind" in marks:
+        return urllib.parse.unquote(marks.get("prefix", ""))
+    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
 
 
 def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
@@ -5746,18 +5867,21 @@ usage: s3napback.py list    [BUCKET OPTIONS] [--json] [NAME]
   --sample N%      fetch and check N percent of the chunks, chosen by chance
   --json           for programs; README.md has the form
 BUCKET OPTIONS: -c CONFIG, or -b BUCKET [-K KEYFILE] [--endpoint URL] [--region NAME]
+  --prefix NAME    the Prefix of the config that made the archives; without it, list and verify
+                   take those of every one, and NAME is given as list shows it: web1/etc
 """
 
 _RECOVERY_VALUES = (
-    "at", "to", "endpoint", "region", "secret-key", "passphrase-file", "sample"
+    "at", "to", "endpoint", "region", "secret-key", "passphrase-file", "sample", "prefix"
 )
 _RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "help")
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What the recovery commands work on. kinds: names in the config → their kind; state: the
-    config's DiffDir, None without a config; folder: for large chunks on their way."""
+    """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
+    config's, or "" for all that there are; state: the config's DiffDir, None without a config;
+    folder: for large chunks on their way."""
 
     store: Patience
     parallel: int
@@ -5765,6 +5889,7 @@ class _Bucket:
     endpoint: str | None
     state: State | None = None
     folder: str | None = None
+    prefix: str = ""
 
     def download(
         self, archive: Archive, progress: Callable[[int], None] = lambda size: None
@@ -5785,14 +5910,18 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     _js3tream_log(verbose=False, debug=False)
     kinds: dict[str, str] = {}
     state = folder = None
+    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
     if "c" in options:
         path = options["c"]
         if not os.path.exists(path) and "/" not in path:
             path = _config_paths("", [path])[0]
         config = read_config(path)
         settings = settings_of(config)
+        prefix = prefix or settings.prefix
         for job in jobs_of(config)[0]:
-            kinds[stored_name(job.kind, job.name)] = job.kind
+            name = stored_name(job.kind, job.name)
+            # As `parse_archive_name` gives it back.
+            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
         bucket, access = settings.bucket, access_of(settings)
         state = State(settings.diff_dir, Moment.of(clock()))
         folder = settings.temp_dir
@@ -5805,26 +5934,27 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds, access.endpoint, state, folder)
+    return _Bucket(store, access.connections, kinds, access.endpoint, state, folder, prefix)
 
 
 def _sources(
     found: Iterable[Found], kinds: Mapping[str, str]
-) -> dict[tuple[str, str], list[Found]]:
-    """(kind, name) → archives. The kind is "" where nothing tells a directory from a repository."""
-    sources: dict[tuple[str, str], list[Found]] = {}
+) -> dict[tuple[str, str, str], list[Found]]:
+    """(kind, name, prefix) → archives; the kind "" where nothing tells a directory from a
+    repository."""
+    sources: dict[tuple[str, str, str], list[Found]] = {}
     for one in found:
         kind = one.kind
         if kind is None:
             kind = kinds.get(one.name, "")
             if kind == SUBVERSION_DIR or (not kind and os.path.dirname(one.name) in kinds):
                 kind = SUBVERSION if kinds.get(os.path.dirname(one.name)) == SUBVERSION_DIR else ""
-        sources.setdefault((kind, one.name), []).append(one)
+        sources.setdefault((kind, one.name, one.prefix), []).append(one)
     # An unmarked archive beside marked ones of its name is of their kind.
-    for kind, name in [key for key in sources if not key[0]]:
+    for kind, name, prefix in [key for key in sources if not key[0]]:
         for known in (DIRECTORY, SUBVERSION):
-            if (known, name) in sources:
-                sources[known, name] += sources.pop((kind, name))
+            if (known, name, prefix) in sources:
+                sources[known, name, prefix] += sources.pop((kind, name, prefix))
                 break
     return sources
 
@@ -5838,17 +5968,21 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
     if len(names) > 1:
         raise Failure(f"one NAME at a time, not {names[1]}", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
-    seen = catalogue(bucket.store, look_inside=True)
+    seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
     sources = _sources((found for _, found in seen), bucket.kinds)
     if names:
-        sources = {key: found for key, found in sources.items() if _is_meant(names[0], key)}
+        meant = _meant(names[0], sources, bucket.prefix)
+        sources = {key: sources[key] for key in meant}
         if not sources:
             raise Failure(f"there is no backup of {names[0]} in {bucket.store.bucket}")
     if "json" in options:
         print(json.dumps(_catalogue_json(bucket.store.bucket, sources), indent=1))
         return EXIT_OK
-    for (kind, name), found in sorted(sources.items()):
-        print(printable(f"{kind or 'Directory or Subversion'} {name or '(all)'}", ""))
+    for (kind, name, prefix), found in sorted(sources.items()):
+        of_prefix = f" (Prefix {prefix})" if prefix else ""
+        print(printable(
+            f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""
+        ))
         moments = restorable_moments(found)
         for one in sorted(found, key=lambda f: f.made):
             stale = "" if one.fault or one.made in moments else ", stale: what it continues is gone"
@@ -5878,7 +6012,9 @@ def _remarks(found: Found) -> str:
     return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
 
 
-def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Found]]) -> Any:
+def _catalogue_json(
+    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[Found]]
+) -> Any:
     def utc(epoch: float) -> str:
         return Moment(epoch).utc_text()
 
@@ -5889,6 +6025,7 @@ def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Foun
             {
                 "kind": kind or None,
                 "name": name,
+                "prefix": prefix,
                 "restorable": [utc(at) for at in restorable_moments(found)],
                 "archives": [
                     {
@@ -5902,18 +6039,32 @@ def _catalogue_json(bucket: str, sources: Mapping[tuple[str, str], Sequence[Foun
                     for f in sorted(found, key=lambda f: f.made)
                 ],
             }
-            for (kind, name), found in sorted(sources.items())
+            for (kind, name, prefix), found in sorted(sources.items())
         ],
     }
 
 
-def _is_meant(given: str, source: tuple[str, str]) -> bool:
-    """Whether a NAME of the command line is this source: as archives have it, or as configs do."""
-    kind, name = source
-    if kind not in (MYSQL, POSTGRESQL):
-        return given == name
-    prefix, slash, rest = given.partition("/")
-    return bool(slash) and prefix == kind and name in (rest, stored_name(kind, rest))
+def _meant(
+    given: str, sources: Iterable[tuple[str, str, str]], prefix: str
+) -> list[tuple[str, str, str]]:
+    """The sources that a NAME of the command line means: as archives have it, or as configs do;
+    with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
+    end."""
+    exact, near = [], []
+    for source in sources:
+        kind, name, own = source
+        bare = given.removeprefix(f"{own}/") if own else given
+        if own not in ("", prefix) and bare == given:
+            continue
+        if kind in (MYSQL, POSTGRESQL):
+            head, slash, rest = bare.partition("/")
+            if slash and head == kind and name in (rest, stored_name(kind, rest)):
+                exact.append(source)
+        elif bare == name:
+            exact.append(source)
+        elif _bare(bare) == _bare(name):
+            near.append(source)
+    return exact or near
 
 
 def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
@@ -5949,27 +6100,22 @@ def _wanted(
 ) -> tuple[dict[str, Archive], str, Chain]:
     """(archives by name, kind, chain) of what is to be restored."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
-    parsed = parse_archive_name(given)
-    prefixes = [parsed[1] if parsed[0] is None else f"{parsed[0]}/"] if parsed else []
-    kind_of_name, slash, rest = given.partition("/")
-    if slash and kind_of_name in (MYSQL, POSTGRESQL):
-        prefixes.append(f"{kind_of_name}/{stored_name(kind_of_name, rest)}-")
-    else:
-        prefixes.append(f"{given}-")
+    given = key_text(given)
     archives: dict[str, Archive] = {}
     found: dict[str, Found] = {}
-    for prefix in prefixes:
-        for archive, one in catalogue(bucket.store, key_text(prefix)):
+    for start in possible_starts(given, bucket.prefix):
+        for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
             archives[archive.name], found[archive.name] = archive, one
-    if key_text(given) in found:
-        one = found[key_text(given)]
-        (source,) = _sources([one], bucket.kinds)
-        if one.fault and "force-partial" not in options:
-            raise Failure(f"{one.archive} cannot be used: {one.fault}",
+    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
+    named = found.get(given) or found.get(of_prefix)
+    if named:
+        (source,) = _sources([named], bucket.kinds)
+        if named.fault and "force-partial" not in options:
+            raise Failure(f"{named.archive} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")
-        return archives, source[0], Chain((one,))
+        return archives, source[0], Chain((named,))
     sources = _sources(found.values(), bucket.kinds)
-    meant = [source for source in sources if _is_meant(key_text(given), source)]
+    meant = _meant(given, sources, bucket.prefix)
     if not meant:
         raise Failure(f"there is no backup of {given} in {bucket.store.bucket}",
                       "see what there is: s3napback.py list")
@@ -6219,10 +6365,10 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
     found: list[Found] = []
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        for archive, one in catalogue(bucket.store):
-            key = (one.kind or "", one.name)
-            if names and key_text(names[0]) != one.archive and not _is_meant(
-                key_text(names[0]), key
+        for archive, one in catalogue(bucket.store, prefix=bucket.prefix):
+            key = (one.kind or "", one.name, one.prefix)
+            if names and key_text(names[0]) != one.archive and not _meant(
+                key_text(names[0]), [key], bucket.prefix
             ):
                 continue
             found.append(one)
@@ -6241,7 +6387,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
                         pass
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
-    for (_, name), of_source in sorted(_sources(found, bucket.kinds).items()):
+    for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
         good = set(restorable_moments(of_source))
         faults += [
             f"{one.archive}: what it continues is not there any more ({name} as of"
@@ -6411,13 +6557,15 @@ class _Check:
     # ---- what stands in the config ----
 
     def _plans(self) -> None:
-        makers: dict[tuple[str, str], Job] = {}
+        makers: dict[str, Job] = {}
         due = 0
         for job in self._jobs:
             cycle = CycleSpec.of(job.timing)
             dumps = job.kind in (MYSQL, POSTGRESQL)
-            kind = job.kind if dumps else ""
-            other = makers.setdefault((kind, stored_name(job.kind, job.name)), job)
+            start = archive_start(
+                job.kind, stored_name(job.kind, job.name), self._settings.prefix
+            )
+            other = makers.setdefault(start, job)
             if other is not job:
                 self._say("error", f"{job.kind} {job.name}",
                           f"{job.where}: the job at {other.where} writes to the same archives",
