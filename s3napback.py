@@ -37,6 +37,7 @@ import io
 import itertools
 import json
 import logging
+import logging.handlers
 import math
 import mmap
 import os
@@ -4766,10 +4767,9 @@ def _below(top: int, wanted: Callable[[os.DirEntry[str]], bool]) -> Iterator[str
 # Log
 # --------------------------------------------------------------------------------------------------
 #
-# log4perl's property files on Python's logging. Nothing in them is the end of a backup: what cannot
-# be used becomes a problem, one sentence each, and the rest is used.
-
-STOCK_PATTERN = "%d %c %p %m%n"
+# log4perl's property files (perldoc Log::Log4perl::Config and ::Filter, Log::Dispatch) on Python's
+# logging. Nothing in them is the end of a backup: what is not understood becomes a problem, one
+# sentence each, and the rest is used.
 
 
 def without_controls(text: str, keep: str = "\n\t") -> str:
@@ -4790,11 +4790,14 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return without_controls(text, keep).encode("utf-8", "backslashreplace").decode()
 
 
-# Python's numbers for log4perl's levels, and log4perl's names for Python's numbers.
-_LEVELS = {"ALL": 1, "TRACE": 5, "DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50,
-           "OFF": 1000}
-_LEVEL_NAMES = {number: name for name, number in _LEVELS.items()}
-
+# log4perl's names for Python's numbers; the numbers of all level names: those of Log::Dispatch
+# (min_level, max_level) between them are its own ("notice" lets no INFO through).
+_LEVEL_NAMES = {1: "ALL", 5: "TRACE", 10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR",
+                50: "FATAL", 1000: "OFF"}
+_LEVELS = {name: number for number, name in _LEVEL_NAMES.items()} | {
+    "NOTICE": 25, "WARNING": 30, "ERR": 40, "CRIT": 45, "CRITICAL": 45, "ALERT": 46,
+    "EMERG": 50, "EMERGENCY": 50,
+}
 # The Python logger that stands for log4perl's root: everything of ours is below it, and nothing of
 # boto3's.
 _LOG_ROOT = "Backup"
@@ -4803,244 +4806,356 @@ _SCREEN = "Log::Log4perl::Appender::Screen"
 _COLORED = "Log::Log4perl::Appender::ScreenColoredLevels"
 _FILE = "Log::Log4perl::Appender::File"
 _ROTATE = "Log::Dispatch::FileRotate"
-_MAIL = ("Log::Dispatch::Email::MailSender", "Log::Dispatch::Email::MailSend")
+_SMTP = "Log::Dispatch::Email::MailSender"
+_SENDMAIL = "Log::Dispatch::Email::MailSend"
 _SYSLOG = "Log::Dispatch::Syslog"
-_CLASSES = {
-    **{name: name for name in (_SCREEN, _COLORED, _FILE, _ROTATE, _SYSLOG, *_MAIL)},
-    "Log::Dispatch::Screen": _SCREEN,
-    "Log::Dispatch::File": _FILE,
+_ALIASES = {"Log::Dispatch::Screen": _SCREEN, "Log::Dispatch::File": _FILE}
+# The options of each class that are used; `stderr.` stands for one of each level.
+_OPTIONS = {
+    _SCREEN: ("stderr", "stderr."),
+    _COLORED: ("stderr", "stderr."),
+    _FILE: ("filename", "mode", "umask", "header_text", "mkpath"),
+    _ROTATE: ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
+    _SMTP: ("to", "from", "subject", "smtp", "port", "authid", "authpwd", "tls_required"),
+    _SENDMAIL: ("to", "from", "subject"),
+    _SYSLOG: ("ident", "facility", "socket"),
 }
+# Those that ask for what is done anyway: lines are UTF-8, written at once, and a file that was
+# moved is made anew. log4perl's own appenders pass min_level over.
+_GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "lock", "min_level",
+            "recreate_check_interval", "close_after_write"}
+
+LevelRange: TypeAlias = "tuple[int, int, bool]"  # first and last level; whether they pass, or not
 
 
 @dataclass(frozen=True)
 class Appender:
-    """kind: its Perl class; options: its parameters by name; where: FILE:LINE."""
+    """kind: its Perl class; where: FILE:LINE; options: its parameters by name; pattern: of each
+    message, or of each line of one (multiline); ranges: what its messages must pass."""
 
     name: str
     kind: str
     where: str
     options: Mapping[str, str] = field(default_factory=dict)
-    pattern: str = STOCK_PATTERN
-    level: int = 0
+    pattern: str = "%d %c %p %m%n"
+    multiline: bool = False
+    ranges: tuple[LevelRange, ...] = ()
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
-    closed: loggers whose messages do not go on to their parents; problems: sentences."""
+    closed: loggers whose messages do not go on to their parents; utc: whether dates are; problems:
+    sentences."""
 
     loggers: Mapping[str, tuple[int | None, tuple[str, ...]]]
     appenders: Mapping[str, Appender]
     closed: frozenset[str] = frozenset()
+    utc: bool = False
     problems: tuple[str, ...] = ()
 
 
-def parse_logconfig(text: str, name: str) -> LogConfig:
-    """What a logconfig says; name: of the file, for the problems. Never raises."""
-    problems: list[str] = []
-    entries = _properties(text, name)
-    classes: dict[str, tuple[str, str]] = {}
-    options: dict[str, dict[str, str]] = {}
-    loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
-    closed: set[str] = set()
-    for key, (value, where) in entries.items():
-        head, _, tail = key.partition(".")
-        if value.startswith("sub "):
-            problems.append(f"{where}: Perl code in {key} is not run")
-        elif head.lower() in ("rootlogger", "rootcategory"):
-            loggers[""] = _logger_value(value, where, problems)
-        elif head in ("logger", "category"):
-            loggers[tail.replace("::", ".")] = _logger_value(value, where, problems)
-        elif head == "additivity":
-            if value in ("", "0"):
-                closed.add(tail.replace("::", "."))
-        elif head == "appender":
-            appender, _, option = tail.partition(".")
-            if option:
-                options.setdefault(appender, {})[option] = value
-            else:
-                classes[appender] = (value, where)
-    appenders = {
-        appender: made
-        for appender, (kind, where) in classes.items()
-        if (made := _appender(appender, kind, where, options.get(appender, {}), problems))
-    }
-    used = {a for _, names in loggers.values() for a in names}
-    for missing in sorted(used - set(classes)):
-        problems.append(f"{name}: appender {missing} is used and not defined")
-    if not used & set(appenders):
-        if text.strip():
-            problems.append(f"{name}: no appender can be used; logging to the screen only")
-        level = loggers.get("", (None, ()))[0]
-        loggers[""] = (_LEVELS["INFO"] if level is None else level, ("screen",))
-        appenders["screen"] = Appender("screen", _SCREEN, name)
-    return LogConfig(loggers, appenders, frozenset(closed), tuple(problems))
+def parse_logconfig(text: str, name: str, env: Mapping[str, str] | None = None) -> LogConfig:
+    """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
+    file gives no value. Never raises."""
+    return _LogReader(text, name, env or {}).config()
 
 
-def _properties(text: str, name: str) -> dict[str, tuple[str, str]]:
-    """Key → (value, place) of a property file, `log4perl.` left out of the key."""
-    found: dict[str, tuple[str, str]] = {}
-    variables: dict[str, str] = {}
-    joined = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not joined and stripped.startswith(("#", "!")):
-            continue
-        joined += stripped
-        if joined.endswith("\\"):
-            joined = joined[:-1]
-            continue
-        match = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined)
+def _is_true(text: str) -> bool:
+    """Perl's truth, and log4perl's "false"."""
+    return text.lower() not in ("", "0", "false")
+
+
+class _LogReader:
+    """One logconfig on its way to a LogConfig. What is understood is taken out of the entries; what
+    is left in them at the end was not."""
+
+    def __init__(self, text: str, name: str, env: Mapping[str, str]) -> None:
+        self._name = name
+        self._problems: list[str] = []
+        self._entries: dict[str, tuple[str, str]] = {}  # key without `log4perl.` → (value, where)
+        self._read_properties(text, dict(env))
+
+    def config(self) -> LogConfig:
+        threshold = self._level("threshold", _LEVELS["ALL"])
+        utc = _is_true(self._take("utcDateTimes"))
+        loggers, closed = self._loggers()
+        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
+        appenders = {}
+        for key in self._keys("appender"):
+            made = self._appender(key, filters)
+            if made:
+                ranges = (*made.ranges, (threshold, _LEVELS["OFF"], True))
+                appenders[made.name] = replace(made, ranges=ranges)
+        for key, (_, where) in self._entries.items():
+            if not key.endswith(".min_level"):  # of an appender that is not there
+                self._problems.append(f"{where}: {key} is not understood; it is passed over")
+        if not appenders.keys() & {name for _, names in loggers.values() for name in names}:
+            if loggers or appenders or self._problems:
+                self._problems.append(
+                    f"{self._name}: no appender can be used; logging to the screen only"
+                )
+            loggers[""] = (loggers.get("", (None,))[0] or _LEVELS["INFO"], ("screen",))
+            appenders["screen"] = Appender("screen", _SCREEN, self._name)
+        return LogConfig(loggers, appenders, closed, utc, tuple(self._problems))
+
+    def _read_properties(self, text: str, variables: dict[str, str]) -> None:
         joined = ""
-        if match:
-            value = re.sub(
-                r"\$\{([^}]*)\}", lambda m: variables.get(m[1].strip(), m[0]), match[2].strip()
-            )
-            prefix, _, key = match[1].partition(".")
-            if prefix in ("log4perl", "log4j"):
-                found[key] = (value, f"{name}:{number}")
-            else:
+        for number, line in enumerate(text.splitlines(), 1):
+            joined += "" if line.strip().startswith(("#", ";", "!")) else line.strip()
+            if joined.endswith("\\"):
+                joined = joined[:-1]
+                continue
+            match, where = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined), f"{self._name}:{number}"
+            if joined and not match:
+                self._problems.append(f"{where}: this line is no NAME = VALUE")
+            joined = ""
+            if match:
+                value = match[2]
+                for variable in re.findall(r"\$\{([^}]*)\}", value):
+                    known = variables.get(variable.strip())
+                    if known is None:
+                        self._problems.append(f"{where}: the variable {variable} has no value,"
+                                              " neither in this file nor in the environment")
+                    value = value.replace(f"${{{variable}}}", known or "")
                 variables[match[1]] = value
-    return found
+                self._add(match[1], value, where)
 
+    def _add(self, name: str, value: str, where: str) -> None:
+        key = re.sub(r"^(log4perl|log4j|l4p)\.", "", name).replace("::", ".")
+        if key == name and not key.startswith(("rootLogger", "logger.", "category.", "appender.")):
+            return  # a variable
+        if re.match(r"sub\s*\{", value):
+            self._problems.append(f"{where}: Perl code in {key} is not run")
+        elif key in self._entries and key.endswith(".to"):
+            self._entries[key] = (f"{self._entries[key][0]}, {value}", where)
+        else:
+            if key in self._entries and key.count(".") != 1:
+                self._problems.append(f"{where}: {key} is given again; the last value counts")
+            self._entries[key] = (value, where)
 
-def _logger_value(
-    value: str, where: str, problems: list[str]
-) -> tuple[int | None, tuple[str, ...]]:
-    level, *names = (word.strip() for word in value.split(","))
-    return _level(level, where, problems), tuple(name for name in names if name)
+    def _keys(self, head: str) -> list[str]:
+        return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
 
+    def _take(self, key: str, default: str = "") -> str:
+        return self._entries.pop(key, (default, ""))[0]
 
-def _level(word: str, where: str, problems: list[str]) -> int | None:
-    aliases = {"WARNING": "WARN", "CRITICAL": "FATAL", "EMERGENCY": "FATAL", "NOTICE": "INFO"}
-    name = word.upper()
-    number = _LEVELS.get(aliases.get(name, name))
-    if number is None and word:
-        problems.append(f"{where}: level {word} is unknown")
-    return number
+    def _level(self, key: str, default: int) -> int:
+        word, where = self._entries.pop(key, ("", ""))
+        return self._level_of(word, where) or default
 
+    def _level_of(self, word: str, where: str) -> int | None:
+        number = _LEVELS.get(word.upper())
+        if number is None and word:
+            self._problems.append(f"{where}: level {word} is unknown")
+        return number
 
-def _appender(
-    name: str, kind: str, where: str, options: Mapping[str, str], problems: list[str]
-) -> Appender | None:
-    known = _CLASSES.get(kind)
-    if known is None:
-        problems.append(f"{where}: appender class {kind} is unknown; {name} is left out")
+    def _loggers(self) -> tuple[dict[str, tuple[int | None, tuple[str, ...]]], frozenset[str]]:
+        loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
+        closed = set()
+        for key in list(self._entries):
+            head, _, tail = key.partition(".")
+            if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
+                value, where = self._entries.pop(key)
+                level, *names = (word.strip() for word in value.split(","))
+                loggers[tail] = (self._level_of(level, where), tuple(filter(None, names)))
+                self._problems += [f"{where}: appender {name} is used and not defined"
+                                   for name in loggers[tail][1]
+                                   if f"appender.{name}" not in self._entries]
+            elif head == "additivity" and not _is_true(self._take(key)):
+                closed.add(tail)
+        return loggers, frozenset(closed)
+
+    def _filter(self, key: str) -> LevelRange | None:
+        kind, where = self._entries.pop(key)
+        accept = _is_true(self._take(f"{key}.AcceptOnMatch", "1"))
+        if kind.endswith("::LevelRange"):
+            return (self._level(f"{key}.LevelMin", _LEVELS["DEBUG"]),
+                    self._level(f"{key}.LevelMax", _LEVELS["FATAL"]), accept)
+        if kind.endswith("::LevelMatch"):
+            level = self._level(f"{key}.LevelToMatch", _LEVELS["OFF"])
+            return level, level, accept
+        self._problems.append(f"{where}: filter class {kind} is unknown; it lets everything pass")
+        self._drop(f"{key}.")
         return None
-    for wanted in {_FILE: ("filename",), _ROTATE: ("filename",)}.get(
-        known, ("to",) if known in _MAIL else ()
-    ):
-        if not options.get(wanted):
-            problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
+
+    def _drop(self, prefix: str) -> None:
+        for key in [key for key in self._entries if key.startswith(prefix)]:
+            del self._entries[key]
+
+    def _appender(self, key: str, filters: Mapping[str, LevelRange | None]) -> Appender | None:
+        perl_class, where = self._entries.pop(key)
+        name, kind = key.partition(".")[2], _ALIASES.get(perl_class, perl_class)
+        if kind not in _OPTIONS:
+            self._problems.append(
+                f"{where}: appender class {perl_class} is unknown; {name} is left out"
+            )
+            self._drop(f"{key}.")
             return None
-    layout = options.get("layout", "")
-    pattern = options.get("layout.ConversionPattern", STOCK_PATTERN)
-    if layout.endswith("SimpleLayout"):
-        pattern = "%p - %m%n"
-    elif layout.endswith("NoopLayout"):
-        pattern = "%m"
-    elif layout and "PatternLayout" not in layout:
-        problems.append(f"{where}: layout {layout} of {name} is unknown")
-    level = _level(options.get("Threshold", ""), where, problems) or 0
-    if kind.startswith("Log::Dispatch"):  # log4perl's own appenders do not know min_level
-        level = max(level, _level(options.get("min_level", ""), where, problems) or 0)
-    return Appender(name, known, where, options, pattern, level)
+        ranges = [(self._level(f"{key}.Threshold", 0), _LEVELS["OFF"], True)]
+        if perl_class.startswith("Log::Dispatch"):
+            ranges.append((self._level(f"{key}.min_level", 0),
+                           self._level(f"{key}.max_level", _LEVELS["OFF"]), True))
+        chosen, at = self._entries.pop(f"{key}.Filter", ("", ""))
+        found = filters.get(chosen)
+        if found:
+            ranges.append(found)
+        elif chosen and chosen not in filters:
+            self._problems.append(f"{at}: filter {chosen} is not defined; everything passes")
+        pattern, multiline = self._layout(key)
+        options = {}
+        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
+            option = entry[len(key) + 1 :]
+            if option in _OPTIONS[kind] or f"{option.partition('.')[0]}." in _OPTIONS[kind]:
+                options[option] = self._take(entry)
+            elif option in _GRANTED:
+                del self._entries[entry]
+        wanted = next((o for o in ("filename", "to") if o in _OPTIONS[kind]), None)
+        if wanted and not options.get(wanted):
+            self._problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
+            return None
+        return Appender(name, kind, where, options, pattern, multiline, tuple(ranges))
+
+    def _layout(self, key: str) -> tuple[str, bool]:
+        """(pattern, multiline)"""
+        layout, where = self._entries.pop(f"{key}.layout", ("", ""))
+        pattern, at = self._entries.pop(f"{key}.layout.ConversionPattern", (None, where))
+        layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
+        defaults = {"": Appender.pattern, "PatternLayout": "%m%n", "NoopLayout": "%m",
+                    "PatternLayout::Multiline": "%m%n", "SimpleLayout": "%p - %m\n"}
+        if layout not in defaults:
+            self._problems.append(f"{where}: layout {layout} of {key.partition('.')[2]} is unknown")
+        if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
+            pattern = defaults.get(layout, Appender.pattern)
+        self._problems += [f"{at}: {part} in the pattern is not understood"
+                           for part in PatternFormatter(pattern).unknown]
+        return pattern, layout.endswith("Multiline")
 
 
 # --------------------------------------------------------------------------------------------------
 # Layout
 # --------------------------------------------------------------------------------------------------
 
-_CONVERSION = re.compile(r"%(-?)(\d*)(?:\.(\d+))?([a-zA-Z%])(?:\{([^}]*)\})?")
-
-# SimpleDateFormat's letters (Java), of which log4perl knows these, as strftime's.
-_DATE_LETTERS = {
-    "yyyy": "%Y", "yy": "%y", "MMMM": "%B", "MMM": "%b", "MM": "%m", "M": "%-m", "dd": "%d",
-    "d": "%-d", "HH": "%H", "H": "%-H", "hh": "%I", "h": "%-I", "mm": "%M", "ss": "%S",
-    "EEEE": "%A", "EEE": "%a", "a": "%p", "DDD": "%j", "Z": "%z", "z": "%Z",
-}
-_DATE_NAMES = {"ABSOLUTE": "HH:mm:ss,SSS", "DATE": "dd MMM yyyy HH:mm:ss,SSS",
-               "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS", "APACHE": "EEE MMM dd HH:mm:ss yyyy"}
+_CONVERSION = re.compile(r"%(-?)(\d{0,5})(?:\.(\d{1,5}))?([a-zA-Z%])(?:\{([^}]*)\})*")
+# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK.
+_DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDFwWakKzZ])\3*)|(.)", re.DOTALL)
+_DATE_NAMES = {"": "yyyy/MM/dd HH:mm:ss", "ABSOLUTE": "HH:mm:ss,SSS",
+               "DATE": "dd MMM yyyy HH:mm:ss,SSS", "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS",
+               "APACHE": "[EEE MMM dd HH:mm:ss yyyy]"}
 _PROGRAM_START = time.time()
 
 
 class PatternFormatter(logging.Formatter):
-    """log4perl's PatternLayout; the line it makes carries its own end (%n)."""
+    """log4perl's PatternLayout; the line it makes carries its own end (%n).
 
-    def __init__(self, pattern: str) -> None:
+    unknown: the parts of the pattern that are not understood. They are shown as they stand.
+    """
+
+    def __init__(self, pattern: str, *, multiline: bool = False, utc: bool = False) -> None:
         super().__init__()
-        self._pattern = pattern
+        self._pattern = pattern.replace("\\n", "\n").replace("\\r", "\r")
+        self._multiline, self._zone = multiline, timezone.utc if utc else None
+        self._last = _PROGRAM_START
+        self.unknown = []
+        for match in _CONVERSION.finditer(self._pattern):
+            if match[4] not in "cCdFHlLmMnpPrRtTxX%":
+                self.unknown.append(match[0])
+            for part in _DATE_PART.finditer(match[5] or "") if match[4] == "d" else ():
+                if part[0] == "'" or (part[3] or "-") in "FwWkK":
+                    self.unknown.append(f"{part[0]} of {match[0]}")
 
     def format(self, record: logging.LogRecord) -> str:
-        def convert(match: re.Match[str]) -> str:
-            left, width, limit, letter, argument = match.groups()
-            text = self._field(record, letter, argument)
-            if limit:
-                text = text[: int(limit)] if len(limit) < 6 else text
-            if width and len(width) < 6:
-                text = text.ljust(int(width)) if left else text.rjust(int(width))
-            return text
-
-        text = _CONVERSION.sub(convert, self._pattern)
+        message = without_controls(record.getMessage())
+        if "%m%n" in self._pattern:
+            message = message.removesuffix("\n")
+        lines = message.splitlines() if self._multiline else [message]
+        text = "".join(self._line(record, line) for line in lines)
         if record.exc_info:
             text = text.rstrip("\n") + "\n" + self.formatException(record.exc_info) + "\n"
+        self._last = record.created
         return text
 
-    def _field(self, record: logging.LogRecord, letter: str, argument: str | None) -> str:
-        match letter:
-            case "d":
-                return _log_date(record, argument)
-            case "c" | "C":
-                name = record.name if letter == "c" else record.name.replace(".", "::")
-                parts = record.name.split(".")
-                if argument and argument.isdigit() and letter == "c":
-                    return ".".join(parts[-int(argument) :]) if int(argument) else name
-                return name
-            case "m":
-                message = without_controls(record.getMessage())
-                return message.rstrip("\n") if argument else message
-            case "F":
-                return record.pathname
-            case "l":
-                return f"{record.funcName} {record.filename} ({record.lineno})"
-            case "T":
-                return f"{record.funcName}() called at {record.pathname} line {record.lineno}"
-            case "H":
-                return socket.gethostname()
-            case "r":
-                return str(int((record.created - _PROGRAM_START) * 1000))
-        simple = {
-            "p": _LEVEL_NAMES.get(record.levelno, record.levelname), "n": "\n", "%": "%",
-            "L": str(record.lineno), "M": record.funcName or "", "P": str(record.process),
-            "x": "[undef]", "X": "[undef]",
+    def _line(self, record: logging.LogRecord, message: str) -> str:
+        made, end = "", 0
+        for match in _CONVERSION.finditer(self._pattern):
+            left, width, limit, letter, argument = match.groups("")
+            made += self._pattern[end : match.start()]
+            end = match.end()
+            if letter == "m":
+                text = _message(message, argument, len(made) - made.rfind("\n") - 1)
+            else:
+                text = self._fields(record, argument).get(letter, match[0])
+            text = text[: int(limit)] if limit else text
+            made += text.ljust(int(width or 0)) if left else text.rjust(int(width or 0))
+        return made + self._pattern[end:]
+
+    def _fields(self, record: logging.LogRecord, argument: str) -> dict[str, str]:
+        moment = datetime.fromtimestamp(record.created, self._zone).astimezone(self._zone)
+        parts, line = record.name.split("."), str(record.lineno)
+        count = int(argument) if re.fullmatch("[0-9]{1,3}", argument) else 0
+        return {
+            "d": _DATE_PART.sub(partial(_date_part, moment), _DATE_NAMES.get(argument, argument)),
+            "c": ".".join(parts[-count:]), "C": "::".join(parts[-count:]),
+            "F": "/".join(record.pathname.split("/")[-count:]), "L": line,
+            "M": record.funcName or "", "l": f"{record.funcName} {record.filename} ({line})",
+            "T": f"{record.funcName}() called at {record.pathname} line {line}",
+            "p": _LEVEL_NAMES.get(record.levelno, record.levelname)[: count or None],
+            "r": str(int((record.created - _PROGRAM_START) * 1000)),
+            "R": str(int((record.created - self._last) * 1000)),
+            "H": socket.gethostname(), "P": str(record.process), "n": "\n", "%": "%",
+            "t": "N/A", "x": "[undef]", "X": "[undef]",
         }
-        return simple.get(letter, f"%{letter}")
 
 
-def _log_date(record: logging.LogRecord, form: str | None) -> str:
-    form = _DATE_NAMES.get(form or "", form or "yyyy/MM/dd HH:mm:ss")
-    moment = datetime.fromtimestamp(record.created).astimezone()
-    letters = "|".join(sorted(map(re.escape, _DATE_LETTERS), key=len, reverse=True))
+def _message(message: str, argument: str, column: int) -> str:
+    """%m{chomp}, %m{indent=2}, %m{indent} (to the column where the message begins), or both."""
+    wanted = dict(part.partition("=")[::2] for part in argument.replace(" ", "").split(","))
+    if "chomp" in wanted:
+        message = message.rstrip("\n")
+    if "indent" in wanted:
+        fixed = re.fullmatch("[0-9]{1,3}", wanted["indent"])
+        message = message.replace("\n", "\n" + " " * (int(fixed[0]) if fixed else column))
+    return message
 
-    def convert(match: re.Match[str]) -> str:
-        letter = match[0]
-        if letter == "SSS":
-            return f"{int(record.created % 1 * 1000):03d}"
-        if letter == "e":
-            return str(int(record.created))
-        return moment.strftime(_DATE_LETTERS[letter])
 
-    return re.sub(f"SSS|e|{letters}", convert, form)
+def _date_part(moment: datetime, part: re.Match[str]) -> str:
+    run, letter = part[2] or "", part[3]
+    numbers = {
+        "y": moment.year % (10_000 if len(run) >= 4 else 100), "M": moment.month, "d": moment.day,
+        "h": moment.hour % 12 or 12, "H": moment.hour, "m": moment.minute, "s": moment.second,
+        "D": moment.timetuple().tm_yday, "e": int(moment.timestamp()),
+    }
+    if letter is None:
+        return part[4] or (part[1] or "").replace("''", "'")
+    if letter == "E" or (letter == "M" and len(run) >= 3):
+        name = moment.strftime("%A" if letter == "E" else "%B")
+        return name if len(run) >= 4 else name[:3]
+    if letter in numbers:
+        return str(numbers[letter]).zfill(2 if run == "y" else len(run))
+    others = {"S": f"{moment.microsecond:06d}"[: len(run)], "a": "%p", "Z": "%z", "z": "%Z",
+              "G": "AD"}
+    return moment.strftime(others.get(letter, run))
 
 
 # --------------------------------------------------------------------------------------------------
 # Handlers
 # --------------------------------------------------------------------------------------------------
 
+# Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
+_COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
+# When Log::Dispatch::FileRotate begins a new file: its DatePattern, in lower case, as the pattern
+# of strftime whose value changes then.
+_PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
+    day + hours: "%Y-%m-%d" + value
+    for day in ("yyyy-dd", "yyyy-mm-dd")
+    for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
+}
+
 
 class _QuietHandler(logging.Handler):
     """A handler whose own failures are told once, on standard error, and never raised."""
 
+    terminator = ""  # the formatter makes whole lines
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -5048,28 +5163,30 @@ class _QuietHandler(logging.Handler):
             self._told = True
             _say(f"s3napback: cannot write to the log {self.get_name()}: {sys.exc_info()[1]}")
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # told above
+            super().close()
+
 
 class _Screen(_QuietHandler):
-    """Writes above a progress bar, to whatever standard error or output is just then."""
+    """Writes above a progress bar, to whatever standard error or output is just then. stderr: names
+    of the levels that go to standard error."""
 
-    # Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
-    _COLORS: Mapping[int, int] = {5: 33, 20: 32, 30: 34, 40: 35, 50: 31}
-
-    def __init__(self, *, stderr: bool, colored: bool) -> None:
+    def __init__(self, stderr: frozenset[str], colors: Mapping[str, int]) -> None:
         super().__init__()
-        self._stderr, self._colored = stderr, colored
+        self._stderr, self._colors = stderr, colors
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stderr if self._stderr else sys.stdout
+        level = _LEVEL_NAMES.get(record.levelno, "INFO")
+        stream = sys.stderr if level in self._stderr else sys.stdout
         if stream is None:
             return
         try:
             text = self.format(record)
             encoding = getattr(stream, "encoding", None) or "utf-8"
             text = text.encode(encoding, "backslashreplace").decode(encoding)
-            color = self._COLORS.get(record.levelno) if self._colored else None
-            if color and stream.isatty():
-                text = f"\x1b[{color}m{text}\x1b[0m"
+            if level in self._colors and stream.isatty():
+                text = f"\x1b[{self._colors[level]}m{text}\x1b[0m"
             bars = sys.modules.get("tqdm")
             if bars and stream.isatty():
                 bars.tqdm.write(text, file=stream, end="")
@@ -5080,100 +5197,73 @@ class _Screen(_QuietHandler):
             pass
 
 
-class _LogFile(_QuietHandler):
-    """A file, begun anew or appended to; `limit` bytes or a new period of `periods` rotate it.
+class _LogFile(_QuietHandler, logging.handlers.WatchedFileHandler):
+    pass
 
-    Rotation keeps `kept` old files as NAME.1, the newest, NAME.2, … (Log::Dispatch::FileRotate).
-    Raises OSError when it cannot be opened.
-    """
 
-    def __init__(
-        self, path: str, mode: str, umask: int | None = None, limit: int = 0, kept: int = 1,
-        periods: Sequence[str] = (), zone: tzinfo | None = None,
-    ) -> None:
-        super().__init__()
-        self._path, self._limit, self._kept = path, limit, kept
+class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
+    """Rotates before it grows over `limit` bytes, and where strftime(periods) changes."""
+
+    def __init__(self, path: str, limit: int, kept: int, periods: str, zone: tzinfo | None) -> None:
+        super().__init__(path, maxBytes=limit, backupCount=kept, encoding="utf-8",
+                         errors="surrogateescape")
         self._periods, self._zone = periods, zone
-        before = os.umask(umask) if umask is not None else None
-        try:
-            self._file = open(path, mode)  # noqa: SIM115
-        finally:
-            if before is not None:
-                os.umask(before)
-        info = os.fstat(self._file.fileno())
-        self._size = info.st_size
+        info = os.stat(path)
         self._period = self._period_of(info.st_mtime) if info.st_size else None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            data = self.format(record).encode("utf-8", "surrogateescape")
-            period = self._period_of(record.created)
-            too_long = self._limit and self._size and self._size + len(data) > self._limit
-            if too_long or (self._period is not None and period != self._period):
-                self._rotate()
-            self._period = period
-            self._file.write(data)
-            self._file.flush()
-            self._size += len(data)
-        except (OSError, ValueError):
-            self.handleError(record)
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        before, self._period = self._period, self._period_of(record.created)
+        # An empty file is not rotated for one long line (Python before 3.12 does).
+        return before not in (None, self._period) or bool(
+            os.path.getsize(self.baseFilename) and super().shouldRollover(record)
+        )
 
-    def _period_of(self, epoch: float) -> tuple[str, ...]:
-        moment = datetime.fromtimestamp(epoch, self._zone)
-        return tuple(moment.strftime(period) for period in self._periods)
-
-    def _rotate(self) -> None:
-        self._file.close()
-        names = [self._path, *(f"{self._path}.{n}" for n in range(1, self._kept + 1))]
-        for newer, older in reversed(list(itertools.pairwise(names))):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(newer, older)
-        self._file = open(self._path, "wb")  # noqa: SIM115
-        self._size = 0
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.close()
-        super().close()
+    def _period_of(self, epoch: float) -> str:
+        return datetime.fromtimestamp(epoch, self._zone).strftime(self._periods)
 
 
-class _Mail(_QuietHandler):
+class _Mail(_QuietHandler, logging.handlers.BufferingHandler):
     """Keeps its lines, and sends them as one mail when it is closed."""
 
     # Longest that a mail keeps the program from ending, seconds.
     _TIMEOUT = 30
 
     def __init__(self, options: Mapping[str, str], server: str) -> None:
-        super().__init__()
+        super().__init__(capacity=0)
         self._options, self._server = options, server
-        self._lines: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record))
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return False
 
-    def close(self) -> None:
-        lines, self._lines = self._lines, []
-        super().close()
-        if lines:
+    def flush(self) -> None:
+        records, self.buffer = self.buffer, []
+        text = "".join(map(self.format, records))
+        if text:
             try:
-                self._send("".join(lines).encode("utf-8", "backslashreplace").decode())
-            except (OSError, ValueError) as error:  # smtplib's errors are OSErrors
+                self._send(text.encode("utf-8", "backslashreplace").decode())
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                # smtplib's errors are OSErrors
                 _say(f"s3napback: cannot send the log to {self._options['to']}: {error}")
 
     def _send(self, text: str) -> None:
         import smtplib
         from email.message import EmailMessage
 
-        mail = EmailMessage()
-        to = re.sub(r"[\[\]'\"\r\n]", " ", self._options["to"]).strip()
+        options, mail = self._options, EmailMessage()
+        to = re.sub(r"[\[\]'\"\r\n]", " ", options["to"]).strip()
         mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
-        mail["From"] = self._options.get("from", "").strip() or f"root@{socket.gethostname()}"
-        mail["Subject"] = " ".join(self._options.get("subject", "s3napback").split())
+        mail["From"] = options.get("from", "").strip() or f"root@{socket.gethostname()}"
+        mail["Subject"] = " ".join(options.get("subject", "s3napback").split())
         mail.set_content(text)
         sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
         if self._server or not sendmail:
             host, _, port = (self._server or "localhost").partition(":")
-            with smtplib.SMTP(host, int(port or 25), timeout=self._TIMEOUT) as smtp:
+            port = port or options.get("port", "25")
+            with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
+                if _is_true(options.get("tls_required", "")):
+                    smtp.starttls()
+                if "authid" in options:
+                    smtp.login(options["authid"], options.get("authpwd", ""))
                 smtp.send_message(mail)
         else:
             done = subprocess.run(
@@ -5183,71 +5273,78 @@ class _Mail(_QuietHandler):
                 raise OSError(f"{sendmail} ended with status {done.returncode}")
 
 
-def _syslog(where: str | tuple[str, int], options: Mapping[str, str]) -> logging.Handler:
-    """Raises OSError or ValueError as `_handler`."""
-    import logging.handlers  # what comes with it, everybody else does without
-
-    class Syslog(_QuietHandler, logging.handlers.SysLogHandler):
-        pass
-
-    facility = options.get("facility", "user")
-    if facility not in Syslog.facility_names:
-        raise ValueError(f"facility {facility} is unknown")
-    if isinstance(where, str) and not os.path.exists(where):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-    handler = Syslog(where, facility)
-    handler.ident = options.get("ident", "s3napback") + ": "
-    handler.append_nul = False
-    return handler
-
-
-def _size_option(text: str) -> int:
-    """A number of bytes; Perl's 10_000_000 is one. Raises ValueError."""
-    return int(text.replace("_", ""))
-
-
-def _periods(patterns: str) -> tuple[str, ...]:
-    """strftime patterns whose value changes when the log is to be rotated. Raises ValueError."""
-    letters = {"yyyy": "%Y", "MM": "%m", "ww": "%V", "dd": "%d", "a": "%p", "HH": "%H",
-               "mm": "%M"}
-    found = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(";"))):
-        parts = re.split(r"[-:. ]+", pattern)
-        if not set(parts) <= set(letters):
-            raise ValueError(f"DatePattern {pattern} is unknown")
-        found.append("-".join(letters[part] for part in parts))
-    return tuple(found)
+class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
+    append_nul = False
 
 
 def _handler(appender: Appender) -> logging.Handler:
     """Raises OSError or ValueError where there can be none."""
     options = appender.options
     if appender.kind in (_SCREEN, _COLORED):
-        return _Screen(
-            stderr=options.get("stderr", "1") != "0", colored=appender.kind == _COLORED
-        )
-    if appender.kind in (_FILE, _ROTATE):
-        mode = "wb" if options.get("mode", "append") in ("write", "clobber") else "ab"
-        umask = int(options["umask"], 8) if options.get("umask") else None
-        if appender.kind == _FILE:
-            return _LogFile(options["filename"], mode, umask)
-        zone = None
-        if options.get("TZ"):
-            from dateutil import tz
-
-            zone = tz.gettz(options["TZ"])
-        return _LogFile(
-            options["filename"], mode, umask, _size_option(options.get("size", "10_000_000")),
-            max(0, _size_option(options.get("max", "1"))),
-            _periods(options.get("DatePattern", "")), zone,
-        )
+        levels = [option.partition(".")[2].upper() for option, value in options.items()
+                  if option.startswith("stderr.") and _is_true(value)]
+        if not any(option.startswith("stderr.") for option in options):
+            levels = [*_LEVELS] if _is_true(options.get("stderr", "1")) else []
+        return _Screen(frozenset(levels), _COLORS if appender.kind == _COLORED else {})
     if appender.kind == _SYSLOG:
-        where: str | tuple[str, int] = options.get("socket", "/dev/log")
-        if not str(where).startswith("/"):
-            where = "/dev/log" if where == "unix" else ("localhost", 514)
-        return _syslog(where, options)
-    server = options.get("smtp", "localhost") if appender.kind == _MAIL[0] else ""
-    return _Mail(options, server)
+        return _syslog(options)
+    if appender.kind in (_SMTP, _SENDMAIL):
+        return _Mail(options, options.get("smtp", "localhost") if appender.kind == _SMTP else "")
+    _make_log_file(options)
+    if appender.kind == _FILE:
+        return _LogFile(options["filename"], encoding="utf-8", errors="surrogateescape")
+    zone = None
+    if options.get("TZ"):
+        from dateutil import tz
+
+        zone = tz.gettz(options["TZ"])
+    return _RotatedFile(
+        options["filename"], _perl_integer(options.get("size", "10_000_000")),
+        max(1, _perl_integer(options.get("max", "1"))), _periods(options.get("DatePattern", "")),
+        zone,
+    )
+
+
+def _make_log_file(options: Mapping[str, str]) -> None:
+    """Makes the file, or empties it, as its options say. Raises OSError or ValueError."""
+    path, mode = options["filename"], options.get("mode", "append")
+    if mode not in ("append", "write", "clobber"):
+        raise ValueError(f"mode {mode} is unknown")
+    if _is_true(options.get("mkpath", "")):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    is_new = not os.path.exists(path)
+    with open(path, "a" if mode == "append" else "w", encoding="utf-8", errors="replace") as file:
+        if options.get("umask") and is_new:
+            os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
+        if options.get("header_text"):
+            file.write(options["header_text"] + "\n")
+
+
+def _perl_integer(text: str) -> int:
+    """0… is octal, and 10_000_000 is one number. Raises ValueError."""
+    text = text.strip().replace("_", "")
+    return int(text, 8 if text.startswith("0") else 10)
+
+
+def _syslog(options: Mapping[str, str]) -> logging.Handler:
+    facility, where = options.get("facility", "user"), options.get("socket", "unix")
+    if facility not in _Syslog.facility_names:
+        raise ValueError(f"facility {facility} is unknown")
+    where = "/dev/log" if where == "unix" else where
+    if where.startswith("/") and not os.path.exists(where):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+    handler = _Syslog(where if where.startswith("/") else ("localhost", 514), facility)
+    handler.ident = options.get("ident", "s3napback") + ": "
+    return handler
+
+
+def _periods(patterns: str) -> str:
+    """A strftime pattern whose value changes when the log is to be rotated. Raises ValueError."""
+    names = [re.sub("[-:. ]+", "-", part.strip()) for part in patterns.split(";") if part.strip()]
+    for name in names:
+        if name.lower() not in _PERIODS:
+            raise ValueError(f"DatePattern {name} is unknown")
+    return " ".join(_PERIODS[name.lower()] for name in names)
 
 
 _open_handlers: list[logging.Handler] = []
@@ -5266,25 +5363,35 @@ def open_log(config: LogConfig, *, debug: bool = False) -> list[str]:
         if appender is None:
             continue
         try:
-            handler = _handler(appender)
+            made[name] = _handler(appender)
         except (OSError, ValueError) as error:
-            target = appender.options.get("filename", name)
+            target = appender.options.get("filename")
+            what = f"cannot write log file {target}" if target else f"cannot log to {name}"
             reason = getattr(error, "strerror", None) or error
-            problems.append(f"cannot write log file {target}: {reason}; going on without it"
-                            if "filename" in appender.options
-                            else f"{appender.where}: cannot log to {name}: {reason}")
+            problems.append(f"{appender.where}: {what}: {reason}; going on without it")
             continue
-        handler.set_name(name)
-        handler.setLevel(appender.level)
-        handler.setFormatter(PatternFormatter(appender.pattern))
-        made[name] = handler
+        for limits in appender.ranges:
+            made[name].addFilter(partial(_passes, limits))
+        _open(made[name], name, PatternFormatter(
+            appender.pattern, multiline=appender.multiline, utc=config.utc
+        ))
     if not made:
-        made[""] = _Screen(stderr=True, colored=False)
-        made[""].setFormatter(PatternFormatter(STOCK_PATTERN))
+        made[""] = _Screen(frozenset(_LEVELS), {})
+        _open(made[""], "", PatternFormatter(Appender.pattern))
         logging.getLogger(_LOG_ROOT).addHandler(made[""])
-    _open_handlers.extend(made.values())
     _wire(config, made, debug)
     return problems
+
+
+def _open(handler: logging.Handler, name: str, formatter: logging.Formatter) -> None:
+    handler.set_name(name)
+    handler.setFormatter(formatter)
+    _open_handlers.append(handler)
+
+
+def _passes(limits: LevelRange, record: logging.LogRecord) -> bool:
+    first, last, accept = limits
+    return (first <= record.levelno <= last) == accept
 
 
 def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
@@ -5527,7 +5634,7 @@ def _read_logconfig() -> LogConfig:
         path = os.path.join(folder, "s3napback.logconfig")
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                return parse_logconfig(file.read(), path)
+                return parse_logconfig(file.read(), path, os.environ)
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -6,6 +6,7 @@ import re
 import socket
 import socketserver
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from conftest import leave_out, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,8 +63,9 @@ DATE = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
     ],
 )
 def test_patterns(pattern: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not opened(SCREEN + f"log4perl.appender.S.layout = PatternLayout\n"
+    problems = opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
                                f"log4perl.appender.S.layout.ConversionPattern = {pattern}\n")
+    assert bool(problems) == ("%q" in pattern)
     directory.warning("a %s", "b")
     expected = expected.replace("HOST", re.escape(socket.gethostname()))
     expected = expected.replace("PID", str(os.getpid()))
@@ -317,6 +320,181 @@ def test_syslog(tmp_path: Path) -> None:
             ident="me", layout="PatternLayout", layout__ConversionPattern="%m"))
         log.warning("hello")
         assert server.recv(999) == b"<28>me: hello"
+
+
+# ---- side by side with log4perl itself ----
+
+PERL = """
+use Log::Log4perl;
+Log::Log4perl->init($ARGV[0]);
+for my $level (qw(debug info warn error fatal)) {
+    for my $name ("Backup::S3napback", "Backup::S3napback::Directory") {
+        Log::Log4perl::get_logger($name)->$level("$level\\nof $name\\n");
+    }
+}
+"""
+FILE = "log4perl.rootLogger = DEBUG, F\n" + appender(
+    "F", "Log::Log4perl::Appender::File", filename="${OUT}")
+PATTERN = "log4perl.appender.F.layout = PatternLayout\n" \
+    "log4perl.appender.F.layout.ConversionPattern = %p|%m%n\n"
+RANGE = FILE + PATTERN + "log4perl.appender.F.Filter = R\n" \
+    "log4perl.filter.R = Log::Log4perl::Filter::LevelRange\n"
+MATCH = FILE + PATTERN + "log4perl.appender.F.Filter = M\n" \
+    "log4perl.filter.M = Log::Log4perl::Filter::LevelMatch\nlog4perl.filter.M.LevelToMatch = WARN\n"
+
+
+def pattern(text: str) -> str:
+    return FILE + PATTERN.replace("%p|%m%n", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RANGE + "log4perl.filter.R.LevelMin = INFO\nlog4perl.filter.R.LevelMax = ERROR\n",
+        RANGE + "log4perl.filter.R.LevelMin = WARN\nlog4perl.filter.R.AcceptOnMatch = false\n",
+        RANGE + "log4perl.filter.R.LevelMax = WARN\nlog4perl.filter.R.AcceptOnMatch = true\n",
+        MATCH,
+        MATCH + "log4perl.filter.M.AcceptOnMatch = 0\n",
+        FILE + PATTERN + "log4perl.threshold = WARN\n",
+        FILE + PATTERN + "log4perl.threshold = INFO\nlog4perl.appender.F.Threshold = ERROR\n",
+        FILE + PATTERN + "log4perl.threshold = ERROR\nlog4perl.appender.F.Threshold = INFO\n",
+        FILE + PATTERN + "log4perl.appender.F.header_text = made by s3napback\n",
+        FILE.replace("rootLogger = DEBUG", "logger = INFO") + PATTERN,
+        FILE + PATTERN + "log4perl.logger.Backup::S3napback::Directory = WARN, F\n"
+        "log4perl.additivity.Backup.S3napback.Directory = false\n",
+        FILE + "; a comment\n" + PATTERN,
+        FILE.replace("${OUT}", "${ OUT }") + "log4perl.appender.F.layout = SimpleLayout\n",
+        FILE.replace("log4perl.", "l4p.") + "log4perl.appender.F.layout = NoopLayout\n",
+        "level = WARN\n" + FILE.replace("DEBUG", "${level}")
+        + "log4perl.appender.F.layout = PatternLayout\n",
+        FILE + PATTERN.replace("Layout\n", "Layout::Multiline\n"),
+        pattern("%p{1} %p{3} %5.2p %-7p| %c{1} %c{2} %c{7} %c %% %t %x %m{chomp}%n"),
+        pattern("%p %m{indent}%n"),
+        pattern("%c %m{indent=3}%n"),
+        pattern("%c %p: %m{chomp,indent=2}\\n"),
+        pattern("> %m{chomp, indent}%n"),
+        pattern("%d{yyyy 'o''clock' yy y MMMM MMM MM M} %m%n"),
+        pattern("%d{dd d EEEE EEE G DDD a '%H'} %p%n"),
+        pattern("%d{'T'yyyy-MM-dd'Z'} %d{yyyy}%n"),
+    ],
+)
+def test_the_same_as_log4perl(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tool("perl")
+    if subprocess.run(["perl", "-MLog::Log4perl", "-e", "1"], capture_output=True).returncode:
+        leave_out("Log::Log4perl is not installed")
+    (tmp_path / "log.conf").write_text(text)
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    env = {**os.environ, "OUT": str(theirs)}
+    done = subprocess.run(["perl", "-e", PERL, str(tmp_path / "log.conf")], env=env,
+                          capture_output=True, text=True)
+    assert not done.stderr
+    assert not s3napback.open_log(s3napback.parse_logconfig(text, "log.conf", {"OUT": str(ours)}))
+    for level in (10, 20, 30, 40, 50):
+        name = {10: "debug", 20: "info", 30: "warn", 40: "error", 50: "fatal"}[level]
+        for logger in (log, directory):
+            logger.log(level, "%s\nof %s\n", name, logger.name.replace(".", "::"))
+    s3napback.close_log()
+    assert ours.read_text() == theirs.read_text()
+    assert ours.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("log4perl.appender.S.threshold = WARN", "appender.S.threshold is not understood"),
+        ("log4perl.appender.S.trigger = now", "appender.S.trigger is not understood"),
+        ("log4perl.oneMessagePerAppender = 1", "oneMessagePerAppender is not understood"),
+        ("log4perl.rootLoger = WARN, S", "rootLoger is not understood"),
+        ("log4perl.appender.Typo.filename = /x", "appender.Typo.filename is not understood"),
+        ("log4perl.appender.S.layout.cspec.U = 1", "appender.S.layout.cspec.U is not understood"),
+        ("log4perl.appender.S.x = sub{ die }", "Perl code in appender.S.x is not run"),
+        ("log4perl.appender.S.stderr = ${NOWHERE}", "the variable NOWHERE has no value"),
+        ("log4perl.appender.S.Filter = F", "filter F is not defined; everything passes"),
+        ("log4perl.filter.B = Log::Log4perl::Filter::Boolean\nlog4perl.filter.B.logic = A || C",
+         "filter class Log::Log4perl::Filter::Boolean is unknown; it lets everything pass"),
+        ("log4perl.appender.S.Threshold = LOUD", "level LOUD is unknown"),
+        ("what is this", "this line is no NAME = VALUE"),
+        ("log4perl.appender.S.stderr = 1\nlog4perl.appender.S.stderr = 0",
+         "appender.S.stderr is given again; the last value counts"),
+        ("log4perl.appender.S.layout = PatternLayout\n"
+         "log4perl.appender.S.layout.ConversionPattern = %d{'x} %I %d{WW} %m%n",
+         "%I in the pattern is not understood"),
+        ("log4perl.appender.S.layout = PatternLayout\n"
+         "log4perl.appender.S.layout.ConversionPattern = %d{yyyy 'x} %m%n",
+         "' of %d{yyyy 'x} in the pattern is not understood"),
+    ],
+)
+def test_what_is_not_understood_is_told_with_its_line(
+    line: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = opened(SCREEN + line + "\n")
+    assert any(p.startswith("log.conf:") and problem in p for p in problems), problems
+    log.info("still here")
+    assert "still here" in "".join(capsys.readouterr())
+
+
+def test_levels_that_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    opened(SCREEN + "log4perl.appender.S.stderr.ERROR = 1\nlog4perl.appender.S.stderr.fatal = 1\n")
+    log.info("below")
+    log.error("above")
+    log.critical("worse")
+    out, err = capsys.readouterr()
+    assert "below" in out and "above" in err and "worse" in err
+    assert len(out.splitlines()) == 1
+
+
+def test_dates_in_utc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert not opened(
+            SCREEN + "log4perl.utcDateTimes = 1\nlog4perl.appender.S.layout = PatternLayout\n"
+            "log4perl.appender.S.layout.ConversionPattern = %d{yyyy-MM-dd'T'HH:mm Z}%n\n"
+        )
+        log.info("x")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    now = time.strftime("%Y-%m-%dT%H:%M +0000", time.gmtime())
+    assert capsys.readouterr().err.strip()[:13] == now[:13]
+
+
+def test_a_log_folder_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b" / "x.log"
+    assert not opened("log4perl.rootLogger = INFO, F\n" + appender(
+        "F", "Log::Log4perl::Appender::File", filename=str(file), mkpath="1", syswrite="1"))
+    log.info("x")
+    assert "INFO x" in file.read_text()
+
+
+def test_milliseconds_since_the_line_before(capsys: pytest.CaptureFixture[str]) -> None:
+    opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
+           "log4perl.appender.S.layout.ConversionPattern = %R%n\n")
+    log.info("x")
+    time.sleep(0.05)
+    log.info("y")
+    assert 40 <= int(capsys.readouterr().err.split()[-1]) < 5000
+
+
+def test_a_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    opened("log4perl.rootLogger = INFO, F\n" + appender(
+        "F", "Log::Log4perl::Appender::File", filename=str(file)))
+    log.info("one")
+    file.rename(tmp_path / "x.log.1")
+    log.info("two")
+    assert "two" in file.read_text()
+    assert "two" not in (tmp_path / "x.log.1").read_text()
+
+
+def test_min_and_max_level_of_log_dispatch(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    opened("log4perl.rootLogger = DEBUG, F\n" + appender(
+        "F", "Log::Dispatch::File", filename=str(file), min_level="notice", max_level="critical",
+        layout="SimpleLayout"))
+    for level in (10, 20, 30, 40, 50):
+        log.log(level, "m")
+    assert file.read_text() == "WARN - m\nERROR - m\n"
 
 
 @given(
