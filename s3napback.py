@@ -65,7 +65,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, partial
 from types import FrameType
-from typing import IO, Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
 
 __version__ = "2.0.0"
@@ -1315,16 +1315,25 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
 
 
 def tar_stage(
-    names: Sequence[str], excludes: Sequence[str], snapshot: str, *, attributes: bool = True
+    names: Sequence[str], excludes: Sequence[str], snapshot: str, *,
+    left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False,
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
-    attributes: with access control lists and extended attributes; without, as the original.
+    excludes: the config's patterns; left_out: paths, none of their letters a wildcard; sparse:
+    holes are stored as such; shown: as the original's line, for test mode.
     """
     words = ["tar", "-f", "-"]
+    if left_out:
+        words += ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in left_out)]
+        words += ["--no-anchored", "--wildcards"]
     for pattern in excludes:
         words += ["--exclude", pattern]
-    words += ["-g", snapshot, "-C", "/", "-cp", *(TAR_ATTRIBUTES if attributes else ())]
+    words += ["-g", snapshot, "-C", "/", "-cp"]
+    if not shown:
+        words += [*TAR_ATTRIBUTES, *TAR_MEMORY]
+        if sparse:
+            words.append("--sparse")
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
@@ -1333,31 +1342,60 @@ def tar_stage(
     return Stage((*words, *names), (("LC_MESSAGES", "C"), ("LANGUAGE", "C")))
 
 
-def without_replaced(snapshot: bytes, identity: Callable[[bytes], tuple[int, int] | None]) -> bytes:
-    """tar's snapshot file without the memory of directories that took another one's name.
+# How tar is to compare with what it remembers, and to say what it met: devices were compared by
+# `Draft.keep_in_place`; a rename that it sees nevertheless is told; names can be read back.
+TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--quoting-style=escape")
 
-    tar stores a renamed directory as a rename, and on extraction cannot rename onto a name that
-    is still taken ("Directory not empty"): what was in it would be lost. A directory that tar
-    does not recognise is stored whole instead. identity: (device, inode) that a path has now.
-    Format 2, GNU tar manual, "Format of the Incremental Snapshot Files"; another is left alone.
-    """
-    head, newline, body = snapshot.partition(b"\n")
-    fields = body.split(b"\0")
-    if not newline or not head.endswith(b"-2"):
-        return snapshot
-    places: dict[tuple[int, int], int] = {}  # (device, inode) → index of its inode's field
-    names: list[tuple[bytes, tuple[int, int]]] = []
-    at = 2  # behind the time of the backup
-    while at + 6 < len(fields):
-        known = (int(fields[at + 3]), int(fields[at + 4]))
-        places[known] = at + 4
-        names.append((fields[at + 5], known))
-        at = fields.index(b"", at + 6) + 2  # behind the names in the directory
-    for name, known in names:
-        now = identity(name)
-        if now is not None and now != known and now in places:
-            fields[places[now]] = b"0"
-    return head + newline + b"\0".join(fields)
+# A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
+_TAR_MESSAGE = re.compile(r"[^:]+: ((?:[^\\:]|\\.)+): (.*)")
+# In a name: a byte in octal; what C writes so; and what was no UTF-8 (`_stage_end`).
+_ESCAPED = re.compile(rb"\\([0-7]{3}|x[0-9a-f]{2}|.)", re.DOTALL)
+_ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
+# tar's messages that are about no name.
+_TAR_CLOSING = re.compile(r"[^:]+: (Exiting with failure status|Error is not recoverable)")
+# A directory with this message is in the archive without what is in it, or not at all.
+_TAR_LOST_FOLDER = re.compile(
+    r"(File|Directory) removed before|Cannot (?!.*(xattr|acl|filecon)|(readlink|close|utime))"
+)
+_TAR_RENAMED = "Directory has been renamed from "
+
+
+@dataclass
+class Unread:
+    """What an archive lacks of what its snapshot tells. everything: it cannot be told, or is too
+    much; entries: of directories by name, entries; folders: directories with all below them."""
+
+    everything: bool = False
+    entries: dict[bytes, set[bytes]] = field(default_factory=dict)
+    folders: set[bytes] = field(default_factory=set)
+
+
+def unread(said: Sequence[str]) -> Unread:
+    """What tar's messages say of files and directories that it could not read as they were."""
+    result = Unread(everything=len(said) > _MOST_MESSAGES)
+    for text in said:
+        match = _TAR_MESSAGE.fullmatch(text)
+        if not match or match[2].startswith(_TAR_RENAMED):
+            result.everything |= not _TAR_CLOSING.match(text)
+            continue
+        path = _unescape(match[1]).rstrip(b"/")
+        folder, _, entry = path.rpartition(b"/")
+        result.entries.setdefault(folder or b"/", set()).add(entry)
+        if _TAR_LOST_FOLDER.match(match[2]):
+            result.folders.add(path or b"/")
+    return result
+
+
+def _unescape(text: str) -> bytes:
+    """A name as it is on the disk, of one that tar printed in its quoting style `escape`."""
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if len(code) == 3:
+            return bytes([int(code[1:], 16) if code[:1] == b"x" else int(code, 8)])
+        return bytes([_ESCAPES.get(code[0], code[0])])
+
+    return _ESCAPED.sub(byte, text.encode("utf-8", "surrogateescape"))
 
 
 def mysql_stage(name: str, options: Sequence[str], tool: str = "mysqldump") -> Stage:
@@ -1422,6 +1460,9 @@ _TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
 # Messages of one stage that are kept, to be logged: memory for some megabytes of them.
 _MOST_MESSAGES = 20_000
 
+# Bytes of one message: PATH_MAX (4096), each byte of it in octal, and what is said of it.
+_LONGEST_MESSAGE = 20_000
+
 # Kernel buffer between two stages, bytes: Linux's limit for ordinary users (pipe(7)).
 _PIPE_BYTES = 1 << 20
 
@@ -1463,6 +1504,8 @@ def judge(ends: Sequence[StageEnd]) -> list[str]:
     for end in ends:
         if end.status:
             warnings += end.said or (str(end),)
+        elif end.stage.tool == "tar":
+            warnings += [text for text in end.said if _TAR_RENAMED in text]
     return warnings
 
 
@@ -1580,7 +1623,7 @@ def _stage_end(stage: Stage, status: int, errors: IO[bytes]) -> StageEnd:
     said: list[str] = []
     gave_up = False
     more, last = 0, ""
-    while line := errors.readline(4096):
+    while line := errors.readline(_LONGEST_MESSAGE):
         gave_up = gave_up or _TAR_GAVE_UP in line
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
@@ -3446,6 +3489,112 @@ class State:
             ) from error
 
 
+# What is added to device numbers while tar works on a draft; Linux's have 32 bits (its kdev_t.h).
+_MASK = 1 << 62
+
+
+class Folder(NamedTuple):
+    """What tar saw of a directory. entries: a letter and a name for each, NUL between them."""
+
+    nfs: bytes
+    seconds: bytes
+    nanoseconds: bytes
+    device: int
+    inode: int
+    name: bytes
+    entries: bytes = b""
+
+    def is_in_place(self) -> bool:
+        """Whether its path leads to the same directory now."""
+        try:
+            info = os.lstat(os.path.join(b"/", self.name))
+        except OSError:
+            return False
+        return (info.st_dev, info.st_ino) == (self.device, self.inode)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot file of GNU tar (its manual, "Format of the Incremental Snapshot Files", 2).
+
+    start: the line of the version, and the time of the backup; folders: one at a time, since there
+    may be millions.
+    """
+
+    start: bytes
+    folders: Iterable[Folder]
+
+    @staticmethod
+    def read(file: IO[bytes]) -> Snapshot:
+        """Raises ValueError, perhaps as late as in the midst of the folders, for what is none."""
+        version = file.readline(100)
+        if not re.fullmatch(rb"GNU tar-[^-\0]+-2\n", version):
+            raise ValueError("no snapshot of format 2")
+        time = b"".join(_read_field(file) for _ in range(2))
+        return Snapshot(version + time, _read_folders(file))
+
+    def write(self, file: IO[bytes]) -> None:
+        """As tar reads it."""
+        file.write(self.start)
+        for folder in self.folders:
+            fields = [folder.nfs, folder.seconds, folder.nanoseconds, b"%d" % folder.device,
+                      b"%d" % folder.inode, folder.name]
+            fields += [folder.entries] if folder.entries else []
+            file.write(b"\0".join(fields) + b"\0\0\0")
+
+    @property
+    def made(self) -> int:
+        """Epoch seconds."""
+        return int(self.start.split(b"\n")[1].split(b"\0")[0])
+
+
+# A snapshot before the first backup, to which directories can be added.
+_EMPTY_SNAPSHOT = b"GNU tar-1.34-2\n0\0000\0"
+
+
+def _read_field(file: IO[bytes]) -> bytes:
+    field = b""
+    while not field.endswith(b"\0"):
+        byte = file.read(1)
+        if not byte or len(field) > 30:
+            raise ValueError("no number")
+        field += byte
+    return b"%d\0" % int(field[:-1])
+
+
+def _read_folders(file: IO[bytes]) -> Iterator[Folder]:
+    # A record ends with the NUL of its last string, that of the list, and one more.
+    rest = b""
+    while block := file.read(1 << 20):
+        *records, rest = (rest + block).split(b"\0\0\0")
+        for record in records:
+            nfs, seconds, nanoseconds, device, inode, name, *entries = record.split(b"\0", 6)
+            yield Folder(nfs, seconds, nanoseconds, int(device), int(inode), name, *entries)
+    if rest:
+        raise ValueError("cut short")
+
+
+def without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
+    """What tar wrote, as the next backup is to find it: what the archive lacks is forgotten.
+
+    tar stores what a snapshot does not name: a file that is not among its directory's entries, a
+    directory without a record, with all below it.
+    """
+    for folder in folders if not lost.everything else ():
+        if lost.folders and not lost.folders.isdisjoint(_upwards(folder.name)):
+            continue
+        if names := lost.entries.get(folder.name):
+            kept = [e for e in folder.entries.split(b"\0") if e[1:] not in names]
+            folder = folder._replace(entries=b"\0".join(kept))
+        yield folder._replace(device=folder.device & ~_MASK)
+
+
+def _upwards(path: bytes) -> Iterator[bytes]:
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
+
+
 def _snapshot_state(path: str) -> str:
     with open(path, "rb") as file:
         content = file.read()
@@ -3483,26 +3632,51 @@ class Draft:
         with _diff_dir_errors():
             return os.stat(self.path).st_mtime_ns != 0
 
-    def forget_replaced(self) -> None:
-        """See `without_replaced`."""
+    def keep_in_place(self, twins: Iterable[Folder] = ()) -> None:
+        """Forgets the directories that are not where tar saw them, by path, device and inode.
 
-        def identity(name: bytes) -> tuple[int, int] | None:
-            try:
-                info = os.lstat(os.path.join(b"/", name))
-            except OSError:
-                return None
-            return info.st_dev, info.st_ino
+        tar knows a directory again by device and inode, and stores one that has moved as a rename,
+        which on the way back cannot be done where the name is still taken. So the device numbers
+        are masked: none is known again but in its place, and there by its inode, since tar does
+        not look at the device (`TAR_MEMORY`). What it does not know, it stores whole.
+        twins: what tar would take for renamed from another directory of this backup.
+        """
+        missing = {folder.name: folder for folder in twins}
+        if missing and not os.path.getsize(self.path):
+            with _diff_dir_errors(), open(self.path, "wb") as file:
+                file.write(_EMPTY_SNAPSHOT)
 
-        with _diff_dir_errors(), open(self.path, "r+b") as file:
-            content = file.read()
+        def kept(folders: Iterable[Folder]) -> Iterator[Folder]:
+            for folder in folders:
+                if folder.is_in_place():
+                    missing.pop(folder.name, None)
+                    yield folder
+            yield from missing.values()
+
+        self._rewrite(lambda old: (f._replace(device=f.device | _MASK) for f in kept(old)))
+
+    def forget_unread(self, lost: Unread) -> None:
+        """Makes what tar wrote tell of no more than what is in the archive."""
+        self._rewrite(partial(without_unread, lost=lost))
+
+    def _rewrite(self, change: Callable[[Iterable[Folder]], Iterable[Folder]]) -> None:
+        """Empties a draft that is no snapshot of the known format: then everything is stored."""
+        if not os.path.getsize(self.path):
+            return
+        with _diff_dir_errors():
+            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, os.path.dirname(self.path))
             try:
-                changed = without_replaced(content, identity)
-            except ValueError:
-                return  # no snapshot: tar says what it thinks of it
-            if changed != content:
-                file.seek(0)
-                file.write(changed)
-                file.truncate()
+                with open(self.path, "rb") as old, open(handle, "wb") as new:
+                    try:
+                        snapshot = Snapshot.read(old)
+                        Snapshot(snapshot.start, change(snapshot.folders)).write(new)
+                    except ValueError:
+                        new.seek(0)
+                        new.truncate()
+                os.replace(temp, self.path)
+            except BaseException:
+                os.unlink(temp)
+                raise
 
     def keep(self) -> None:
         """Makes it the diff file: before the rename the old one stands whole, then this one."""
@@ -3993,7 +4167,7 @@ class Run:
                 if not self._context.test:
                     raise
                 names = [task.name]
-            return tar_stage(names, excludes, snapshot, attributes=not self._context.test)
+            return tar_stage(names, excludes, snapshot, shown=self._context.test)
         if task.kind == SUBVERSION:
             assert task.revisions is not None
             return subversion_stage(task.name, *task.revisions)
@@ -4047,7 +4221,7 @@ class Run:
             before = ""
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
-                draft.forget_replaced()
+                draft.keep_in_place()
                 draft.hand_over()
             stages = [self._source(task, draft.path if draft else ""), *self._filters()]
             task.log.debug("%s", " | ".join(map(str, stages)))
@@ -4069,6 +4243,7 @@ class Run:
                     # One that is cut short is worse than none: the next night would fail, or lie.
                     if cut := [text for text in said if draft.path in text]:
                         raise Failure(cut[0], "make room in DiffDir")
+                    draft.forget_unread(unread(said))
                     marks["state"] = f"{before}:{draft.digest()}"
                 elif draft and task.revisions:
                     marks["state"] = "{}:{}".format(*task.revisions)
