@@ -193,15 +193,18 @@ def os_failures(doing: str) -> Iterator[None]:
 
 # The directives that make a job's rotation, ...
 TIMING = ("CycleType", "Frequency", "Phase", "Diffs", "Fulls", "Discs", "ArchiveOldestDisc")
+# ... those that count at the main level only, ...
+_MAIN_LEVEL = (
+    "DiffDir", "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient",
+    "S3Endpoint", "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit",
+    "RetryHours", "SafeReplace", "Prefix",
+)
+# ... those that have one value, the first, ...
+_SINGLE = (*TIMING, "UseTempFile", *(name for name in _MAIN_LEVEL if name != "GpgRecipient"))
 # ... and all that are known, by their lower case.
 _KNOWN = {
     name.lower(): name
-    for name in (
-        *KINDS, *TIMING, "Cycle", "Exclude", "MySQLOptions", "UseTempFile", "Include", "DiffDir",
-        "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient", "S3Endpoint",
-        "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit", "RetryHours",
-        "SafeReplace", "Prefix",
-    )
+    for name in (*KINDS, "Cycle", "Exclude", "MySQLOptions", "Include", "GpgRecipient", *_SINGLE)
 }
 
 # What Perl's \s is for bytes (perlrecharclass, "Whitespace"); re.ASCII makes Python's the same.
@@ -613,7 +616,7 @@ class Settings:
     temp_dir: str | None = None
     s3_keyfile: str | None = None
     gpg_keyring: str | None = None
-    gpg_recipient: str | None = None
+    gpg_recipients: tuple[str, ...] = ()
     s3_endpoint: str | None = None
     s3_region: str | None = None
     storage_class: str | None = None
@@ -645,8 +648,8 @@ def settings_of(config: Block) -> Settings:
     if config.first("S3Keyfile"):
         _required(config, "S3Keyfile", "name a file, or leave the line out")
     _required(config, "ChunkSize", "add a line ChunkSize 25000000")
-    recipient = _text(config, "GpgRecipient")
-    if recipient is not None and not recipient.strip():
+    recipients = _texts(config, "GpgRecipient", [])
+    if config.first("GpgRecipient") and not all(text.strip() for text in recipients or ("",)):
         raise _config_failure(
             "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
             _place(config, "GpgRecipient"),
@@ -659,7 +662,7 @@ def settings_of(config: Block) -> Settings:
         _with_slash(temp_dir) if temp_dir else None,
         _text(config, "S3Keyfile"),
         None if _text(config, "GpgKeyring") in ("", "0") else _text(config, "GpgKeyring"),
-        recipient,
+        tuple(dict.fromkeys(recipients)),
         _endpoint(config),
         _checked(config, "S3Region", "[A-Za-z0-9._-]+", "a region's name", None),
         _checked(config, "StorageClass", "[A-Z_]+", "a storage class", None),
@@ -763,7 +766,8 @@ def _endpoint(config: Block) -> str | None:
 
 
 def _compressor(config: Block) -> str | None:
-    words = [value.text for value in config.values("Compressor")]
+    place = _place(config, "Compressor")  # the first line counts, with all of its words
+    words = [value.text for value in config.values("Compressor") if value.where == place]
     text = " ".join(words) if len(words) > 1 else (words or [""])[0]
     if not words:
         return None
@@ -799,6 +803,8 @@ class Job:
 def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
     """(jobs in the order in which they run, warnings). Raises Failure for a job without a name."""
     warnings = list(config.warnings)
+    _texts(config, "GpgRecipient", warnings)
+    _warn_of_unused(config, warnings)
     jobs = _jobs_of_level(config, warnings)
     _warn_of_differences("Cycle", config.blocks("Cycle"), warnings)
     for entry in config.all("Cycle"):
@@ -810,6 +816,63 @@ def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
                 " a cycle is <Cycle NAME> ... </Cycle>"
             )
     return jobs, warnings
+
+
+def _texts(block: Block, name: str, warnings: list[str]) -> list[str]:
+    """The values of a directive that has several."""
+    entries = _names(name, block.values(name), warnings)
+    return [entry.text for entry in entries if isinstance(entry, Value)]
+
+
+def _warn_of_unused(block: Block, warnings: list[str]) -> None:
+    """Warns of values, in a block and in those inside it, that are not used where they stand."""
+    for name in dict.fromkeys(name for name, _ in block.entries):
+        known, found = _KNOWN.get(name), block.values(name)
+        # A Compressor's line is one value.
+        later = [v for v in found[1:] if known != "Compressor" or v.where != found[0].where]
+        if found and block.tag and known in _MAIN_LEVEL:
+            warnings.append(f"{found[0].where}: {known} inside <{block.tag}> is ignored: it"
+                            " belongs to the main level")
+        elif later and known in _SINGLE:
+            hint = ""
+            if later[0].where == found[0].where:
+                hint = ("; a comment has a line of its own" if later[0].text.startswith("#")
+                        else "; a value with blanks stands in quotes")
+            warnings.append(f"{later[0].where}: {known} has one value, and the first counts,"
+                            f" {found[0].text}: {later[0].text} is not used{hint}")
+        for inner in block.blocks(name):
+            _warn_of_unused(inner, warnings)
+
+
+def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
+    """What the config names and no run ever backs up: one sentence each."""
+    told = _unread(config, ("Cycle", *KINDS))
+    for job in jobs:
+        cycle = CycleSpec.of(job.timing)
+        if cycle.cycle_type not in CYCLE_TYPES:
+            told.append(
+                f'{job.where}: {job.kind} {job.name} is never backed up: its CycleType'
+                f' "{cycle.cycle_type}" is unknown; use {" or ".join(CYCLE_TYPES)}'
+            )
+        elif not is_ever_due(cycle):
+            told.append(f"{job.where}: {job.kind} {job.name} is never backed up: by its Frequency"
+                        " and Phase no day of the year is its day")
+    return told
+
+
+def _unread(block: Block, read: Sequence[str]) -> list[str]:
+    """Jobs and cycles in a block, and in those inside it, where no one reads them; read: the
+    directives of this level that are."""
+    told = []
+    for name, entry in block.entries:
+        known = _KNOWN.get(name, "")
+        if known in ("Cycle", *KINDS) and known not in read:
+            what = entry.text if isinstance(entry, Value) else entry.name or ""
+            told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed up:"
+                        f" move it out of the <{block.tag}>")
+        elif isinstance(entry, Block):
+            told += _unread(entry, KINDS if known == "Cycle" else ())
+    return told
 
 
 def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
@@ -1035,6 +1098,16 @@ class CycleSpec:
             number("Discs", 5.0),
             timing.get("ArchiveOldestDisc", "0") not in ("0", ""),
         )
+
+
+CYCLE_TYPES = ("SimpleCycle", "HanoiCycle")
+
+
+def is_ever_due(cycle: CycleSpec) -> bool:
+    """Whether some day of the year is a backup day of a known CycleType."""
+    if cycle.cycle_type == "SimpleCycle" and abs(cycle.frequency) > 366:
+        return any(is_backup_day(cycle, Day(yday, 0)) for yday in range(366))
+    return True
 
 
 def is_backup_day(cycle: CycleSpec, day: Day) -> bool:
@@ -1421,13 +1494,21 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
 SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 
-def gpg_stage(recipient: str, keyring: str | None) -> Stage:
-    """Encryption for the recipient. The data is compressed already, so gpg does not do it again."""
-    ring = ("--keyring", keyring) if keyring else ()
-    return Stage(("gpg", "--batch", *ring, "-z", "0", "-r", recipient, "-e"))
+def gpg_stage(recipients: Sequence[str], keyring: str | None) -> Stage:
+    """Encryption for the recipients: the secret key of any of them opens it. The data is compressed
+    already, so gpg does not do it again."""
+    return Stage(("gpg", "--batch", *_ring(keyring), "-z", "0", *_recipient_words(recipients)))
 
 
-def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipient: str | None,
+def _ring(keyring: str | None) -> tuple[str, ...]:
+    return ("--keyring", keyring) if keyring else ()
+
+
+def _recipient_words(recipients: Sequence[str]) -> list[str]:
+    return [word for recipient in recipients for word in ("-r", recipient)] + ["-e"]
+
+
+def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipients: Sequence[str],
                    keyring: str | None) -> str:
     """A pipeline as test mode shows it: the original's line, safe to paste into a shell.
 
@@ -1442,9 +1523,9 @@ def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipient: 
         parts = [shlex.join(words)]
     else:
         parts = [shlex.join(words), "gzip"]
-    if recipient:
-        ring = ("--keyring", keyring) if keyring else ()
-        parts.append(shlex.join(("gpg", "--batch", *ring, "-r", recipient, "-e")))
+    if recipients:
+        gpg = ("gpg", "--batch", *_ring(keyring), *_recipient_words(recipients))
+        parts.append(shlex.join(gpg))
     return " | ".join(parts)
 
 
@@ -1706,7 +1787,7 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
 
     gpg itself decides, by encrypting nothing; the key list is read to say what is wrong.
     """
-    stage = gpg_stage(recipient, keyring)
+    stage = gpg_stage([recipient], keyring)
     status, _, said = run_tool(stage.argv, env)
     if "keyrings are ignored" in said:  # GnuPG 2.4 with use-keyboxd in common.conf
         raise Failure(
@@ -1723,12 +1804,15 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
 def _recipient_failure(
     recipient: str, keyring: str | None, env: Mapping[str, str], said: Sequence[str]
 ) -> Failure:
-    ring = ("--keyring", keyring) if keyring else ()
-    _, listing, _ = run_tool(("gpg", "--batch", *ring, "--list-public-keys"), env)
     keys = _public_keys(recipient, keyring, env)
-    if keyring and not os.path.exists(keyring) and "/" in keyring:
-        return Failure(f"GpgKeyring {keyring} does not exist", "correct it", status=EXIT_USAGE)
+    if keyring and "/" in keyring and not os.path.exists(expand_home(keyring, env)):
+        hint = "correct it" if keyring.startswith(("/", "~")) else (
+            f"a relative path begins in the folder where the run starts, now {os.getcwd()}:"
+            " write the whole path"
+        )
+        return Failure(f"GpgKeyring {keyring} does not exist", hint, status=EXIT_USAGE)
     if not keys:
+        _, listing, _ = run_tool(("gpg", "--batch", *_ring(keyring), "--list-public-keys"), env)
         return Failure(
             f"GPG recipient {recipient} not found in {listing.strip() or 'an empty keyring'}",
             "gpg --import the public key as the user that runs this",
@@ -1737,26 +1821,64 @@ def _recipient_failure(
     key = keys[0]
     name = f"the key {key['keyid']} of GPG recipient {recipient}"
     trust = key.get("trust", "")
+    why, hint = said[-1] if said else "gpg gives no reason", ""
     if trust == "e":
-        day = date.fromtimestamp(int(key["expires"] or 0)).isoformat()
-        return Failure(f"{name} expired on {day}", _edit_key(key, "expire"), status=EXIT_USAGE)
-    if trust == "r":
-        return Failure(f"{name} is revoked", "set GpgRecipient to a valid one", status=EXIT_USAGE)
-    if trust == "d" or "D" in key.get("cap", ""):  # doc/DETAILS of GnuPG, fields 2 and 12
-        return Failure(f"{name} is disabled", _edit_key(key, "enable"), status=EXIT_USAGE)
-    if trust not in "mfu":
-        return Failure(f"{name} is not trusted", _edit_key(key, "trust"), status=EXIT_USAGE)
-    why = said[-1] if said else "gpg gives no reason"
-    return Failure(f"gpg cannot encrypt for {recipient}: {why}", status=EXIT_USAGE)
+        why, hint = f"{name} expired on {_day_of(key)}", _edit_key(key, "expire")
+    elif trust == "r":
+        why, hint = f"{name} is revoked", "set GpgRecipient to a valid one"
+    elif trust == "d" or "D" in key.get("cap", ""):  # doc/DETAILS of GnuPG, fields 2 and 12
+        why, hint = f"{name} is disabled", _edit_key(key, "enable")
+    elif not encryption_keys(key):
+        subkeys = [sub for sub in _subkeys(key) if "e" in sub["cap"]]
+        ends = [f"{sub['keyid']} {_ENDED.get(sub['trust'], 'cannot be used')}"
+                + (f" on {_day_of(sub)}" if sub["trust"] == "e" else "") for sub in subkeys]
+        why = f"{name} has no subkey for encryption" + (
+            f" that is valid: {', '.join(ends)}" if ends else ""
+        )
+        hint = (f"where the secret key is: gpg --quick-add-key {key['fingerprint']}; then import"
+                " the public key here again")
+    elif trust not in "mfu":
+        why, hint = f"{name} is not trusted", _edit_key(key, "trust")
+    else:
+        why = f"gpg cannot encrypt for {recipient}: {why}"
+    return Failure(why, hint, status=EXIT_USAGE)
 
 
-def _edit_key(key: Mapping[str, str], command: str) -> str:
+# How a subkey ended, by its validity (doc/DETAILS of GnuPG, field 2).
+_ENDED = {"e": "expired", "r": "is revoked", "d": "is disabled", "i": "is invalid"}
+
+
+def _subkeys(key: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    return list(key.get("subkey_info", {}).values())
+
+
+def encryption_keys(key: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The key itself and its subkeys, as far as gpg would encrypt with them: those that end last
+    first."""
+    if key.get("trust") in _ENDED:
+        return []
+    # Of the key itself small letters tell, of the whole capitals (doc/DETAILS, field 12).
+    own = [one for one in (key, *_subkeys(key))
+           if "e" in one.get("cap", "") and one.get("trust") not in _ENDED]
+    return sorted(own, key=_end_of, reverse=True)
+
+
+def _end_of(key: Mapping[str, str]) -> float:
+    """Epoch seconds at which a key or subkey expires; for ever without."""
+    return float(key.get("expires") or math.inf)
+
+
+def _day_of(key: Mapping[str, str]) -> str:
+    return date.fromtimestamp(_end_of(key)).isoformat()
+
+
+def _edit_key(key: Mapping[str, Any], command: str) -> str:
     return f"run: gpg --edit-key {key['keyid']} {command}"
 
 
 def _public_keys(
     recipient: str, keyring: str | None, env: Mapping[str, str]
-) -> list[Mapping[str, str]]:
+) -> list[Mapping[str, Any]]:
     try:
         import gnupg
     except ImportError as error:
@@ -3824,8 +3946,11 @@ def run_config(path: str, context: Context) -> int:
     jobs, warnings = jobs_of(config)
     for warning in warnings:
         log.warning("%s", warning)
-    if settings.gpg_recipient:
-        check_recipient(settings.gpg_recipient, settings.gpg_keyring, context.env)
+    unserved = not_backed_up(config, jobs)
+    for sentence in unserved:
+        log.warning("%s", sentence)
+    for recipient in settings.gpg_recipients:
+        check_recipient(recipient, settings.gpg_keyring, context.env)
     access = access_of(settings)
     if access.key and settings.s3_keyfile and others_can_read(settings.s3_keyfile):
         log.warning(
@@ -3838,11 +3963,12 @@ def run_config(path: str, context: Context) -> int:
         open_store(settings.bucket, access, context.clock), settings.retry_hours, log
     )
     run = Run(settings, context, state, store)
-    if context.test:
-        return run.work(jobs)
-    with state.lock():
-        state.prepare()
-        return run.work(jobs)
+    with contextlib.ExitStack() as stack:
+        if not context.test:
+            stack.enter_context(state.lock())
+            state.prepare()
+        status = run.work(jobs)
+    return worst_status((status, EXIT_WARNINGS if unserved else EXIT_OK))
 
 
 def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
@@ -4183,7 +4309,7 @@ class Run:
         target = shlex.quote(path)
         pipeline = shown_pipeline(
             self._source(task, self._state.diff_file(task.name)),
-            task.kind, settings.compressor, settings.gpg_recipient, settings.gpg_keyring,
+            task.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
         )
         send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {target}"
         task.log.info("%s", f"{program} -v{where} -d -b {target}")
@@ -4277,8 +4403,8 @@ class Run:
         else:
             words = [find_tool(("pigz", "gzip"), env) or "gzip"]
         filters = [Stage(tuple(words))]
-        if settings.gpg_recipient:
-            filters.append(gpg_stage(settings.gpg_recipient, settings.gpg_keyring))
+        if settings.gpg_recipients:
+            filters.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
         return filters
 
     def _send(
@@ -6807,6 +6933,8 @@ class _Check:
             self._jobs, warnings = jobs_of(config)
             for warning in warnings:
                 self._say("warning", "config", warning)
+            for sentence in not_backed_up(config, self._jobs):
+                self._say("error", "config", sentence)
             self._say("ok", "config", f"{self._path} asks for {len(self._jobs)} jobs")
             self._rest()
 
@@ -6886,7 +7014,7 @@ class _Check:
             needed.append(_MYSQL_TOOLS)
         if POSTGRESQL in kinds:
             needed += [("pg_dump",), ("pg_dumpall",)]
-        if self._settings.gpg_recipient:
+        if self._settings.gpg_recipients:
             needed.append(("gpg",))
         for names in needed:
             tool = find_tool(names, self._env) or ""
@@ -7020,19 +7148,30 @@ class _Check:
     # ---- encryption ----
 
     def _gpg(self) -> None:
-        recipient, keyring = self._settings.gpg_recipient, self._settings.gpg_keyring
-        if not recipient:
+        if not self._settings.gpg_recipients:
             self._say("ok", "GpgRecipient", "none: archives are not encrypted")
-            return
+        for recipient in self._settings.gpg_recipients:
+            with self._subject("GpgRecipient"):
+                self._recipient(recipient, self._settings.gpg_keyring)
+
+    def _recipient(self, recipient: str, keyring: str | None) -> None:
         check_recipient(recipient, keyring, self._env)
-        sealed = b"".join(through(gpg_stage(recipient, keyring), [b"probe"], self._env))
+        sealed = b"".join(through(gpg_stage([recipient], keyring), [b"probe"], self._env))
         if not is_openpgp(sealed) or b"probe" in sealed:
             raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
-        key = _public_keys(recipient, keyring, self._env)[0]
-        ends = [int(key["expires"])] if key.get("expires") else []
-        if ends and ends[0] - self._moment.epoch < _SOON * 86400:
-            day = date.fromtimestamp(ends[0]).isoformat()
-            self._say("warning", "GpgRecipient", f"the key {key['keyid']} expires on {day}",
+        # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
+        usable = [
+            (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
+            for key in _public_keys(recipient, keyring, self._env)
+            for sub in encryption_keys(key)
+        ]
+        if not usable:
+            raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
+        end, ending, key = max(usable, key=lambda one: one[0])
+        if end - self._moment.epoch < _SOON * 86400:
+            what = "key" if ending is key else "subkey"
+            self._say("warning", "GpgRecipient",
+                      f"the {what} {ending['keyid']} of {recipient} expires on {_day_of(ending)}",
                       _edit_key(key, "expire"))
         else:
             self._say("ok", "GpgRecipient", f"gpg encrypts for {recipient} with {key['keyid']}")

@@ -73,7 +73,7 @@ def test_the_example_is_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixt
     config = s3napback.read_config(str(conf))
     settings = s3napback.settings_of(config)
     jobs, warnings = s3napback.jobs_of(config)
-    assert settings.gpg_recipient == "backup@example.com"
+    assert settings.gpg_recipients == ("backup@example.com",)
     assert len(jobs) == 11
     assert {job.kind for job in jobs} == set(s3napback.KINDS)
     assert not warnings

@@ -39,6 +39,7 @@ DIFFERENCES = {
     "no Bucket": "the exit status is 2",
     "no ChunkSize": "the exit status is 2",
     "an unknown option": "the exit status is 2",
+    "an unknown cycle type": "a warning, and status 3",
 }
 EQUAL = [run["name"] for run in RUNS if run["name"] not in DIFFERENCES]
 
@@ -261,6 +262,15 @@ def test_lines_and_blocks_at_the_main_level(stage: Stage) -> None:
     assert stage.play() == 0
     found = [m.rpartition(":")[2] for m in messages(stage, "INFO") if " -> dev." in m]
     assert found == ["/etc-2-FULL", "/var-2-FULL", "/srv-2-FULL", "MySQL/one-2", "PostgreSQL/two-2"]
+
+
+@pytest.mark.parametrize("stage", ["an unknown cycle type"], indirect=True)
+def test_an_unknown_cycle_type_is_told(stage: Stage) -> None:
+    assert stage.play() == 3
+    told = [line for line in stage.lines if 'its CycleType "WeeklyCycle" is unknown' in line[2]]
+    assert [line[1] for line in told] == ["WARN"]
+    stage.lines.remove(told[0])
+    assert compared(stage.lines) == expected(stage)
 
 
 @pytest.mark.parametrize("stage", ["a named config in /etc"], indirect=True)
