@@ -6842,7 +6842,8 @@ CHECK_USAGE = """\
 usage: s3napback.py check [--cron] [--json] [-c FILE] [NAME...]
          rehearse tonight's run: tools, folders, keys, bucket, sources; nothing is backed up
          -c FILE, NAME  as for a backup
-         --cron         in the environment that cron gives: its PATH, its HOME, nothing else
+         --cron         as cron runs it: by the first line of the script, in the home folder, with
+                        cron's PATH and HOME and nothing else
          --json         for programs: a list of {level, subject, text, hint}
        exit status: 0 all is well, 3 with warnings, 1 with errors
 """
@@ -6879,14 +6880,13 @@ def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) 
         print(CHECK_USAGE, end="")
         return EXIT_OK
     if "--cron" in options:
-        return _check_as_cron([word for word in words if word != "--cron"])
-    _js3tream_log(verbose=False, debug=False)
-    findings = _check_log()
-    for path in _config_paths(options.get("-c", ""), names):
-        check = _Check(path, moment, clock, tool_environment(os.environ))
-        try:
+        findings = _check_as_cron(options.get("-c", ""), names)
+    else:
+        _js3tream_log(verbose=False, debug=False)
+        findings = _check_log()
+        for path in _config_paths(options.get("-c", ""), names):
+            check = _Check(path, moment, clock, tool_environment(os.environ))
             check.all()
-        finally:
             findings += check.findings
     if "--json" in options:
         print(json.dumps([vars(finding) for finding in findings], indent=1))
@@ -6898,15 +6898,40 @@ def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
 
-def _check_as_cron(words: Sequence[str]) -> int:
-    user = pwd.getpwuid(os.geteuid())
+def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
+    """What the script says when it is called as cron calls it (crontab(5)): by its first line, by
+    sh, in the home folder."""
+    try:
+        user = pwd.getpwuid(os.geteuid())
+    except KeyError as error:
+        raise Failure(f"{error.args[0]}; cron runs nothing for such a user",
+                      "run this as the user whose crontab it is") from error
     env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
-    sys.stdout.flush()
-    script = os.path.abspath(__file__)
-    done = subprocess.run(
-        [sys.executable, script, "check", *words], env=env, stdin=subprocess.DEVNULL, check=False
-    )
-    return done.returncode
+    # Installed by pip, the command is another file than the module.
+    installed = os.path.basename(sys.argv[0]) == "s3napback"
+    script = os.path.abspath(sys.argv[0] if installed else __file__)
+    words = [script, "check", "--json", *(["-c", file] if file else []), *names]
+    with os_failures(f"run anything in {user.pw_dir}, the home of {user.pw_name}, as cron does"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", shlex.join(words)], env=env, cwd=user.pw_dir, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace",
+        )
+    said = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+    if done.returncode == EXIT_USAGE and not done.stdout:
+        raise Failure(said.removeprefix("s3napback: "), status=EXIT_USAGE)
+    try:
+        findings = [Finding(**one) for one in json.loads(done.stdout)]
+    except ValueError:
+        hint = f"try by hand: cd; env -i PATH={_CRON_PATH} HOME={user.pw_dir} {shlex.join(words)}"
+        if done.returncode == 126:  # of a shell: found, and not executable
+            hint = f"chmod +x {shlex.quote(script)}"
+        return [Finding("error", "cron", f"{script} does not run: {said}", hint)]
+    if file and not os.path.isabs(file):
+        findings.insert(0, Finding(
+            "warning", "cron", f"{file} is not a whole path, and cron starts in {user.pw_dir}",
+            f"in the crontab, write {os.path.abspath(file)}",
+        ))
+    return findings
 
 
 def _check_log() -> list[Finding]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -85,13 +86,69 @@ def test_as_cron(site: Site) -> None:
     (site.folder / "bin").mkdir()
     (site.folder / "bin" / "squeeze").symlink_to("/bin/gzip")
     site.settings["Compressor"] = "squeeze"
-    words = [sys.executable, s3napback.__file__, "check", "-c", str(site.write())]
+    words = [*installed(site), "check", "-c", str(site.write())]
     env = {**os.environ, "PATH": f"{site.folder}/bin:{os.environ['PATH']}"}
     here = subprocess.run(words, env=env, capture_output=True, text=True)
     assert "ok       squeeze" in here.stdout, here
-    cron = subprocess.run([*words, "--cron"], env=env, capture_output=True, text=True)
+    cron = subprocess.run([*words, "--cro"], env=env, capture_output=True, text=True)
     assert cron.returncode == 1
     assert "error    squeeze: is not on PATH (/usr/bin:/bin): install it" in cron.stdout
+
+
+def installed(site: Site) -> list[str]:
+    """The script in a folder of its own, with a .venv beside it, and the python that runs it."""
+    folder = site.folder / "opt"
+    folder.mkdir()
+    shutil.copy(s3napback.__file__, folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return [sys.executable, str(folder / "s3napback.py")]
+
+
+def as_cron(words: list[str], conf: str, cwd: Path) -> tuple[int, str]:
+    done = subprocess.run([*words, "check", "--cron", "-c", conf], capture_output=True, text=True,
+                          cwd=cwd)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_as_cron_the_script_runs_by_its_first_line(site: Site) -> None:
+    words, conf = installed(site), str(site.write())
+    script = Path(words[1])
+    status, said = as_cron(words, conf, site.folder)
+    assert status in (0, 3)  # 3: /var/log may not be written here
+    assert f"ok       Directory {site.data}" in said
+    script.chmod(0o644)
+    status, said = as_cron(words, conf, site.folder)
+    assert status == 1
+    assert f"error    cron: {script} does not run: " in said
+    assert said.endswith(f"Permission denied: chmod +x {script}\n")
+    script.chmod(0o755)
+    (script.parent / ".venv").unlink()
+    text = script.read_text()
+    # A python3 that is on cron's PATH and has no libraries, as most have none.
+    script.write_text(text.replace("env python3", f"env -S {sys.executable} -S", 1))
+    status, said = as_cron(words, conf, site.folder)
+    assert status == 1
+    assert "error    config: the Python library" in said and "/bin/pip install -r" in said
+    script.write_text(text.replace("env python3", "env no-such-python", 1))
+    status, said = as_cron(words, conf, site.folder)
+    assert status == 1
+    assert "no-such-python" in said and "try by hand: cd; env -i PATH=/usr/bin:/bin HOME=" in said
+
+
+def test_as_cron_a_relative_config_is_not_found(site: Site) -> None:
+    site.write()
+    status, said = as_cron(installed(site), "my.conf", site.folder)
+    assert status == 1
+    assert f"warning  cron: my.conf is not a whole path, and cron starts in {Path.home()}" in said
+    assert "error    config: Unable to open file 'my.conf'" in said
+
+
+def test_as_cron_a_bad_call_is_told(site: Site) -> None:
+    done = subprocess.run([*installed(site), "check", "--cron", "nowhere"], capture_output=True,
+                          text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("s3napback: no config for nowhere")
 
 
 @pytest.mark.parametrize(
