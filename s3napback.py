@@ -7113,7 +7113,7 @@ class _Check:
         if isinstance(bare, S3Store):
             self._clocks(bare)
         if not there:
-            self._say("ok", "bucket", f"{name} is not there; the first run makes it")
+            self._new_bucket(store)
             return
         if isinstance(bare, S3Store):
             self._about(bare)
@@ -7145,30 +7145,66 @@ class _Check:
         if facts.unknown:
             self._say("ok", "bucket", f"whether it has {' and '.join(facts.unknown)} is not told")
 
+    def _new_bucket(self, store: Patience) -> None:
+        """Makes the bucket, to know that it can be made, and takes it away again."""
+        store.create()
+        with self._subject("bucket"):
+            self._probe(store)
+        with contextlib.suppress(Failure):  # without the right to remove it, it stays
+            store.remove()
+        now = "was not there, and is there now" if store.exists() else "is not there"
+        self._say("ok", "bucket", f"{store.bucket} {now}; it can be made: the first run makes it")
+
     def _probe(self, store: Patience) -> None:
-        """An object under as awkward a key as paths can make, there and away again."""
-        archive = f"/s3napback-check//a b:{secrets.token_hex(4)}"
-        keys = [chunk_key(archive, 0), chunk_key(archive, 1)]
-        data, marks = secrets.token_bytes(1000), {f"{META}archive": "check"}
+        """An object under as awkward a key as names can make, there and away again."""
+        prefix = self._settings.prefix
+        name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
         try:
-            store.put(keys[0], data, marks)
-            if self._settings.safe_replace:
-                store.copy(*keys)
-            back = Buffer(len(data))
-            metadata = store.fetch(keys[0], back)
-            if bytes(back) != data or metadata != marks or store.head(keys[0]) != marks:
-                raise Failure("a probe object came back other than it was stored",
-                              "this service cannot be trusted with backups")
-            listed = [item.key for item in listing(store, f"{archive}:")]
-            if listed != keys[: len(listed)] or not listed:
-                raise Failure("a probe object was stored, and is not listed",
-                              "this service cannot be trusted with backups")
-        finally:
-            store.delete(keys)
-        if store.head(keys[0]) is not None:
-            raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+            self._store_and_fetch(store, archive_start(DIRECTORY, name, prefix))
+        except Failure as failure:
+            try:
+                if prefix:
+                    raise
+                self._store_and_fetch(store, archive_start(DIRECTORY, name[1:]))
+            except Failure:
+                raise failure from None  # the slash is not at fault
+            raise Failure(
+                f"the service does not keep keys that begin with a slash: {failure.message}",
+                "set Prefix, to the name of this machine for example",
+            ) from failure
         copied = ", copied" if self._settings.safe_replace else ""
         self._say("ok", "bucket", f"a probe object was stored{copied}, read, listed and deleted")
+
+    def _store_and_fetch(self, store: Patience, archive: str) -> None:
+        keys = [chunk_key(archive, n) for n in range(2 if self._settings.safe_replace else 1)]
+        try:
+            self._compare_probe(store, archive, keys)
+        except BaseException:
+            with contextlib.suppress(Failure), _hurried(store):  # the first fault is to be told
+                store.delete(keys)
+            raise
+        store.delete(keys)
+        if store.head(keys[0]) is not None:
+            raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+
+    def _compare_probe(self, store: Patience, archive: str, keys: Sequence[str]) -> None:
+        data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
+        store.put(keys[0], data, {f"{META}archive": mark})
+        if len(keys) > 1:
+            store.copy(*keys)
+        back = Buffer(len(data))
+        told = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
+        if bytes(back) != data:
+            raise Failure("a probe object came back other than it was stored",
+                          "this service cannot be trusted with backups")
+        # A service may change the capitals of a name.
+        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in told]
+        if any(one.get(f"{META}archive") != mark for one in kept):
+            raise Failure("the service does not keep the metadata of a probe object",
+                          "use another one: without metadata no archive is known to be complete")
+        if [item.key for item in listing(store, f"{archive}:")] != list(keys):
+            raise Failure("a probe object was stored, and is not listed",
+                          "this service cannot be trusted with backups")
 
     # ---- encryption ----
 

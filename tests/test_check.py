@@ -57,7 +57,7 @@ def test_all_is_well(s3_site: Site, s3_server: Any, check: Check, gpg_home: Any)
     assert found["clock"]["level"] == found["tar"]["level"] == found["DiffDir"]["level"] == "ok"
     assert list(s3napback.listing(s3_site.store())) == objects
     probes = [path for method, path in s3_server.requests if "s3napback-check" in path]
-    assert any("//s3napback-check//a b:" in path for path in probes)
+    assert any("//s3napback-check//a b%41+?&=é:" in path for path in probes)
 
 
 def test_the_lines_and_the_status(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,6 +320,129 @@ def test_a_probe_that_stays(site: Site, capsys: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(s3napback.FolderStore, "delete", lambda self, keys: None)
     assert s3napback.main(["check", "-c", str(site.write())]) == 1
     assert "could not be deleted: delete it by hand" in capsys.readouterr().out
+
+
+@pytest.fixture
+def between(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a layer between us and S3: it may change a request's path, and an answer's headers."""
+    real = s3_server._app
+
+    def put(path: Callable[[str], str], header: Callable[[str], str | None]) -> None:
+        def app(environ: dict[str, Any], start_response: Any) -> Any:
+            def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+                kept = [(header(name), value) for name, value in headers]
+                return start_response(status, [pair for pair in kept if pair[0]], *rest)
+
+            for name in ("PATH_INFO", "RAW_URI", "REQUEST_URI"):
+                environ[name] = path(environ[name])
+            return real(environ, start)
+
+        monkeypatch.setattr(s3_server, "_app", app)
+
+    return put
+
+
+def as_it_is(text: str) -> str:
+    return text
+
+
+def is_mark(name: str) -> bool:
+    return name.lower().startswith("x-amz-meta-")
+
+
+def test_the_first_fault_is_told_not_that_of_the_tidying_up(
+    s3_site: Site, s3_server: Any, check: Check
+) -> None:
+    assert s3_site.run() == 0
+    s3_server.fail = lambda method, *_: {
+        "PUT": (403, "AccessDenied", "no storing"), "POST": (403, "AccessDenied", "no deleting"),
+        "DELETE": (403, "AccessDenied", "no deleting"),
+    }.get(method)
+    found = check()["bucket"]
+    assert "no storing" in found["text"]
+    assert "no deleting" not in found["text"]
+
+
+def test_a_bucket_that_is_absent_and_cannot_be_made(
+    s3_site: Site, s3_server: Any, check: Check
+) -> None:
+    s3_server.fail = lambda method, *_: (403, "AccessDenied", "no") if method == "PUT" else None
+    found = check()
+    assert found["status"] == 1
+    assert "cannot make bucket bkt: AccessDenied" in found["bucket"]["text"]
+
+
+def test_an_absent_folder_bucket_that_cannot_be_made(site: Site, check: Check) -> None:
+    site.settings["S3Endpoint"] = "file:///proc/self/fd"
+    found = check()
+    assert found["status"] == 1
+    assert found["bucket"]["text"].startswith("cannot make the bucket /proc/self/fd/bkt")
+
+
+def test_an_absent_bucket_is_absent_afterwards(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert s3napback.main(["check", "-c", str(s3_site.write())]) == 0
+    assert "bkt is not there; it can be made: the first run makes it" in capsys.readouterr().out
+    assert not s3_server.client().list_buckets()["Buckets"]
+
+
+def test_an_absent_bucket_that_must_stay(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_server.fail = lambda method, path, *_: (
+        (403, "AccessDenied", "") if method == "DELETE" and path == "/bkt" else None
+    )
+    assert s3napback.main(["check", "-c", str(s3_site.write())]) == 0
+    assert "was not there, and is there now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("safe", ["On", "Off"])
+def test_metadata_may_change_its_capitals(
+    s3_site: Site, check: Check, between: Callable[..., None], safe: str
+) -> None:
+    s3_site.settings["SafeReplace"] = safe
+    between(as_it_is, lambda name: name.title() if is_mark(name) else name)
+    assert check()["status"] == 0
+
+
+@pytest.mark.parametrize("safe", ["On", "Off"])
+def test_a_service_without_metadata_is_an_error(
+    s3_site: Site, s3_server: Any, check: Check, between: Callable[..., None], safe: str
+) -> None:
+    s3_site.settings["SafeReplace"] = safe
+    s3_server.client().create_bucket(Bucket="bkt")
+    between(as_it_is, lambda name: None if is_mark(name) else name)
+    found = check()
+    assert found["status"] == 1
+    assert "does not keep the metadata" in found["bucket"]["text"]
+
+
+def test_a_service_that_strips_the_leading_slash(
+    s3_site: Site, s3_server: Any, check: Check, between: Callable[..., None]
+) -> None:
+    s3_server.client().create_bucket(Bucket="bkt")
+    between(lambda path: path.replace("/bkt//", "/bkt/").replace("/bkt/%2F", "/bkt/"), as_it_is)
+    found = check()
+    assert found["status"] == 1
+    assert "does not keep keys that begin with a slash" in found["bucket"]["text"]
+    assert "Prefix" in found["bucket"]["hint"]
+    s3_site.settings["Prefix"] = "web1"
+    assert check()["status"] == 0
+    assert not s3_server.client().list_objects_v2(Bucket="bkt").get("Contents")
+
+
+@pytest.mark.parametrize("sign", ["%", "+", "?", "é", " "])
+def test_a_service_that_cannot_take_a_letter(
+    s3_site: Site, s3_server: Any, check: Check, sign: str
+) -> None:
+    s3_server.client().create_bucket(Bucket="bkt")
+    s3_server.fail = lambda method, path, *_: (
+        (400, "InvalidURI", "bad letter") if method == "PUT" and sign in path else None
+    )
+    found = check()
+    assert found["status"] == 1
+    assert "InvalidURI, bad letter" in found["bucket"]["text"]
 
 
 # ---- gpg ----
