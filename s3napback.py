@@ -1812,7 +1812,12 @@ def _recipient_failure(
         )
         return Failure(f"GpgKeyring {keyring} does not exist", hint, status=EXIT_USAGE)
     if not keys:
-        _, listing, _ = run_tool(("gpg", "--batch", *_ring(keyring), "--list-public-keys"), env)
+        list_keys = ("gpg", "--batch", *_ring(keyring), "--list-public-keys")
+        status, listing, complaint = run_tool(list_keys, env)
+        if status:  # its folder may be read-only, and a trust database due for an update
+            why = (complaint.strip().splitlines() or ["no reason given"])[-1]
+            return Failure(f"gpg cannot list its keys: {why}",
+                           "as the user that runs this: gpg --check-trustdb", status=EXIT_USAGE)
         return Failure(
             f"GPG recipient {recipient} not found in {listing.strip() or 'an empty keyring'}",
             "gpg --import the public key as the user that runs this",
@@ -6576,8 +6581,9 @@ def _decrypting(
     elif not sys.stdin or not sys.stdin.isatty():
         gpg.append("--batch")
     if "secret-key" in options:
-        # A short path, for the agent's socket.
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp"))
+        # A short path, for the agent's socket, where that may be written.
+        place = "/tmp" if os.access("/tmp", os.W_OK) else None
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir=place))
         env = {**env, "GNUPGHOME": home}
         stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
         status, _, said = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Site, require_tool, run
+from conftest import Site, leave_out, require_tool, run
 
 import s3napback
 
@@ -72,3 +72,24 @@ def test_an_odd_environment(env: dict[str, str], redirect: str, quiet: Site) -> 
                 redirect=redirect)
     assert done.returncode == 0, done.stderr
     assert os.listdir(back / str(quiet.data)[1:]) == ["file"]
+
+
+def test_a_read_only_home_of_gpg_is_called_that(
+    quiet: Site, short_folder: Callable[[str], Path]
+) -> None:
+    """ProtectHome=read-only of systemd, say; not a key that is missing."""
+    if os.geteuid():
+        leave_out("mounting needs root")
+    home = short_folder("")
+    key = ["gpg", "--batch", "-q", "--passphrase", "", "--quick-generate-key", "b@example.com"]
+    run([*key, "future-default", "default", "0"], env={"GNUPGHOME": str(home)})
+    run(["gpgconf", "--homedir", str(home), "--kill", "all"])
+    quiet.settings["GpgRecipient"] = "b@example.com"
+    mount = f"mount --bind {home} {home} && mount -o remount,bind,ro {home} && exec \"$@\""
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, s3napback.__file__, "-c",
+         str(quiet.write())],
+        env={"PATH": "/usr/bin:/bin", "GNUPGHOME": str(home)}, capture_output=True, text=True,
+    )
+    assert done.returncode == 2
+    assert "gpg cannot list its keys: gpg: Fatal" in done.stderr
