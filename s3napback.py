@@ -1494,6 +1494,39 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
 SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 
+@dataclass(frozen=True)
+class Codec:
+    """A format of compression. commands: programs that write it; starts: what it begins with;
+    decoders: command lines that read it, the fastest first, the one that every system has last."""
+
+    commands: tuple[str, ...]
+    starts: tuple[bytes, ...]
+    decoders: tuple[tuple[str, ...], ...]
+
+
+# What a Compressor may write and a restore can read: RFC 1952; the file formats of bzip2 and xz;
+# LZ4's frame format; RFC 8878, whose skippable frames pzstd puts first, with windows as long as
+# `zstd --long=31` makes them.
+CODECS = (
+    Codec(("pigz", "gzip"), (b"\x1f\x8b",), (("igzip", "-dc"), ("pigz", "-dc"), ("gzip", "-dc"))),
+    Codec(("bzip2",), (b"BZh",), (("lbzip2", "-dc"), ("bzip2", "-dc"))),
+    Codec(("xz",), (b"\xfd7zXZ\0",), (("xz", "-dc"),)),
+    Codec(("lz4",), (b"\x04\x22\x4d\x18",), (("lz4", "-dc"),)),
+    Codec(
+        ("zstd",), (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), (("zstd", "-dcq", "--long=31"),)
+    ),
+)
+
+
+def codec_of(start: bytes) -> Codec | None:
+    """The format of data that starts so; None for what is not compressed, or in no format of ours.
+
+    >>> codec_of(b"BZh91AY&SY").commands
+    ('bzip2',)
+    """
+    return next((codec for codec in CODECS if start.startswith(codec.starts)), None)
+
+
 def gpg_stage(recipients: Sequence[str], keyring: str | None) -> Stage:
     """Encryption for the recipients: the secret key of any of them opens it. The data is compressed
     already, so gpg does not do it again."""
@@ -3956,6 +3989,8 @@ def run_config(path: str, context: Context) -> int:
         log.warning("%s", sentence)
     for recipient in settings.gpg_recipients:
         check_recipient(recipient, settings.gpg_keyring, context.env)
+    if settings.compressor:
+        check_compressor(settings.compressor, context.env)
     access = access_of(settings)
     if access.key and settings.s3_keyfile and others_can_read(settings.s3_keyfile):
         log.warning(
@@ -4406,7 +4441,7 @@ class Run:
         if settings.compressor:
             words: Sequence[str] = shlex.split(settings.compressor)
         else:
-            words = [find_tool(("pigz", "gzip"), env) or "gzip"]
+            words = [find_tool(CODECS[0].commands, env) or "gzip"]
         filters = [Stage(tuple(words))]
         if settings.gpg_recipients:
             filters.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
@@ -4861,16 +4896,37 @@ def content_of(
     blocks: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
 ) -> Iterator[Piece]:
     """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
-    ask for (RFC 4880, RFC 1952, RFC 8878). gpg: how to call it."""
+    ask for (RFC 4880, `CODECS`). gpg: how to call it."""
     start, blocks = _peek(blocks)
     if is_openpgp(start):
         start, blocks = _peek(through(Stage((*gpg, "-d")), blocks, env))
-    if start.startswith(b"\x1f\x8b"):
-        tool = find_tool(("pigz", "gzip"), env) or "gzip"
-        return through(Stage((tool, "-dc")), blocks, env)
-    if start.startswith(b"\x28\xb5\x2f\xfd"):
-        return through(Stage(("zstd", "-dcq")), blocks, env)
-    return blocks
+    codec = codec_of(start)
+    if codec is None:
+        return blocks
+    decoders = {words[0]: words for words in codec.decoders}
+    tool = find_tool(tuple(decoders), env) or codec.decoders[-1][0]
+    return through(Stage(decoders[tool]), blocks, env)
+
+
+def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
+    """Raises Failure (status 2) unless a restore gives back what this command compresses."""
+    words = shlex.split(compressor)
+    sample = b"s3napback tries the Compressor\n" * 2000
+    known = ", ".join(name for codec in CODECS for name in codec.commands)
+    hint = f"these can be read: {known}, or cat for none"
+    if {"|", ">", "<", "&&", ";"} & set(words):
+        hint = "it is one command with its options, and no line for a shell"
+    back = b""
+    try:
+        for block in content_of(through(Stage(tuple(words)), [sample], env), env):
+            back += block
+            if len(back) > len(sample):
+                break
+        why = "" if back == sample else "what it writes cannot be read back"
+    except Failure as failure:
+        why = str(failure)
+    if why:
+        raise Failure(f"Compressor {compressor} cannot be used: {why}", hint, status=EXIT_USAGE)
 
 
 def _peek(blocks: Iterator[Piece]) -> tuple[bytes, Iterator[Piece]]:
@@ -6593,6 +6649,13 @@ def _decrypting(
     return env, tuple(gpg)
 
 
+def _refuse_unreadable(start: bytes) -> None:
+    """Raises Failure for a dump that begins as no text does."""
+    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
+        raise Failure("it is compressed in a way that is not known here",
+                      "js3tream -o gives its bytes as they are stored")
+
+
 class _Restore:
     """The archives of a chain on their way to where they are wanted."""
 
@@ -6633,7 +6696,9 @@ class _Restore:
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
-            for block in self._content(archive):
+            start, blocks = _peek(self._content(archive))
+            _refuse_unreadable(start)
+            for block in blocks:
                 write_all(output, block)
         except Failure as failure:
             failure.where = archive.name
@@ -6729,13 +6794,15 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         "#!/bin/sh",
         f"# Restores {name!r} into the folder, file or repository given as the first argument.",
         "# Needs: " + ("cat" if root else "aws (with its credentials set)")
-        + ", gpg (with the secret key, if encrypted), gzip or zstd, and tar, or svnadmin.",
+        + ", gpg (with the secret key, if encrypted), what decompresses it (see below), and tar,"
+        " or svnadmin.",
         "set -eu",
         'to=${1:?usage: sh restore.sh PLACE}',
         # Told by the first bytes, as gpg and gzip leave no other way.
-        'plain() { case $(head -c 4 "$1" | od -An -tx1 | tr -d " ") in',
-        '  1f8b*) gzip -dc "$1";; 28b52ffd) zstd -dcq "$1";;',
-        '  8[4-7c-e]*|c1*|c3*|d2*|2d2d*) gpg -d "$1" > "$1.dec"',
+        'plain() { case $(head -c 6 "$1" | od -An -tx1 | tr -d " ") in',
+        *(f'  {"|".join(f"{start.hex()}*" for start in codec.starts)})'
+          f' {shlex.join(codec.decoders[-1])} < "$1";;' for codec in CODECS),
+        '  8[4-7c-e]*|c1*|c3*|d2*|2d2d2d2d2d42*) gpg -d "$1" > "$1.dec"',
         '    plain "$1.dec"; rm "$1.dec";;',
         '  *) cat "$1";; esac; }',
         "unpack() { case $(head -c 18 \"$work/b\" | tr -d '\\0') in",
@@ -6791,7 +6858,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
                 faults.append(f"{one.archive}: {one.fault}")
             elif "deep" in options:
                 try:
-                    _read_to_the_end(archive, bucket, env, gpg)
+                    _read_to_the_end(archive, one.kind, bucket, env, gpg)
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
             else:
@@ -6815,7 +6882,7 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
 
 
 def _read_to_the_end(
-    archive: Archive, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
+    archive: Archive, kind: str | None, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
 ) -> None:
     start, blocks = _peek(content_of(bucket.download(archive), env, gpg))
     if start.startswith(b"SVN-fs-dump-format"):
@@ -6827,7 +6894,8 @@ def _read_to_the_end(
         if last and not seen:
             raise Failure(f"the dump lacks revision {last.decode()}")
         return
-    if archive.name.startswith(("MySQL/", "PostgreSQL/")):
+    if kind in (MYSQL, POSTGRESQL):
+        _refuse_unreadable(start)
         tail = b""
         for block in blocks:
             tail = (tail + block)[-4096:]
@@ -6972,7 +7040,8 @@ class _Check:
     def _rest(self) -> None:
         """What can only be looked at where the config can be read; each on its own."""
         for subject, method in (
-            ("jobs", self._plans), ("tools", self._tools), ("DiffDir", self._diff_dir),
+            ("jobs", self._plans), ("tools", self._tools), ("Compressor", self._compressor),
+            ("DiffDir", self._diff_dir),
             ("TempDir", self._temp_dir), ("S3Keyfile", self._key_file), ("bucket", self._bucket),
             ("GpgRecipient", self._gpg),
         ):
@@ -7035,7 +7104,7 @@ class _Check:
         kinds = {job.kind for job in self._jobs}
         compressor = self._settings.compressor
         needed: list[tuple[str, ...]] = [
-            (shlex.split(compressor)[0],) if compressor else ("pigz", "gzip")
+            (shlex.split(compressor)[0],) if compressor else CODECS[0].commands
         ]
         if DIRECTORY in kinds:
             needed.append(("tar",))
@@ -7057,6 +7126,12 @@ class _Check:
                 self._say("error", "tar", f"{path} is not GNU tar", "install GNU tar as tar")
             else:
                 self._say("ok", names[0], path)
+
+    def _compressor(self) -> None:
+        compressor = self._settings.compressor
+        if compressor and find_tool(shlex.split(compressor)[:1], self._env):  # else it is told
+            check_compressor(compressor, self._env)
+            self._say("ok", "Compressor", f"what {compressor} writes can be read back")
 
     def _diff_dir(self) -> None:
         folder = self._settings.diff_dir
