@@ -26,6 +26,7 @@ above does no input or output but reading the config; the effects are below; mai
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -4622,12 +4623,18 @@ class Found:
         """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
         return self.mode == FULL or self.before in ("-", "0")
 
-    def follows(self, earlier: Found) -> bool:
-        """Whether the states say that this archive continues the earlier one."""
-        if self.kind == SUBVERSION:
+    @property
+    def marked(self) -> bool:
+        """Whether this program made it: what the Perl script made says nothing of itself."""
+        return bool(self.status or self.before)
+
+    @property
+    def continues(self) -> str:
+        """The AFTER state of the archive that it continues, "" where it says none."""
+        if self.kind == SUBVERSION and self.before:
             is_number = re.fullmatch("[0-9]{1,18}", self.before)
-            return bool(is_number) and earlier.after == str(int(self.before) - 1)
-        return bool(self.before) and earlier.after == self.before
+            return str(int(self.before) - 1) if is_number else f"none: {self.before}"
+        return self.before
 
 
 # Archives that the catalogue asks about at the same time.
@@ -4707,88 +4714,265 @@ class Chain:
     doubts: tuple[str, ...] = ()
 
 
-def choose_chain(found: Sequence[Found], at: float) -> Chain:
+class History:
+    """The archives of one source in the order in which they were made, and what each continues.
+
+    Pure. Archives that say what they continue are linked by that, whatever their dates; only what
+    is unmarked is ordered by date. archives: oldest first; moments: the whole epoch second as of
+    which each stands; whole: whether it can be restored.
+    """
+
+    def __init__(self, found: Iterable[Found]) -> None:
+        dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive))
+        previous, whole = _linked(dated)
+        moments = _moments_of(dated, previous)
+        order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
+        place = {n: at for at, n in enumerate(order)}
+        self.archives = [dated[n] for n in order]
+        self.moments = [moments[n] for n in order]
+        self.whole = [n in whole for n in order]
+        self._previous = [place[previous[n]] if n in previous else None for n in order]
+
+    def rows(self) -> Iterator[tuple[Found, int, bool]]:
+        """(archive, moment, whether it can be restored) of each."""
+        return zip(self.archives, self.moments, self.whole, strict=True)
+
+    def restorable(self) -> list[int]:
+        """The moments, in epoch seconds, as of which the source can be restored, oldest first."""
+        return [at for _, at, whole in self.rows() if whole]
+
+    def newest(self, at: float) -> int | None:
+        """The place of the newest archive that is not from after a moment, None for none.
+
+        The second that an archive was marked with is that archive, where no other stands there.
+        """
+        after = bisect.bisect_right(self.moments, at)
+        if math.isfinite(at) and self.moments[after - 1 : after] != [math.floor(at)]:
+            for place, one in enumerate(self.archives):
+                if math.floor(one.made) == math.floor(at):
+                    return place
+        return after - 1 if after else None
+
+    def chain(self, place: int) -> list[Found]:
+        """The archive at a place after all that it continues, as far as they are there."""
+        links: list[Found] = []
+        at: int | None = place
+        while at is not None:
+            links.append(self.archives[at])
+            at = self._previous[at]
+        return links[::-1]
+
+
+def _linked(dated: Sequence[Found]) -> tuple[dict[int, int], set[int]]:
+    """(index → index of the archive that it continues, those that can be restored), from archives
+    by date.
+
+    One walk, from the archives that need no other: what a state is first reached by counts, so
+    states that go round in circles, or that thousands of archives share, end it as well.
+    """
+    ends = {one.after for one in dated if one.after}
+    by_date = _previous_by_date(dated)
+    waiting: dict[int | str | None, list[int]] = {}  # archives, by what they continue
+    for n, one in enumerate(dated):
+        if not one.self_contained:
+            key = one.continues if one.continues in ends else by_date[n]
+            waiting.setdefault(key, []).append(n)
+    previous: dict[int, int] = {}
+    reached: set[int] = set()
+
+    def walk(level: list[int], usable: Callable[[int], bool]) -> None:
+        passed_over: dict[int | str | None, list[int]] = {}
+        while level:
+            reached.update(level)
+            opened: dict[int | str | None, list[int]] = {}
+            for n in sorted(level):
+                for end in (n, dated[n].after):
+                    if end in waiting:
+                        opened.setdefault(end, []).append(n)
+            level = []
+            for key, group in opened.items():
+                for n in waiting.pop(key):
+                    if usable(n):
+                        # Of several that end alike, the one that was last made before it.
+                        previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
+                        level.append(n)
+                    else:
+                        passed_over.setdefault(key, []).append(n)
+        waiting.update(passed_over)
+
+    walk([n for n, one in enumerate(dated) if one.self_contained and not one.fault],
+         lambda n: not dated[n].fault)
+    whole = set(reached)
+    # The rest has a place as well, so that what is asked for is not passed over for an older one.
+    broken = [n for n, one in enumerate(dated) if one.self_contained and one.fault]
+    walk([*whole, *broken, *waiting.pop(None, [])], lambda n: True)
+    return previous, whole
+
+
+def _previous_by_date(dated: Sequence[Found]) -> list[int | None]:
+    """The index of what each archive continues if dates alone tell, as for the Perl script's."""
+    slots = sorted(one.slot for one in dated if one.mode == FULL)
+    found: list[int | None] = []
+    last: int | None = None  # of those of an earlier date
+    fulls: list[int | None] = []  # the slot of the newest FULL up to each
+    for n, one in enumerate(dated):
+        if n and dated[n - 1].made < one.made:
+            last = n - 1
+        fulls.append(one.slot if one.mode == FULL else fulls[n - 1] if n else None)
+        if last is None or (one.before and dated[last].after):
+            found.append(None)
+            continue
+        # A DIFF belongs to the FULL of the nearest lower slot; if another one stands before it by
+        # date, its own was replaced (SimpleCycle starts anew at New Year), and it is stale.
+        at = bisect.bisect_right(slots, one.slot)
+        stale = not one.before and at and fulls[last] != slots[at - 1]
+        found.append(None if stale else last)
+    return found
+
+
+# Amazon S3 began on 2006-03-14: a clock that showed less was wrong.
+_S3_BEGAN = 1142294400
+
+
+def _moments_of(dated: Sequence[Found], previous: Mapping[int, int]) -> list[int]:
+    """The whole epoch second as of which each archive stands: when it was made, by its own word.
+
+    Along a chain they rise. Where a clock went back or ahead, as few archives as can be are not
+    believed: each of them stands one second after the one that it continues.
+    """
+    moments: dict[int, int] = {}
+    for end in sorted(set(range(len(dated))) - set(previous.values()), reverse=True):
+        path: list[int] = []
+        at: int | None = end
+        while at is not None and at not in moments:
+            path.append(at)
+            at = previous.get(at)
+        path.reverse()
+        dates = [math.floor(dated[n].made) for n in path]
+        if at is not None:
+            before: float = moments[at]
+        else:
+            before = _S3_BEGAN if max(dates) > _S3_BEGAN else -math.inf
+        believed = _rising([(n, date) for n, date in enumerate(dates) if date > before])
+        last = moments[at] if at is not None else dates[min(believed)] - min(believed) - 1
+        for n, index in enumerate(path):
+            last = max(dates[n], last + 1) if n in believed else last + 1
+            moments[index] = last
+    return [moments[n] for n in range(len(dated))]
+
+
+def _rising(dates: Iterable[tuple[int, int]]) -> set[int]:
+    """The places of a longest choice of dates, given as (place, date), that rises throughout; of
+    several such the one whose dates are earlier (patience sorting)."""
+    tails: list[int] = []  # of the choices of each length, the one that ends earliest
+    ends: list[int] = []
+    before: dict[int, int] = {}
+    for place, second in dates:
+        at = bisect.bisect_left(tails, second)
+        if at:
+            before[place] = ends[at - 1]
+        tails[at : at + 1], ends[at : at + 1] = [second], [place]
+    chosen = set(ends[-1:])
+    place = ends[-1] if ends else -1
+    while place in before:
+        place = before[place]
+        chosen.add(place)
+    return chosen
+
+
+def choose_chain(found: Sequence[Found], at: float, local: Moment | None = None) -> Chain:
     """The archives that give a source as it was at a moment: pure, from one source's archives.
 
-    at: epoch seconds; the newest archive not after it is the one that is wanted. It is followed
-    back to the one that needs no other, by the states where they are known, else by date, never
-    by slot number. Raises Failure, with the last good moment in `hint`, where a link is missing.
+    at: epoch seconds; the newest archive not after it is the one that is wanted, see `History`;
+    local: whose zone the hints are in. Raises Failure, with the last good moment in `hint`, where
+    something that it continues is missing.
     """
-    in_time = sorted((f for f in found if f.made <= at), key=lambda f: f.made)
-    if not in_time:
+    history = History(found)
+    wanted = history.newest(at)
+    if wanted is None:
         raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
-    links: list[Found] = []
-    doubts: list[str] = []
-    link: Found | None = in_time[-1]
-    while True:
-        assert link is not None
-        if link.fault:
-            raise _broken(f"{link.archive} cannot be used: {link.fault}", found, link.made)
-        links.insert(0, link)
-        if link.self_contained:
-            return Chain(tuple(links), tuple(doubts))
-        earlier = [f for f in in_time if f.made < links[0].made]
-        link = _predecessor(links[0], earlier, found)
-        if link is None:
-            torn = [f for f in earlier if f.fault]
-            lacking = f"is not whole: {torn[-1].archive}: {torn[-1].fault}" if torn else (
-                "is no longer there"
-            )
-            raise _broken(
-                f"{links[0].archive} continues an archive that {lacking}", found, links[0].made
-            )
-        if not links[0].before and links[0].slot not in (link.slot, link.slot + 1):
+    links = history.chain(wanted)
+    if not history.whole[wanted]:
+        good = [m for m in history.restorable() if m < history.moments[wanted]]
+        hint = "there is nothing before it that could be restored"
+        if good:
+            last = _moment_text(local or Moment(0), good[-1])
+            hint = f"the last good moment before it: --at '{last}'"
+        raise Failure(_why_broken(links, history.archives[:wanted]), hint)
+    doubts = []
+    for earlier, link in itertools.pairwise(links):
+        if not link.before and link.slot not in (earlier.slot, earlier.slot + 1):
             doubts.append(
-                f"between {link.archive} and {links[0].archive} nights were missed, or archives"
+                f"between {earlier.archive} and {link.archive} nights were missed, or archives"
                 " are gone; the Perl script left no mark that could tell"
             )
+        elif link.before and earlier.after != link.continues:
+            doubts.append(
+                f"{link.archive} continues an archive that has no marks of its own; by the dates"
+                f" it is {earlier.archive}"
+            )
+    return Chain(tuple(links), tuple(doubts))
 
 
-def _predecessor(
-    link: Found, earlier: Sequence[Found], found: Sequence[Found]
-) -> Found | None:
-    by_state = [f for f in earlier if not f.fault and link.follows(f)]
-    if by_state:
-        return by_state[-1]
-    # Unmarked archives are the Perl script's: there the one before by date was continued.
-    last = earlier[-1] if earlier else None
-    if last is None or (link.before and last.after):
-        return None
-    fulls = [f.slot for f in found if f.mode == FULL and f.slot <= link.slot]
-    chain_start = next((f for f in reversed(earlier) if f.mode == FULL), None)
-    # A DIFF belongs to the FULL of the nearest lower slot; if another one stands before it by
-    # date, its own was replaced (SimpleCycle starts anew at New Year), and it is stale.
-    if not link.before and fulls and (chain_start is None or chain_start.slot != max(fulls)):
-        return None
-    return last
+def _why_broken(links: Sequence[Found], earlier: Sequence[Found]) -> str:
+    """Why the last of the links cannot be restored, as a sentence."""
+    if links[-1].fault:
+        return f"{links[-1].archive} cannot be used: {links[-1].fault}"
+    torn = [n for n, link in enumerate(links) if link.fault]
+    link = links[torn[-1] + 1 if torn else 0]
+    lost = links[torn[-1]] if torn else next(
+        # One that was cut may have lost the mark that would say where it ends.
+        (one for one in reversed(earlier) if one.fault and not one.after), None
+    )
+    lacking = f"is not whole: {lost.archive}: {lost.fault}" if lost else "is no longer there"
+    return f"{link.archive} continues an archive that {lacking}"
 
 
-def _broken(message: str, found: Sequence[Found], before: float) -> Failure:
-    moments = [m for m in restorable_moments(found) if m < before]
-    if not moments:
-        return Failure(message, "there is nothing before it that could be restored")
-    last = datetime.fromtimestamp(moments[-1]).astimezone()
-    return Failure(message, f"the last good moment before it: --at '{last:%Y-%m-%d %H:%M:%S}'")
+# Unmarked archives of one source are made in different nights. Where their dates are closer than
+# that, seconds, they are those of a copy.
+_COPIED_WITHIN = 3600
+# A date so long after all others, seconds, is more likely a clock that was wrong.
+_FAR_AHEAD = 300 * 86400
 
 
-def restorable_moments(found: Sequence[Found]) -> list[float]:
-    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
-    moments = []
-    for candidate in sorted(found, key=lambda f: f.made):
-        if _chain_is_whole(found, candidate):
-            moments.append(candidate.made)
-    return moments
-
-
-def _chain_is_whole(found: Sequence[Found], link: Found | None) -> bool:
-    while link is not None and not link.fault:
-        if link.self_contained:
-            return True
-        made = link.made
-        link = _predecessor(
-            link, sorted((f for f in found if f.made < made), key=lambda f: f.made), found
+def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
+    """What the dates of a source's archives leave open, as sentences; local: whose zone they show.
+    """
+    doubts = []
+    unmarked = sorted((f for f in found if not f.marked), key=lambda f: (f.made, f.archive))
+    marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
+    unknown = "which state is the newest, and what continues what, is not known for sure"
+    for one, other in itertools.pairwise(unmarked):
+        if other.made - one.made < _COPIED_WITHIN:
+            doubts.append(
+                f"{one.archive} and {other.archive} have no marks, and dates"
+                f" {other.made - one.made:.0f} seconds apart, as in a copy of a bucket: {unknown}"
+            )
+            break
+    if unmarked and marked and unmarked[-1].made > marked.made:
+        doubts.append(
+            f"{unmarked[-1].archive} has no marks, but a later date than {marked.archive}, which"
+            f" has: it lost them, or its date is that of a copy: {unknown}"
         )
-    return False
+    rows = list(History(found).rows())
+    dates = [(at, one) for one, at, _ in rows]
+    if dates[0][0] < _S3_BEGAN:
+        doubts.append(f"{dates[0][1].archive} was made under a clock that said"
+                      f" {_moment_text(local, dates[0][0])}, and may be newer")
+    if len(dates) > 1 and dates[-1][0] - dates[-2][0] > _FAR_AHEAD:
+        doubts.append(f"{dates[-1][1].archive} was made under a clock that said"
+                      f" {_moment_text(local, dates[-1][0])}, long after all others, and may be"
+                      f" older than {dates[-2][1].archive}")
+    return doubts
+
+
+def restorable_moments(found: Sequence[Found]) -> list[int]:
+    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
+    return History(found).restorable()
+
+
+def _moment_text(local: Moment, at: float) -> str:
+    return f"{local.local(at):%Y-%m-%d %H:%M:%S %z}"
 
 
 def parse_when(text: str, moment: Moment) -> float:
@@ -6445,27 +6629,28 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         if not sources:
             raise Failure(f"there is no backup of {names[0]} in {bucket.store.bucket}")
     if "json" in options:
-        print(json.dumps(_catalogue_json(bucket.store.bucket, sources), indent=1))
+        print(json.dumps(_catalogue_json(bucket.store.bucket, sources, moment), indent=1))
         return EXIT_OK
     for (kind, name, prefix), found in sorted(sources.items()):
         of_prefix = f" (Prefix {prefix})" if prefix else ""
         print(printable(
             f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""
         ))
-        moments = restorable_moments(found)
-        for one in sorted(found, key=lambda f: f.made):
-            stale = "" if one.fault or one.made in moments else ", stale: what it continues is gone"
+        history = History(found)
+        for one, at, whole in history.rows():
+            stale = "" if one.fault or whole else ", stale: what it continues is gone"
+            told = "" if at == math.floor(one.made) else (
+                f", by a clock that said {_moment_text(moment, one.made)}"
+            )
             print(printable(
-                f"  {_moment_text(moment, one.made)}  {one.archive}  {size_text(one.size)} in"
-                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{_remarks(one)}", ""
+                f"  {_moment_text(moment, at)}  {one.archive}  {size_text(one.size)} in"
+                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{told}{_remarks(one)}", ""
             ))
-        shown = ", ".join(_moment_text(moment, at) for at in moments) or "none"
+        shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
         print(f"  can be restored as of: {shown}")
+        for doubt in date_doubts(found, moment):
+            print(printable(f"  in doubt: {doubt}", ""))
     return EXIT_OK
-
-
-def _moment_text(moment: Moment, at: float) -> str:
-    return f"{moment.local(at):%Y-%m-%d %H:%M:%S %z}"
 
 
 def _remarks(found: Found) -> str:
@@ -6482,7 +6667,7 @@ def _remarks(found: Found) -> str:
 
 
 def _catalogue_json(
-    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[Found]]
+    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[Found]], moment: Moment
 ) -> Any:
     def utc(epoch: float) -> str:
         return Moment(epoch).utc_text()
@@ -6495,20 +6680,22 @@ def _catalogue_json(
                 "kind": kind or None,
                 "name": name,
                 "prefix": prefix,
-                "restorable": [utc(at) for at in restorable_moments(found)],
+                "restorable": [utc(at) for at in history.restorable()],
+                "doubts": date_doubts(found, moment),
                 "archives": [
                     {
                         "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
-                        "bytes": f.size, "chunks": f.chunks, "complete": not f.fault,
-                        "fault": f.fault or None, "status": f.status or None,
-                        "storage_classes": list(f.classes), "encrypted": f.encrypted,
-                        "leftovers": f.leftovers, "staged": f.staged,
-                        "stale": not f.fault and f.made not in restorable_moments(found),
+                        "as_of": utc(at), "bytes": f.size, "chunks": f.chunks,
+                        "complete": not f.fault, "fault": f.fault or None,
+                        "status": f.status or None, "storage_classes": list(f.classes),
+                        "encrypted": f.encrypted, "leftovers": f.leftovers, "staged": f.staged,
+                        "stale": not f.fault and not whole,
                     }
-                    for f in sorted(found, key=lambda f: f.made)
+                    for f, at, whole in history.rows()
                 ],
             }
             for (kind, name, prefix), found in sorted(sources.items())
+            for history in [History(found)]
         ],
     }
 
@@ -6546,8 +6733,6 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
         raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
     archives, kind, chain = _wanted(bucket, names[0], options, moment)
-    for doubt in chain.doubts:
-        _say(f"s3napback: {doubt}")
     _refuse_frozen(chain)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
@@ -6559,6 +6744,8 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
         place = work.restore(kind, options, names[1:])
     for link in chain.links:
         _finish_staged(archives[link.archive], bucket)
+    for doubt in chain.doubts:
+        _say(f"s3napback: {doubt}")
     done = ", ".join(link.archive for link in chain.links)
     _say(f"{names[0]} as of {_moment_text(moment, chain.links[-1].made)} is in {place}: {done}")
     return EXIT_OK
@@ -6591,15 +6778,18 @@ def _wanted(
     if len(meant) > 1:
         raise Failure(f"{given} is both a directory and a repository; name one archive")
     of_source = sources[meant[0]]
+    doubts = [f"in doubt: {doubt}" for doubt in date_doubts(of_source, moment)]
     try:
-        return archives, meant[0][0], choose_chain(of_source, at)
+        chain = choose_chain(of_source, at, moment)
     except Failure:
         good = [m for m in restorable_moments(of_source) if m <= at]
         if "force-partial" not in options or not good:
+            for doubt in doubts:
+                _say(f"s3napback: {doubt}")
             raise
         chain = choose_chain(of_source, good[-1])
-        doubt = f"partial: as of {_moment_text(moment, good[-1])}, the last good moment"
-        return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, doubt))
+        doubts.append(f"partial: as of {_moment_text(moment, good[-1])}, the last good moment")
+    return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
 
 
 def _finish_staged(archive: Archive, bucket: _Bucket) -> None:
@@ -6869,12 +7059,13 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
     for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
-        good = set(restorable_moments(of_source))
         faults += [
             f"{one.archive}: what it continues is not there any more ({name} as of"
-            f" {_moment_text(moment, one.made)} cannot be restored)"
-            for one in of_source if not one.fault and one.made not in good
+            f" {_moment_text(moment, at)} cannot be restored)"
+            for one, at, whole in History(of_source).rows() if not one.fault and not whole
         ]
+        for doubt in date_doubts(of_source, moment):
+            _say(f"s3napback: in doubt: {doubt}")
     for fault in faults:
         print(printable(fault, ""))
     _say(f"{checked} archives checked, {len(faults)} faults")
