@@ -1026,6 +1026,23 @@ class Moment:
             return datetime.fromtimestamp(at).astimezone()
         return datetime.fromtimestamp(at, self.zone)
 
+    def epoch_of(self, wall: datetime) -> float:
+        """Epoch seconds of the last moment at which the local clock showed no more than this.
+
+        wall: without a zone. So an hour that the clock showed twice is taken with both, and of one
+        that it left out nothing is.
+        """
+        low, high = sorted(
+            wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1)
+        )
+        while high - low > 1 and self.local(high).replace(tzinfo=None) > wall:
+            middle = (low + high) / 2
+            if self.local(middle).replace(tzinfo=None) > wall:
+                high = middle
+            else:
+                low = middle
+        return high if self.local(high).replace(tzinfo=None) <= wall else low
+
     def yday(self, epoch: float | None = None) -> int:
         """Local day of the year, from 0."""
         return self.local(epoch).timetuple().tm_yday - 1
@@ -4976,32 +4993,35 @@ def _moment_text(local: Moment, at: float) -> str:
 
 
 def parse_when(text: str, moment: Moment) -> float:
-    """Epoch seconds of a moment as people write it, local unless it names a zone.
+    """Epoch seconds of a moment as people write it, on the local clock of that time unless it names
+    a zone.
 
     "now", "today", "yesterday", "3 days ago", "5 hours ago", "2026-11-20" (to its end),
-    "2026-11-20 03:00". Raises Failure (status 2) for another.
+    "2026-11-20 03:00" (to the end of that minute). Raises Failure (status 2) for another.
     """
-    words = text.strip().lower()
-    match = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
-    if words == "now":
-        return moment.epoch
-    if match:
-        unit = {"minute": 60, "hour": 3600, "day": 86400, "week": 604800}[match[2]]
-        return moment.epoch - int(match[1]) * unit
-    day = {"today": 0, "yesterday": 1}.get(words)
-    local = moment.local()
-    end_of_day = local.replace(hour=23, minute=59, second=59, microsecond=999999)
-    if day is not None:
-        return end_of_day.timestamp() - day * 86400
     try:
         from dateutil import parser
     except ImportError as error:
         raise missing_library(error) from error
+    words = text.strip().lower()
+    match = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
+    wall = moment.local().replace(tzinfo=None, fold=0)
+    end_of_day = wall.replace(hour=23, minute=59, second=59, microsecond=999999)
     try:
+        if words == "now":
+            return moment.epoch
+        if match and match[2] in ("minute", "hour"):
+            return moment.epoch - int(match[1]) * {"minute": 60, "hour": 3600}[match[2]]
+        if match:  # days have 23 hours, or 25, where the clock is changed
+            days = int(match[1]) * {"day": 1, "week": 7}[match[2]]
+            return moment.epoch_of(wall - timedelta(days=days))
+        if words in ("today", "yesterday"):
+            return moment.epoch_of(end_of_day - timedelta(days=words == "yesterday"))
         with catch_warnings():
             # Of a zone that it does not know dateutil only warns, and takes local time.
             simplefilter("error", parser.UnknownTimezoneWarning)
-            return parser.parse(text, default=end_of_day).timestamp()
+            at = parser.parse(text, default=end_of_day)
+        return at.timestamp() if at.tzinfo else moment.epoch_of(at)
     except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:
         raise Failure(
             f"cannot read the moment {text!r}", 'write "2026-11-20 03:00", or "3 days ago"',

@@ -1,12 +1,16 @@
 """Which state of a source is restored: marks before dates, and moments as people type them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import Site
@@ -136,3 +140,110 @@ def test_every_night_comes_back_although_the_clock_was_wrong_in_one(
         assert Path(f"{tmp_path}/{n}{site.data}/file").read_text() == content
     assert s3napback.main([*words, "--to", f"{tmp_path}/last"]) == 0
     assert Path(f"{tmp_path}/last{site.data}/file").read_text() == contents[-1]
+
+
+# ---- moments as people type them ----
+
+BERLIN = ["Europe/Berlin", "CET-1CEST,M3.5.0,M10.5.0/3"]
+
+
+@pytest.fixture(params=BERLIN)
+def berlin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+WINTER, SUMMER = datetime(2026, 11, 26, 12), datetime(2027, 4, 1, 12)
+
+
+@pytest.mark.parametrize(("now", "text", "utc"), [
+    (WINTER, "2026-07-21 02:30", "2026-07-21T00:30:59"),
+    (WINTER, "2026-07-21 02:30:00", "2026-07-21T00:30:00"),
+    (WINTER, "2026-07-21", "2026-07-21T21:59:59"),
+    (WINTER, "2026-01-21", "2026-01-21T22:59:59"),
+    (WINTER, "2026-07-21 02:30 +0200", "2026-07-21T00:30:59"),
+    (WINTER, "2026-07-21 02:30:00 +0100", "2026-07-21T01:30:00"),
+    (WINTER, "2026-07-21 02:30 CEST", "2026-07-21T00:30:59"),
+    (WINTER, "2026-07-21T02:30:00Z", "2026-07-21T02:30:00"),
+    (SUMMER, "2027-01-21 02:30:00", "2027-01-21T01:30:00"),
+    # The hour that the clock showed twice, and the one that it left out.
+    (WINTER, "2026-10-25 02:30:00", "2026-10-25T01:30:00"),
+    (WINTER, "2026-10-25 02:30:00 +0200", "2026-10-25T00:30:00"),
+    (WINTER, "2026-10-25 01:59:59", "2026-10-24T23:59:59"),
+    (WINTER, "2026-10-25 03:00:00", "2026-10-25T02:00:00"),
+    (SUMMER, "2027-03-28 01:59:59", "2027-03-28T00:59:59"),
+    (SUMMER, "2027-03-28 02:30:00", "2027-03-28T00:59:59"),
+    (SUMMER, "2027-03-28 03:00:00", "2027-03-28T01:00:00"),
+    # Days have 23 hours, or 25.
+    (datetime(2026, 10, 26, 0, 30), "yesterday", "2026-10-25T22:59:59"),
+    (datetime(2026, 10, 25, 23, 30), "yesterday", "2026-10-24T21:59:59"),
+    (datetime(2027, 3, 29, 0, 30), "yesterday", "2027-03-28T21:59:59"),
+    (datetime(2026, 10, 26, 3), "3 days ago", "2026-10-23T01:00:00"),
+    (datetime(2027, 3, 29, 3), "1 week ago", "2027-03-22T02:00:00"),
+    (datetime(2026, 10, 25, 4), "3 hours ago", "2026-10-25T00:00:00"),
+])
+def test_a_moment_is_read_on_the_clock_of_its_own_time(
+    berlin: str, now: datetime, text: str, utc: str
+) -> None:
+    zones = [None] if berlin.startswith("CET") else [None, ZoneInfo(berlin)]
+    for zone in zones:
+        at = s3napback.parse_when(text, s3napback.Moment.of(now.replace(tzinfo=zone)))
+        assert datetime.fromtimestamp(int(at), timezone.utc).isoformat()[:19] == utc
+        # What is shown is read back as the same second.
+        shown = f"{s3napback.Moment.of(now.replace(tzinfo=zone)).local(int(at)):%F %T %z}"
+        assert s3napback.parse_when(shown, s3napback.Moment.of(now)) == int(at)
+
+
+def test_far_away_moments_are_refused() -> None:
+    for text in ("999999 weeks ago", "0001-01-01", "9999-12-31"):
+        try:
+            assert isinstance(s3napback.parse_when(text, s3napback.Moment.of(NIGHT)), float)
+        except Failure as failure:
+            assert failure.status == 2
+
+
+def test_in_winter_a_summer_night_is_restored_by_its_own_time_and_hints_show_it(
+    site: Site, tmp_path: Path
+) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    for hour, minute in ((2, 0), (3, 0)):
+        (site.data / "file").write_text(f"at {hour}")
+        (site.data / "big").write_bytes(os.urandom(3000))
+        now = datetime(2026, 7, 20 + (hour == 3), hour, minute, tzinfo=zone)
+        assert site.run("-f", now=now) == 0
+    words = [sys.executable, s3napback.__file__, "restore", "-c", str(site.conf), str(site.data)]
+    env = {**os.environ, "TZ": "Europe/Berlin"}
+    done = subprocess.run(
+        [*words, "--at", "2026-07-21 02:30", "--to", f"{tmp_path}/a"], env=env, capture_output=True
+    )
+    assert b"as of 2026-07-20 02:00:00 +0200 is in" in done.stderr
+    assert Path(f"{tmp_path}/a{site.data}/file").read_text() == "at 2"
+    last = max(site.archives().values(), key=lambda archive: archive.made)
+    site.store().delete([last.chunks[0].key])
+    done = subprocess.run([*words, "--to", f"{tmp_path}/b"], env=env, capture_output=True)
+    assert (done.returncode, b"2026-07-20 02:00:00 +0200" in done.stderr) == (1, True), done.stderr
+
+
+def test_a_moment_that_list_prints_restores_what_it_names_to_the_fraction_of_a_second(
+    tmp_path: Path,
+) -> None:
+    """The Perl script's archives have the date of their last chunk, which folders keep to ns."""
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1.7e9)
+    store.create()
+    for n in range(3):
+        store.put(f"MySQL/shop-{n}:{0:020d}", f"night {n}".encode(), {})
+        at = 1_700_000_000 + n * 86400 + 0.75
+        os.utime(tmp_path / "b" / f"MySQL%2Fshop-{n}%3A{0:020d}", (at, at))
+    place = ["-b", "b", "--endpoint", f"file://{tmp_path}"]
+    for env in ({"TZ": "UTC"}, {"TZ": "Asia/Kathmandu"}):
+        command = [sys.executable, s3napback.__file__]
+        run = partial(subprocess.run, capture_output=True, text=True, env={**os.environ, **env})
+        line = run([*command, "list", *place]).stdout.splitlines()[-1]
+        moments = line.removeprefix("  can be restored as of: ").split(", ")
+        assert len(moments) == 3
+        for n, moment in enumerate(moments):
+            done = run([*command, "restore", *place, "MySQL/shop", "--at", moment, "--stdout"])
+            assert done.stdout == f"night {n}", done.stderr
