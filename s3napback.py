@@ -6644,7 +6644,7 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
     seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
     sources = _sources((found for _, found in seen), bucket.kinds)
     if names:
-        meant = _meant(names[0], sources, bucket.prefix)
+        meant = _meant(key_text(names[0]), sources, bucket.prefix)
         sources = {key: sources[key] for key in meant}
         if not sources:
             raise Failure(f"there is no backup of {names[0]} in {bucket.store.bucket}")
