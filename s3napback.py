@@ -949,6 +949,10 @@ def _job(
         for entry in _names("Exclude", timing.values("Exclude"), warnings):
             assert isinstance(entry, Value)
             found.append(entry.text)
+            # tar's names have no slash at the end, no two in a row, and no "." for a part.
+            if re.search(r"^\./|//|.[/]$", entry.text):
+                _warn_once(warnings, f"{entry.where}: Exclude {entry.text} excludes nothing; write"
+                                     f" {os.path.normpath(entry.text)}")
         excludes = tuple(found)
     if kind == MYSQL:
         options = _mysql_options(timing, warnings)
@@ -1167,6 +1171,17 @@ def slot_mode(cycle: CycleSpec, slot: int) -> str:
     if cycle.cycle_type == "HanoiCycle" or perl_modulo(slot, cycle.diffs + 1) == 0:
         return FULL
     return DIFF
+
+
+def slot_of_full_before(cycle: CycleSpec, moment: Moment, dumps: bool) -> int | None:
+    """The slot of the last FULL that was due before that day; None if none was within a year."""
+    for days in range(1, 367):
+        day = Moment(moment.epoch - days * 86400, moment.zone).day
+        if is_backup_day(cycle, day):
+            slot = slot_number(cycle, day, ignore_diffs=dumps)
+            if dumps or slot_mode(cycle, slot) == FULL:
+                return slot
+    return None
 
 
 def _require_frequency(cycle: CycleSpec) -> None:
@@ -1415,11 +1430,11 @@ def tar_stage(
     holes are stored as such; shown: as the original's line, for test mode.
     """
     words = ["tar", "-f", "-"]
-    if left_out:
-        words += ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in left_out)]
-        words += ["--no-anchored", "--wildcards"]
     for pattern in excludes:
         words += ["--exclude", pattern]
+    if left_out:
+        # Both count for what follows them. To take them back would leave directories out, too.
+        words += ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in left_out)]
     words += ["-g", snapshot, "-C", "/", "-cp"]
     if not shown:
         words += [*TAR_ATTRIBUTES, *TAR_MEMORY]
@@ -1433,8 +1448,10 @@ def tar_stage(
     return Stage((*words, *names), (("LC_MESSAGES", "C"), ("LANGUAGE", "C")))
 
 
-# How tar is to compare with what it remembers, and to say what it met: devices were compared by
-# `Draft.keep_in_place`; a rename that it sees nevertheless is told; names can be read back.
+# How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
+# by `Draft.keep_in_place`: not to compare them at all would take another disk at the same place, or
+# another night's snapshot of a file system, for the one that is stored, since their inode numbers
+# are the same. A rename that tar sees nevertheless is told, and names can be read back.
 TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--quoting-style=escape")
 
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
@@ -1826,6 +1843,119 @@ def expand_home(name: str, env: Mapping[str, str]) -> str:
     if name == "~" or name.startswith("~/"):
         return env.get("HOME", "/") + name[1:]
     return os.path.expanduser(name)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a Directory line leads to
+# --------------------------------------------------------------------------------------------------
+
+
+def path_of(name: str) -> str:
+    """The path of a Directory's name, as tar takes it: without a slash at its end."""
+    return os.path.join("/", name).rstrip("/") or "/"
+
+
+def access_fault(name: str) -> str:
+    """Why tar could read nothing at all of what a name leads to, "" where it can."""
+    path = path_of(name)
+    if os.path.islink(path):
+        return ""
+    if os.path.isdir(path):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            return f"directory {path} cannot be opened: {error.strerror}"
+        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} may be opened"
+    return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
+
+
+def is_empty_folder(path: str) -> bool:
+    """Whether it is a directory with nothing in it."""
+    try:
+        return not os.path.islink(path) and not os.listdir(path)
+    except OSError:
+        return False
+
+
+def links_among(names: Sequence[str]) -> list[str]:
+    """A sentence for each of a job's names that is a symbolic link, and leads to none of them."""
+    links = [path for path in map(path_of, names) if os.path.islink(path)]
+    stored = [os.path.realpath(path) for path in map(path_of, names) if path not in links]
+    said = []
+    for link in links:
+        target = os.path.realpath(link)
+        if all(_within(target, place) is None for place in stored):
+            said.append(f"{link} is a symbolic link: nothing of {target}, to which it leads, is"
+                        f" stored; name {target} in the config")
+    return said
+
+
+def _within(path: str, folder: str) -> str | None:
+    """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
+    start = folder.rstrip("/") + "/"
+    return path[len(start) :] if f"{path}/".startswith(start) else None
+
+
+def names_within(names: Sequence[str], path: str) -> list[str]:
+    """What tar calls a path that lies in one of a job's names, however either is written."""
+    real = os.path.realpath(path)
+    found = []
+    for name in names:
+        if rest := _within(real, os.path.realpath(path_of(name))):
+            found.append(f"{name.rstrip('/')}/{rest}")
+    return found
+
+
+class Mount(NamedTuple):
+    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
+
+    device: str
+    place: str
+    kind: str
+
+
+def mounts() -> list[Mount]:
+    """All of this process's, none where that is not known (proc(5), /proc/PID/mountinfo)."""
+    found: dict[str, Mount] = {}
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split()
+            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
+            kind = fields[fields.index(b"-") + 1]
+            mount = Mount(fields[2].decode(), os.fsdecode(place), kind.decode())
+            found[mount.place] = mount  # the last one hides those below it
+    return list(found.values())
+
+
+def mounts_of(names: Sequence[str], known: Sequence[Mount]) -> list[tuple[str, Mount]]:
+    """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
+    those within them: first those that begin outside."""
+    outside: list[tuple[str, Mount]] = []
+    within: list[tuple[str, Mount]] = []
+    for name in names:
+        real = os.path.realpath(path_of(name))
+        around = [mount for mount in known if _within(real, mount.place) is not None]
+        for mount in sorted(around, key=lambda mount: len(mount.place))[-1:]:
+            (within if mount.place == real else outside).append((name, mount))
+        for mount in known:
+            if rest := _within(mount.place, real):
+                within.append((f"{name.rstrip('/')}/{rest}", mount))
+    return outside + within
+
+
+def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.stat_result]]:
+    """(name, status) of directories that a job may meet twice, by a second way: bind mounts.
+
+    No directory of Linux has two names but by mounts of one file system.
+    """
+    seen = set()
+    for name, mount in places:
+        if mount.device in seen and mount.place == os.path.realpath(path_of(name)):
+            top = os.fsencode(os.path.join("/", name)).rstrip(b"/")
+            for folder, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):
+                    yield os.fsencode(name).rstrip(b"/") + folder[len(top) :], os.lstat(folder)
+        seen.add(mount.device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2280,6 +2410,14 @@ def folder_root(endpoint: str | None) -> str | None:
 
 # Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
 _NAME_PIECE = 180
+
+
+def bucket_folders(root: str, own: str) -> list[str]:
+    """The folders of a bucket, and of all others that this program made beside it."""
+    with contextlib.suppress(OSError):
+        return [entry.path for entry in os.scandir(root)
+                if entry.name == own or os.path.isdir(os.path.join(entry.path, ".meta"))]
+    return []
 
 
 class FolderStore:
@@ -3543,6 +3681,22 @@ class State:
                 day_before = self._moment.epoch - 86400
                 os.utime(self.diff_file(name), (day_before, day_before))
 
+    def last_seen(self, name: str) -> Iterator[Folder]:
+        """What tar saw of each directory at the last backup; nothing where that is not known."""
+        with contextlib.suppress(FileNotFoundError, ValueError), open(
+            self.diff_file(name), "rb"
+        ) as file:
+            yield from Snapshot.read(file).folders
+
+    def own_files(self, name: str) -> list[str]:
+        """What of DiffDir is no one's data: all of it, or where it holds other things, too, our
+        notes and the name's diff file."""
+        entries = os.listdir(self._folder)
+        notes = [entry for entry in entries if entry.startswith(_DRAFT_START)]
+        if all(entry.endswith(".diff") for entry in set(entries) - set(notes)):
+            return [self._folder]
+        return [*(self._folder + entry for entry in notes), self.diff_file(name)]
+
     def revision(self, name: str) -> int:
         """The last revision that was backed up, -1 for none. Raises Failure if it is unreadable."""
         path = self.diff_file(name)
@@ -3682,13 +3836,27 @@ class Folder(NamedTuple):
     name: bytes
     entries: bytes = b""
 
+    @property
+    def path(self) -> str:
+        return os.path.join("/", os.fsdecode(self.name))
+
+    def now(self) -> tuple[int, int]:
+        """(device, inode) of what its path leads to now, zeros for nothing."""
+        try:
+            info = os.lstat(self.path)
+        except OSError:
+            return 0, 0
+        return info.st_dev, info.st_ino
+
     def is_in_place(self) -> bool:
         """Whether its path leads to the same directory now."""
-        try:
-            info = os.lstat(os.path.join(b"/", self.name))
-        except OSError:
-            return False
-        return (info.st_dev, info.st_ino) == (self.device, self.inode)
+        return self.now() == (self.device, self.inode)
+
+    def is_unmounted(self) -> bool:
+        """Whether there is an empty mount point now where a file system was."""
+        device, inode = self.now()
+        return bool(self.entries and inode != self.inode and device != self.device
+                    and is_empty_folder(self.path) and not os.path.ismount(self.path))
 
 
 @dataclass(frozen=True)
@@ -3810,16 +3978,18 @@ class Draft:
         with _diff_dir_errors():
             return os.stat(self.path).st_mtime_ns != 0
 
-    def keep_in_place(self, twins: Iterable[Folder] = ()) -> None:
+    def keep_in_place(self, twins: Iterable[tuple[bytes, os.stat_result]] = ()) -> None:
         """Forgets the directories that are not where tar saw them, by path, device and inode.
 
         tar knows a directory again by device and inode, and stores one that has moved as a rename,
         which on the way back cannot be done where the name is still taken. So the device numbers
         are masked: none is known again but in its place, and there by its inode, since tar does
         not look at the device (`TAR_MEMORY`). What it does not know, it stores whole.
-        twins: what tar would take for renamed from another directory of this backup.
+        twins: (name, status) of what tar would take for another directory of this backup, renamed.
         """
-        missing = {folder.name: folder for folder in twins}
+        missing = {
+            name: Folder(b"0", b"0", b"0", info.st_dev, info.st_ino, name) for name, info in twins
+        }
         if missing and not os.path.getsize(self.path):
             with _diff_dir_errors(), open(self.path, "wb") as file:
                 file.write(_EMPTY_SNAPSHOT)
@@ -4221,19 +4391,35 @@ class Run:
     def _has_full(self, task: Task, *, besides: str = "") -> bool:
         """Whether a complete FULL of the task's source is in the bucket, besides that archive;
         True if it cannot be told."""
-        start, prefix = self._archive_start(task), self._settings.prefix
         try:
-            for archive, objects in groupby_archive(listing(self._store, start)):
-                parts = parse_archive_name(archive, prefix)
-                full = parts and parts[3] == FULL and archive != besides
-                # Another name may begin like this one.
-                if parts and full and start == archive_start(parts[0] or "", parts[1], prefix):
+            for archive, mode, objects in self._archives_of(task):
+                if mode == FULL and archive != besides:
                     whole = assemble(archive, objects, self._store.head)
                     if whole and whole.complete:
                         return True
         except Failure:
             return True
         return False
+
+    def _archives_of(self, task: Task) -> Iterator[tuple[str, str, Sequence[StoredObject]]]:
+        """(archive, mode, objects) of all that is in the bucket of the task's source."""
+        start, prefix = self._archive_start(task), self._settings.prefix
+        for archive, objects in groupby_archive(listing(self._store, start)):
+            parts = parse_archive_name(archive, prefix)
+            # Another name may begin like this one.
+            if parts and start == archive_start(parts[0] or "", parts[1], prefix):
+                yield archive, parts[3], list(objects)
+
+    def _full_before(self, task: Task) -> int:
+        """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
+        cycle, dumps = CycleSpec.of(task.job.timing), task.kind in (MYSQL, POSTGRESQL)
+        name = stored_name(task.kind, task.name)
+        slot = slot_of_full_before(cycle, self._context.moment, dumps)
+        objects: Sequence[StoredObject] = ()
+        if slot is not None:
+            archive = archive_name(task.kind, name, slot, FULL, self._settings.prefix)
+            objects = archive_objects(self._store, archive)
+        return sum(item.size for item in objects or task.present)
 
     def _archive_start(self, task: Task) -> str:
         return archive_start(
@@ -4340,18 +4526,69 @@ class Run:
         else:
             self._store_archive(task)
 
-    def _source(self, task: Task, snapshot: str) -> Stage:
-        """The command whose output is the backup; `snapshot` is tar's file of what it saw."""
+    def _survey_directory(self, task: Task, warnings: list[str]) -> list[str]:
+        """The names that a Directory stands for; adds to the warnings. Raises Failure where there
+        is nothing, and was something: a file system that is not mounted is not to be stored."""
+        names = expand_name(task.name, self._context.env)
+        warnings += links_among(names)
+        seen: dict[bytes, Folder] = {}
+        known = False
+        for folder in self._state.last_seen(task.name):
+            known = True
+            if any(folder.name == os.fsencode(name.rstrip("/") or "/") for name in names):
+                seen[folder.name] = folder
+                if folder.now()[1] == folder.inode and not folder.is_in_place() and not task.fresh:
+                    task.log.info("the device of %s has another number: everything that was there"
+                                  " is stored again", folder.path)
+            elif folder.is_unmounted():
+                warnings.append(f"{folder.path} was another file system at the last backup, and is"
+                                " empty: is it not mounted?")
+        faults = [fault for name in names if (fault := access_fault(name))]
+        empty = [name for name in names if is_empty_folder(path_of(name))]
+        for name in empty:
+            before = seen.get(os.fsencode(name.rstrip("/") or "/"))
+            if before and before.entries:
+                faults.append(f"directory {before.path} is empty, and was not at its last backup")
+        if empty == names and not known and any(self._archives_of(task)):
+            faults.append(f"directory {task.name} is empty, and archives of it are in the bucket")
+        if faults and not self._context.force:
+            raise Failure(faults[0], "mount it, or see who may read it; -f stores it as it is")
+        warnings += faults
+        return names
+
+    def _left_out(self, task: Task, names: Sequence[str]) -> list[str]:
+        """What tar calls our own files within its names: backups of backups grow without end."""
+        own = self._state.own_files(task.name)
+        if root := folder_root(self._settings.s3_endpoint):
+            own += bucket_folders(root, self._settings.bucket)
+        left_out = {path: found for path in own if (found := names_within(names, path))}
+        for path in left_out:
+            task.log.info("%s lies in %s, and is left out of the archive", path, task.name)
+        return [name for found in left_out.values() for name in found]
+
+    def _tar(self, task: Task, draft: Draft, warnings: list[str]) -> Stage:
+        """The command that reads a Directory, with a draft that fits to it."""
+        env = self._context.env
+        names = self._survey_directory(task, warnings)
+        places = mounts_of(names, mounts())
+        draft.keep_in_place(twins_in(places))
+        draft.hand_over()
+        return tar_stage(
+            names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
+            left_out=self._left_out(task, names),
+            sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
+        )
+
+    def _source(self, task: Task) -> Stage:
+        """The command whose output is the backup; for a Directory only as test mode shows it."""
         env = self._context.env
         if task.kind == DIRECTORY:
             excludes = [expand_home(pattern, env) for pattern in task.job.excludes]
             try:
                 names = expand_name(task.name, env)
             except Failure:
-                if not self._context.test:
-                    raise
                 names = [task.name]
-            return tar_stage(names, excludes, snapshot, shown=self._context.test)
+            return tar_stage(names, excludes, self._state.diff_file(task.name), shown=True)
         if task.kind == SUBVERSION:
             assert task.revisions is not None
             return subversion_stage(task.name, *task.revisions)
@@ -4366,7 +4603,7 @@ class Run:
         where = _shown_access(settings)
         target = shlex.quote(path)
         pipeline = shown_pipeline(
-            self._source(task, self._state.diff_file(task.name)),
+            self._source(task),
             task.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
         )
         send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {target}"
@@ -4398,19 +4635,21 @@ class Run:
 
     def _store_archive(self, task: Task) -> None:
         self._announce(task)
+        size_before = self._full_before(task) if task.mode == FULL else 0
         with contextlib.ExitStack() as stack:
             draft = None
             if task.kind in (DIRECTORY, SUBVERSION):
                 draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
             before = ""
+            warnings: list[str] = []
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
-                draft.keep_in_place()
-                draft.hand_over()
-            stages = [self._source(task, draft.path if draft else ""), *self._filters()]
+                source = self._tar(task, draft, warnings)
+            else:
+                source = self._source(task)
+            stages = [source, *self._filters()]
             task.log.debug("%s", " | ".join(map(str, stages)))
             began = Moment(self._context.clock()).utc_text()
-            warnings: list[str] = []
 
             def closing(said: Sequence[str]) -> dict[str, str]:
                 warnings.extend(said)
@@ -4451,6 +4690,11 @@ class Run:
                 draft.keep()
                 if not stored.tidy:
                     self._state.doubt(task.name)  # the next call of today tidies up
+        if stored.size * 10 < size_before:
+            warnings.append(
+                f"it has {size_text(stored.size)}, the full backup before it"
+                f" {size_text(size_before)}: is all of it there?"
+            )
         self._account(task, stored, warnings)
 
     def _filters(self) -> list[Stage]:
@@ -7534,13 +7778,15 @@ class _Check:
     def _source(self, job: Job) -> None:
         subject = f"{job.kind} {job.name}"
         if job.kind == DIRECTORY:
-            for name in expand_name(job.name, self._env):
-                path = os.path.join("/", name)
-                if os.path.isdir(path):
-                    os.scandir(path).close()
-                elif not os.access(path, os.R_OK):
-                    raise Failure(f"{path} cannot be read", "run this as a user who may")
-            self._say("ok", subject, "can be read")
+            names = expand_name(job.name, self._env)
+            faults = [fault for name in names if (fault := access_fault(name))]
+            for fault in faults:
+                self._say("error", subject, fault, "run this as a user who may read it")
+            links = links_among(names)
+            for text in links:
+                self._say("error", subject, text)
+            if not faults and not links:
+                self._say("ok", subject, "can be read")
         elif job.kind in (SUBVERSION, SUBVERSION_DIR):
             places = [job.name] if job.kind == SUBVERSION else repositories_in(job.name)
             for place in places:
