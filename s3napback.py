@@ -416,9 +416,11 @@ class _Reader:
         try:
             self.sources = [_open_source(path)]
         except OSError as error:
+            mine = isinstance(error, PermissionError)
             raise Failure(
                 f"Unable to open file '{path}': {error.strerror}",
-                "name a config file with -c FILE", status=EXIT_USAGE,
+                "make it readable for the user that runs this" if mine
+                else "name a config file with -c FILE", status=EXIT_USAGE,
             ) from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
@@ -1679,18 +1681,17 @@ class Pipeline:
     ) -> None:
         self._stages = tuple(stages)
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._errors: list[IO[bytes]] = []
         self._ends: dict[int, StageEnd] = {}
         source: IO[bytes] | int = subprocess.DEVNULL
+        self._errors = [temp_file() for _ in self._stages]  # closed by `kill`
         try:
-            for stage in self._stages:
-                self._errors.append(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `kill`
-                last = len(self._errors) == len(self._stages)
+            for stage, errors in zip(self._stages, self._errors, strict=True):
+                last = errors is self._errors[-1]
                 process = subprocess.Popen(
                     stage.argv,
                     stdin=source,
                     stdout=output if last and output is not None else subprocess.PIPE,
-                    stderr=self._errors[-1],
+                    stderr=errors,
                     env=_stage_environment(env, stage),
                     bufsize=0,
                 )
@@ -1759,6 +1760,24 @@ def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
             result["LANG"] = result.pop("LC_ALL")
         result.update(stage.env)
     return result
+
+
+def temp_file() -> IO[bytes]:
+    """An unnamed file in the system's folder for such. Raises Failure."""
+    folder = temp_folder()
+    with os_failures(f"make a temporary file in {folder}"):
+        return tempfile.TemporaryFile(dir=folder)
+
+
+def temp_folder() -> str:
+    """The system's folder for temporary files. Raises Failure where there is none."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:  # its text has the list of those that were tried
+        raise Failure(
+            f"temporary files have no place: {error.strerror}",
+            "make room in one of them, or set TMPDIR in the crontab to one that can be written",
+        ) from error
 
 
 def _start_failure(stage: Stage, error: OSError) -> Failure:
@@ -2206,7 +2225,7 @@ class Buffer:
             self._file.close()
 
     def _keeping(self) -> str:
-        return f"keep a chunk on its way in {self._folder or tempfile.gettempdir()}"
+        return f"keep a chunk on its way in {self._folder or temp_folder()}"
 
 
 # Of a disk on which chunks wait, the part that is left to others.
@@ -2217,7 +2236,7 @@ def has_room(size: int, folder: str | None, count: int = 1) -> bool:
     """Whether `count` more buffers of that size, bytes, fit where they would be."""
     if size <= _LARGEST_IN_MEMORY:
         return True
-    disk = shutil.disk_usage(folder or tempfile.gettempdir())
+    disk = shutil.disk_usage(folder or temp_folder())
     return disk.free - size * count >= disk.total * _LEFT_FREE
 
 
@@ -2517,7 +2536,11 @@ class FolderStore:
             raise Failure(
                 f"folder {self._root} of S3Endpoint does not exist", "mount or make it, then retry"
             )
-        return os.path.isdir(self._folder)
+        with _folder_errors(f"look into {self._folder}"):
+            try:
+                return stat.S_ISDIR(os.stat(self._folder).st_mode)
+            except FileNotFoundError:
+                return False
 
     def create(self) -> None:
         with _folder_errors(f"make the bucket {self._folder}"):
@@ -5285,7 +5308,7 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
     """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
     stream raised; then the filter is gone, and its last bytes are not handed on."""
     fault: list[BaseException] = []
-    with tempfile.TemporaryFile() as errors:
+    with temp_file() as errors:
         try:
             process = subprocess.Popen(
                 stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
@@ -5409,7 +5432,7 @@ def extract(
     if os.geteuid() == 0:
         words.append("--same-owner")
     stage = Stage((*words, "--", *members))
-    with tempfile.TemporaryFile() as errors:
+    with temp_file() as errors:
         try:
             process = subprocess.Popen(
                 stage.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
@@ -6300,6 +6323,11 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     def clock() -> float:
         return start + time.monotonic() - started
 
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: what is opened next must not be the standard error of a tool
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # A core dump would hold the secret key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     for stream in (sys.stdout, sys.stderr):
@@ -7234,9 +7262,9 @@ def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[],
     chosen = [archives[link.archive] for link in chain.links]
     script = restore_script(names[0], kind, chosen, bucket)
     # The keys in it are UTF-8, whatever the terminal is.
-    sys.stdout.flush()
-    sys.stdout.buffer.write(script.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
+    output = _standard_output()
+    output.write(script.encode("utf-8", "surrogateescape"))
+    output.flush()
     return EXIT_OK
 
 
@@ -7571,6 +7599,8 @@ class _Check:
             needed += [("pg_dump",), ("pg_dumpall",)]
         if self._settings.gpg_recipients:
             needed.append(("gpg",))
+        with self._subject("TMPDIR"):
+            temp_file().close()
         for names in needed:
             tool = find_tool(names, self._env) or ""
             path = shutil.which(tool, path=self._env.get("PATH"))
@@ -7876,6 +7906,7 @@ def cmd_demo(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
     """`demo`: the life of a backup in a throwaway folder. Raises Failure where it does not pass."""
     if words:
         raise Failure(f"demo takes no arguments: {words[0]}", status=EXIT_USAGE)
+    _standard_output()  # without one there is nothing to see
     # A short path: gpg's agent listens on a socket in it, whose path has a limit of 108 bytes.
     with tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp") as folder:
         demo = _Demo(folder, moment)
