@@ -3168,45 +3168,48 @@ class Archive:
             return self.modified
         return made.timestamp() if 0 <= made.timestamp() < _LATEST else self.modified
 
+    def made_on(self, moment: Moment) -> str:
+        """The local day of the run that made it, in ISO 8601; `moment` has the zone."""
+        return self.metadata.get("day") or moment.date(self.made).isoformat()
+
 
 @dataclass(frozen=True)
 class Link:
-    """A stored archive, as a DIFF that continues it will know it again.
+    """A stored archive, as a DIFF that continues it will know it again: by the random id of its
+    upload, since another upload may have the same content.
 
-    upload: its `s3napback-archive`, "" without; md5: of its chunks' MD5s, as `digest_of_digests`.
+    upload: its `s3napback-archive`; md5: of its chunks' ETags, as `digest_of_digests`; modified:
+    of its newest chunk, epoch seconds, when it was last found, so that nothing need be asked.
     """
 
     archive: str
     upload: str
-    chunks: int
-    md5: str
+    md5: str = ""
+    modified: float = 0.0
 
-    @staticmethod
-    def to(archive: Archive) -> Link:
-        etags = [item.etag for item in archive.chunks]
-        try:
-            md5 = digest_of_digests(etags)
-        except ValueError:  # ETags of another kind
-            md5 = ""
-        upload = archive.metadata.get("archive", "")
-        return Link(archive.name, upload, len(archive.chunks), md5)
-
-    def holds(
+    def find(
         self,
         objects: Sequence[StoredObject],
         head: Callable[[str], Mapping[str, str] | None],
-    ) -> bool:
-        """Whether the archive is still whole among these objects, all that its name has.
-
-        head: as for `assemble`; asked only where the ETags do not say it.
-        """
-        for group in _uploads(objects).values():
-            etags = [item.etag for item in group if _number(item) < self.chunks]
-            with contextlib.suppress(ValueError):
-                if len(etags) == self.chunks and digest_of_digests(etags) == self.md5:
-                    return True
+    ) -> Archive | None:
+        """The archive, if it is still whole among these objects, all that its name has; head: as
+        for `assemble`."""
         now = assemble(self.archive, objects, head)
-        return bool(now and now.complete and self.upload == now.metadata.get("archive"))
+        return now if now and now.complete and now.metadata.get("archive") == self.upload else None
+
+    def checked(
+        self,
+        objects: Sequence[StoredObject],
+        head: Callable[[str], Mapping[str, str] | None],
+    ) -> Link | None:
+        """Itself, for the next time, if the archive is still whole; see `find`."""
+        for group in _uploads(objects).values():
+            with contextlib.suppress(ValueError):  # ETags of another kind
+                unchanged = max(item.modified for item in group) == self.modified
+                if unchanged and digest_of_digests(item.etag for item in group) == self.md5:
+                    return self
+        found = self.find(objects, head)
+        return replace(self, modified=found.modified) if found else None
 
 
 @dataclass(frozen=True)
@@ -3214,6 +3217,7 @@ class Stored:
     """What an upload left in the bucket. size: bytes; tidy: it is in its place, alone there."""
 
     link: Link
+    chunks: int
     size: int
     tidy: bool = True
 
@@ -3244,6 +3248,17 @@ def groupby_archive(
 
     for archive, group in itertools.groupby(objects, key=archive_of):
         yield archive, list(group)
+
+
+def archives_of(
+    store: Store, start: str, prefix: str
+) -> Iterator[tuple[str, str, list[StoredObject]]]:
+    """(archive, mode, its chunks) of one source, whose names start as `archive_start` says."""
+    for archive, objects in groupby_archive(listing(store, start)):
+        parts = parse_archive_name(archive, prefix)
+        # Another name may begin like this one.
+        if parts and start == archive_start(parts[0] or "", parts[1], prefix):
+            yield archive, parts[3], objects
 
 
 def digest_of_digests(digests: Iterable[str]) -> str:
@@ -3389,7 +3404,6 @@ def upload(
     closing: Callable[[], Mapping[str, str]] = dict,
     progress: Callable[[int], None] = lambda size: None,
     safe: bool = False,
-    replacing: Callable[[], None] = lambda: None,
     ready: Callable[[], object] = lambda: None,
     folder: str | None = None,
     log: logging.Logger,
@@ -3403,8 +3417,8 @@ def upload(
     closing: called when the stream has ended, before the last chunk makes the archive complete:
     it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
     says; progress: told the bytes of each stored chunk; safe: the old archive stays until the new
-    one is complete, at the price of room for both; replacing: called before the old one goes;
-    ready: called in the threads that send, before they do: waits until that is allowed.
+    one is complete, at the price of room for both; ready: called in the threads that send, before
+    they do: waits until that is allowed.
     Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
     """
     marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
@@ -3426,12 +3440,10 @@ def upload(
                 elif number == 0:
                     # From here until the last chunk is stored this slot holds no archive: the
                     # price of a slot that is not kept twice. The other slots are untouched.
-                    replacing()
                     delete_chunks(store, replaced)
                 uploader.submit(number, chunk)
                 number += 1
             last = dict(closing())
-            replacing()
             size = number * chunk_size + len(chunk)
             uploader.finish_with(number, chunk, last)
         except BaseException as error:
@@ -3453,8 +3465,7 @@ def upload(
         )
         log.error("Could not %s: %s", what, failure)
         tidy = False
-    link = Link(archive, marks[f"{META}archive"], number + 1, uploader.md5)
-    return Stored(link, size, tidy)
+    return Stored(Link(archive, marks[f"{META}archive"], uploader.md5), number + 1, size, tidy)
 
 
 def finish_replacement(
@@ -3670,7 +3681,35 @@ def download(
 
 # The names of drafts of diff files, and of notes on what they continue. No diff file is called so:
 # they start with the job's name.
-_DRAFT_START, _DRAFT_END, _CHAIN_END = ".s3napback-", ".draft", ".chain"
+_DRAFT_START, _DRAFT_END, _NOTES_END = ".s3napback-", ".draft", ".chain"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What we know of a diff file that we wrote; one without notes is the Perl script's.
+
+    reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
+    links: the archives there, oldest first, that together end where the diff file does.
+    """
+
+    reached: str
+    place: str
+    links: tuple[Link, ...]
+
+    def to_json(self) -> dict[str, object]:
+        links = [[link.archive, link.upload, link.md5, link.modified] for link in self.links]
+        return {"reached": self.reached, "place": self.place, "links": links}
+
+    @staticmethod
+    def from_json(given: Any) -> Notes:
+        """Raises LookupError, TypeError or ValueError where anything is missing."""
+        links = tuple(
+            Link(str(archive), str(upload), str(md5), float(modified))
+            for archive, upload, md5, modified in given["links"]
+        )
+        if not links:
+            raise ValueError("no links")
+        return Notes(str(given["reached"]), str(given["place"]), links)
 
 
 class State:
@@ -3681,28 +3720,34 @@ class State:
 
     def __init__(self, folder: str, moment: Moment) -> None:
         self._folder, self._moment = folder, moment
+        self._files: dict[str, str] | None = None  # of those that have notes: digest → diff file
 
     def diff_file(self, name: str) -> str:
-        return self._folder + diff_file_name(name)
+        """Its path: the Perl script's, unless that is another name's (`/a/b` and `/a_b`)."""
+        if self._files is None:
+            self._files = dict(self._noted_files())
+        own, digest = diff_file_name(name), self._digest(name)
+        if digest not in self._files:
+            taken = own in self._files.values()
+            self._files[digest] = f"{own[:-5]}-{digest[:8]}.diff" if taken else own
+        return self._folder + self._files[digest]
 
-    def backed_up_on(self, name: str) -> int | None:
-        """The local day of the year, from 0, of the name's diff file; None without one."""
+    def _noted_files(self) -> Iterator[tuple[str, str]]:
+        with contextlib.suppress(FileNotFoundError):
+            for entry in sorted(os.listdir(self._folder)):
+                if entry.startswith(_DRAFT_START) and entry.endswith(_NOTES_END):
+                    digest = entry[len(_DRAFT_START) : -len(_NOTES_END)]
+                    if file := self._read_notes(digest).get("file"):
+                        yield digest, str(file)
+
+    def written_on(self, name: str) -> date | None:
+        """The local day of the name's diff file; None without one."""
         try:
-            return self._moment.yday(os.stat(self.diff_file(name)).st_mtime)
+            return self._moment.date(os.stat(self.diff_file(name)).st_mtime)
         except FileNotFoundError:
             return None
         except OSError as error:  # a name too long for a file, for one
             raise os_failure(error, "use the diff file") from error
-
-    def doubt(self, name: str) -> None:
-        """Makes `backed_up_on` say another day, and forgets the notes for `chain`: what is done,
-        and what can be continued, the bucket has to tell."""
-        with _diff_dir_errors():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._chain_file(name))
-            with contextlib.suppress(FileNotFoundError):
-                day_before = self._moment.epoch - 86400
-                os.utime(self.diff_file(name), (day_before, day_before))
 
     def last_seen(self, name: str) -> Iterator[Folder]:
         """What tar saw of each directory at the last backup; nothing where that is not known."""
@@ -3720,70 +3765,81 @@ class State:
             return [self._folder]
         return [*(self._folder + entry for entry in notes), self.diff_file(name)]
 
-    def revision(self, name: str) -> int:
-        """The last revision that was backed up, -1 for none. Raises Failure if it is unreadable."""
-        path = self.diff_file(name)
-        try:
-            with open(path, "rb") as file:
-                text = file.read(64).split(b"\n")[0].strip()
-            return int(text)
-        except FileNotFoundError:
-            return -1
-        except (OSError, ValueError) as error:
-            raise Failure(
-                f"cannot read the revision in {path}: {error}", "delete the file for a full backup"
-            ) from error
-
     def reached(self, kind: str, name: str) -> str:
-        """Where the last stored backup ended, as its `s3napback-state` says; "" for no backup."""
+        """Where the diff file stands, as `s3napback-state` says it; "" for no backup. Raises
+        Failure if it cannot be read."""
         path = self.diff_file(name)
-        if kind == SUBVERSION:
-            revision = self.revision(name)
-            return str(revision) if revision >= 0 else ""
         try:
+            if kind == SUBVERSION:
+                with open(path, "rb") as file:
+                    revision = int(file.read(64).split(b"\n")[0].strip())
+                return str(revision) if revision >= 0 else ""
             state = _snapshot_state(path)
         except FileNotFoundError:
             return ""
+        except ValueError as error:
+            raise Failure(f"cannot read the revision in {path}: {error}",
+                          "delete the file for a full backup") from error
         except OSError as error:
             raise os_failure(error, "read the diff file") from error
         return "" if state == "-" else state
 
-    def chain(self, name: str, reached: str) -> tuple[Link, ...]:
-        """The archives, oldest first, that together end where the diff file does.
+    def is_ahead(self, name: str) -> bool:
+        """Whether tar's snapshot is from later than now: what changed since, tar would miss.
 
-        reached: as the method `reached`; () where the notes are not of this diff file: the Perl
-        script wrote it, or a run was ended between the two.
+        Now is what the file system says, since tar compares with the times of files.
         """
+        with _diff_dir_errors(), open(self.diff_file(name), "rb") as file:
+            head = re.match(rb"GNU tar-[^\n]*\n(\d{1,18})\0", file.read(200))
+            with tempfile.TemporaryFile(dir=self._folder) as new:
+                return head is not None and int(head[1]) > os.fstat(new.fileno()).st_mtime
+
+    def chain(self, name: str) -> tuple[Notes, ...]:
+        """What was noted for the name, newest first: after a run that was ended between the notes
+        and the diff file, the second are those of the diff file."""
         try:
-            with open(self._chain_file(name), encoding="utf-8") as file:
-                notes = json.load(file)
-            links = tuple(
-                Link(str(archive), str(upload), int(chunks), str(md5))
-                for archive, upload, chunks, md5 in notes["links"]
-            )
-            return links if (notes["name"], notes["reached"]) == (key_text(name), reached) else ()
-        except (OSError, ValueError, KeyError, TypeError):
+            return tuple(map(Notes.from_json, self._read_notes(self._digest(name))["states"]))
+        except (LookupError, TypeError, ValueError):
             return ()
 
-    def keep_chain(self, name: str, reached: str, links: Sequence[Link]) -> None:
-        """Notes down what `chain` is to say. Call it before the diff file gets there."""
-        notes = {
-            "name": key_text(name), "reached": reached,
-            "links": [[link.archive, link.upload, link.chunks, link.md5] for link in links],
-        }
-        with _diff_dir_errors():
-            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, self._folder)
-            try:
-                with open(handle, "w", encoding="utf-8") as file:
-                    json.dump(notes, file)
-                os.replace(temp, self._chain_file(name))
-            except BaseException:
-                os.unlink(temp)
-                raise
+    def keep_chain(self, name: str, notes: Notes) -> None:
+        """Call it before the diff file gets there."""
+        states = [one.to_json() for one in (notes, *self.chain(name)[:1])]
+        file = os.path.basename(self.diff_file(name))
+        kept = {"name": key_text(name), "file": file, "states": states}
+        with _diff_dir_errors(), self._new_file() as temp:
+            with open(temp, "w", encoding="utf-8") as output:
+                json.dump(kept, output)
+                output.flush()
+                os.fsync(output.fileno())
+            os.replace(temp, self._notes_file(self._digest(name)))
 
-    def _chain_file(self, name: str) -> str:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-        return f"{self._folder}{_DRAFT_START}{digest}{_CHAIN_END}"
+    def _read_notes(self, digest: str) -> dict[str, Any]:
+        try:
+            with open(self._notes_file(digest), encoding="utf-8") as file:
+                kept = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def _notes_file(self, digest: str) -> str:
+        return f"{self._folder}{_DRAFT_START}{digest}{_NOTES_END}"
+
+    @staticmethod
+    def _digest(name: str) -> str:
+        return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[str]:
+        """A private empty file in DiffDir, which is gone afterwards unless it was renamed."""
+        # Its name comes first: a signal may arrive when it has just been made.
+        temp = f"{self._folder}{_DRAFT_START}{secrets.token_hex(8)}{_DRAFT_END}"
+        try:
+            os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            yield temp
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temp)
 
     @contextlib.contextmanager
     def draft(self, name: str, *, fresh: bool) -> Iterator[Draft]:
@@ -3792,19 +3848,12 @@ class State:
         `Draft.keep` puts it in the diff file's place; otherwise it is gone afterwards.
         """
         path = self.diff_file(name)
-        try:
-            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, self._folder)
-            with open(handle, "wb") as copy:
+        with contextlib.ExitStack() as stack:
+            with _diff_dir_errors():
+                temp = stack.enter_context(self._new_file())
                 if not fresh and os.path.exists(path):
-                    with open(path, "rb") as old:
-                        shutil.copyfileobj(old, copy)
-        except OSError as error:
-            raise os_failure(error, "write in DiffDir") from error
-        try:
+                    shutil.copyfile(path, temp)
             yield Draft(temp, path, self._moment)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temp)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -3974,6 +4023,12 @@ def _diff_dir_errors() -> contextlib.AbstractContextManager[None]:
     return os_failures("write in DiffDir")
 
 
+def bucket_place(endpoint: str | None, bucket: str, prefix: str = "") -> str:
+    """The bucket and the prefix as notes name them: the same for http and https."""
+    where = urllib.parse.urlsplit(endpoint or "")
+    return "/".join(filter(None, ((where.netloc + where.path).rstrip("/"), bucket, prefix)))
+
+
 @dataclass(frozen=True)
 class Draft:
     """A diff file in the making. path: where it is written; target: the diff file."""
@@ -4072,13 +4127,14 @@ log = logging.getLogger(_LOG)
 class Context:
     """What a run is told from outside. moment: now; clock: epoch seconds as time goes by;
     env: the environment of tools; program: how to call this program in a shell;
-    progress: makes the progress display of one archive."""
+    progress: makes the progress display of one archive; host: the name of this machine."""
 
     moment: Moment
     clock: Callable[[], float]
     env: Mapping[str, str]
     program: str
     progress: Callable[[str], contextlib.AbstractContextManager[Callable[[int], None]]]
+    host: str = ""
     test: bool = False
     force: bool = False
 
@@ -4088,9 +4144,12 @@ class Task:
     """One archive that today's run has to make, or the reason why not.
 
     skip: the message and level of a skip; failure: why it cannot be made;
-    present: chunks now under its name; done: a complete archive of today is among them;
-    chain: what a DIFF continues, oldest first; torn: the level and message of why it cannot, so
-    that everything is stored in it.
+    notes: what a DIFF would continue; chain: what it does, oldest first; torn: the level and
+    message of why it does not, so that everything is stored in it;
+    stamped: the diff file is of today, this is what its archive was; unchanged: the repository is
+    as the diff file has it; present: chunks now under its name; done: a complete archive of today
+    is among them; foreign: the other host whose archive it replaces; twin: the place of another
+    job with the same archives.
     """
 
     job: Job
@@ -4099,13 +4158,18 @@ class Task:
     archive: str = ""
     mode: str = FULL
     skip: tuple[int, str] | None = None
-    failure: Failure | None = None
+    failure: Exception | None = None
     revisions: tuple[int, int] | None = None
     verify: bool = False
     present: Sequence[StoredObject] = ()
     done: bool = False
+    foreign: str = ""
+    notes: Notes | None = None
     chain: Sequence[Link] = ()
     torn: tuple[int, str] | None = None
+    stamped: Link | None = None
+    unchanged: bool = False
+    twin: str = ""
     heading: str = ""
 
     @property
@@ -4122,19 +4186,29 @@ class Task:
         """Whether a FULL is there, which may be gone if the upload fails half-way."""
         return self.mode == FULL and bool(self.present)
 
+    def hold_everything(self, level: int, why: str) -> None:
+        """Makes it continue nothing; `why` ends in "everything is stored in it"."""
+        self.torn, self.chain = (level, why), ()
+        if self.revisions:
+            self.revisions = (0, self.revisions[1])
+
 
 @dataclass
 class Tally:
-    """What a run came to. size: bytes stored; warned: of those stored, with warnings."""
+    """What a run came to. size: bytes stored; warned: of those stored, with warnings; doubtful: of
+    all, those whose job is not as it should be."""
 
     stored: int = 0
     warned: int = 0
+    doubtful: int = 0
     skipped: int = 0
     failed: int = 0
     size: int = 0
 
     def status(self) -> int:
-        return EXIT_FAILED if self.failed else EXIT_WARNINGS if self.warned else EXIT_OK
+        if self.failed:
+            return EXIT_FAILED
+        return EXIT_WARNINGS if self.warned or self.doubtful else EXIT_OK
 
     def text(self, seconds: float) -> str:
         warned = f" ({self.warned} with warnings)" if self.warned else ""
@@ -4250,6 +4324,7 @@ class Run:
     ) -> None:
         self._settings, self._context = settings, context
         self._state, self._store = state, store
+        self._place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
         self._tally = Tally()
         self._made: dict[str, str] = {}  # archive → the place of the job that it is for
 
@@ -4259,6 +4334,7 @@ class Run:
         day = self._context.moment.date().isoformat()
         # Planning first: a config that cannot be worked through stores nothing.
         tasks = [task for job in jobs for task in self._plan(job)]
+        self._pair(tasks)
         self._see_what_is_there(tasks, day)
         for task in tasks:
             self._do(task)
@@ -4299,6 +4375,20 @@ class Run:
             tasks[0].heading = heading
         return tasks
 
+    def _pair(self, tasks: Sequence[Task]) -> None:
+        """Fills in `twin`; of two that write tonight, the later does not continue the diff file
+        that the earlier one moves on."""
+        first: dict[str, Task] = {}
+        for task in tasks:
+            other = first.setdefault(self._archive_start(task), task)
+            if other is not task and SUBVERSION_DIR not in (task.kind, other.kind):
+                task.twin = other.job.where
+                if task.mode == DIFF and task.archive != other.archive and other.archive:
+                    task.hold_everything(
+                        logging.WARNING, "another job writes to the same archives tonight;"
+                        " everything is stored in it"
+                    )
+
     def _plan_repositories(
         self, job: Job, slot: int, mode: str, cycle: CycleSpec
     ) -> list[Task]:
@@ -4317,36 +4407,57 @@ class Run:
         self, job: Job, kind: str, name: str, slot: int, mode: str, cycle: CycleSpec
     ) -> Task:
         task = Task(job, kind, name, mode=mode)
-        if kind in (DIRECTORY, SUBVERSION):
-            try:
-                stamp = self._state.backed_up_on(name)
-            except Failure as failure:
-                task.failure = failure
-                return task
-            today = stamp is not None and stamp == self._context.moment.yday() + cycle.phase
-            if today and not self._context.force:
-                task.skip = logging.WARNING, (
-                    f"Skipping {name}; diff was already performed today"
-                    if kind == DIRECTORY
-                    else f"Skipping {name} -- was already backed up today"
-                )
-                return task
-        if kind == SUBVERSION:
-            self._plan_revisions(task)
-        if not task.skip and not task.failure:
+        try:
+            if kind in (DIRECTORY, SUBVERSION):
+                self._plan_state(task)
+            if kind == SUBVERSION:
+                self._plan_revisions(task)
+        except Failure as failure:
+            task.failure = failure
+        else:
             task.archive = archive_name(
                 kind, stored_name(kind, name), slot, task.mode, self._settings.prefix
             )
         return task
 
+    def _plan_state(self, task: Task) -> None:
+        """What DiffDir says of the task: `notes`, or why not, in `torn`; and `stamped`."""
+        known = self._state.chain(task.name)
+        written = self._state.written_on(task.name)
+        if written and not known:
+            # The Perl script's moved on whether its archive arrived or not.
+            task.torn = (
+                logging.INFO, "the diff file is the Perl script's: everything is stored in it, once"
+            )
+            return
+        if written == self._context.moment.date() and not self._context.force:
+            task.stamped = known[0].links[-1]
+        if task.mode == FULL:
+            task.notes = next((one for one in known if one.place == self._place), None)
+            return
+        reached = self._state.reached(task.kind, task.name)
+        if not reached:
+            return
+        task.notes = next((one for one in known if one.reached == reached), None)
+        if task.notes is None:
+            task.torn = logging.WARNING, (
+                "the diff file is not the one that the last backup left; everything is stored in it"
+            )
+        elif task.notes.place != self._place:
+            task.torn = logging.WARNING, (
+                f"what it continues is in another bucket ({task.notes.place}); everything is"
+                " stored in it"
+            )
+        elif task.kind == DIRECTORY and self._state.is_ahead(task.name):
+            task.torn = logging.WARNING, (
+                "what it continues was made when the clock was ahead, and tar would miss what"
+                " changed since; everything is stored in it"
+            )
+
     def _plan_revisions(self, task: Task) -> None:
         name = task.name
-        try:
-            saved = self._state.revision(name)
-            head = youngest_revision(name, self._context.env)
-        except Failure as failure:
-            task.failure = failure
-            return
+        saved = int(task.notes.reached) if task.notes and not task.torn else -1
+        head = youngest_revision(name, self._context.env)
         if saved > head:
             task.log.warning(
                 "%s has revision %d, the last backup saw %d: it was replaced; all of it is saved",
@@ -4355,12 +4466,9 @@ class Run:
             saved = -1
         if saved < 0 or task.mode == FULL:
             task.mode, saved = FULL, -1
-        elif saved == head:
-            task.skip = (
-                logging.INFO, f"{name} has no new revisions since last backup; skipping"
-            )
-            return
-        task.revisions = (saved + 1, head)
+        # Where there is nothing new, this is what is made if the bucket has lost the old.
+        task.unchanged = saved == head
+        task.revisions = (0 if task.unchanged else saved + 1, head)
 
     # ---- what is there already ----
 
@@ -4368,17 +4476,21 @@ class Run:
         bucket = self._settings.bucket
         log.info("Getting current contents of bucket %s modified on %s...", bucket, day)
         there = self._store.exists()
-        if there:
-            self._look_up(tasks)
-        elif not self._context.test and any(task.archive for task in tasks):
+        if not there and not self._context.test and any(task.archive for task in tasks):
             log.info("Creating bucket %s", bucket)
             self._store.create()
+        # A bucket that is not there any more, or for a moment, is looked at for what was in it.
+        self._look_up([
+            task for task in tasks
+            if task.archive and (there or (task.notes and not self._context.test))
+        ], there)
         log.info("Buckets already done today:")
         for archive in sorted({task.archive for task in tasks if task.done}):
             log.info("%s:%s", bucket, archive)
 
-    def _look_up(self, tasks: Sequence[Task]) -> None:
-        """Fills in `present` and `done`: one listing for each archive of today, no more."""
+    def _look_up(self, tasks: Sequence[Task], there: bool) -> None:
+        """Finds out what is in the bucket: one listing for each archive of today, no more, and
+        what a DIFF continues. there: whether the bucket was there before this run."""
 
         def look(task: Task) -> None:
             task.present = archive_objects(self._store, task.archive)
@@ -4390,27 +4502,55 @@ class Run:
                 except Failure as failure:  # the only complete one may be the staged one
                     task.failure = failure
                     return
-            moment = self._context.moment
-            if any(moment.date(item.modified) == moment.date() for item in task.present):
-                archive = assemble(
-                    task.archive, task.present, self._store.head, self._settings.chunk_size
-                )
-                task.done = bool(
-                    archive
-                    and archive.complete
-                    # Not when it was stored: one that was staged may come to its place much later.
-                    and moment.date(archive.made) == moment.date()
-                )
-            if task.mode == DIFF and not self._context.test and (
-                self._context.force or not task.done
-            ):
+            self._see_what_is_done(task)
+            made = not (task.skip or task.failure or (task.done and not self._context.force))
+            continuing = task.notes and not task.torn and (task.mode == DIFF or not there)
+            if made and continuing and not self._context.test:
                 self._guard_chain(task)
 
-        wanted = [task for task in tasks if task.archive]
+        def look_safely(task: Task) -> None:
+            try:
+                look(task)
+            except (Failure, OSError):  # the bucket, for all
+                raise
+            except Exception as error:
+                task.failure = error
+
         with workers(self._store, self._settings.parallel, "look up") as pool:
-            for _ in pool.map(look, wanted):
+            for _ in pool.map(look_safely, tasks):
                 pass
 
+    def _see_what_is_done(self, task: Task) -> None:
+        """Fills in `done` and `foreign`: a day is done by an archive in the bucket, of a run of
+        this day on this host."""
+        store, moment = self._store, self._context.moment
+        today = moment.date().isoformat()
+        present = assemble(task.archive, task.present, store.head, self._settings.chunk_size)
+        if present and present.complete:
+            # One that was staged may come to its place much later than it was made.
+            host = present.metadata.get("host", "")
+            is_todays = present.made_on(moment) == today
+            if host in ("", self._context.host):
+                task.done = is_todays
+            elif is_todays and not self._context.force:
+                task.failure = Failure(
+                    f"the host {host} stored an archive of this name today",
+                    "give each machine a Bucket of its own, or a Prefix; -f replaces it",
+                )
+            else:
+                task.foreign = host
+        if task.stamped:
+            objects = task.present if task.stamped.archive == task.archive else (
+                archive_objects(store, task.stamped.archive)
+            )
+            stored = task.stamped.find(objects, store.head)
+            if stored and stored.made_on(moment) == today:
+                task.archive, task.done = stored.name, True
+                task.skip = logging.WARNING, (
+                    f"Skipping {task.name}; diff was already performed today"
+                    if task.kind == DIRECTORY
+                    else f"Skipping {task.name} -- was already backed up today"
+                )
     def _has_full(self, task: Task, *, besides: str = "") -> bool:
         """Whether a complete FULL of the task's source is in the bucket, besides that archive;
         True if it cannot be told."""
@@ -4424,14 +4564,8 @@ class Run:
             return True
         return False
 
-    def _archives_of(self, task: Task) -> Iterator[tuple[str, str, Sequence[StoredObject]]]:
-        """(archive, mode, objects) of all that is in the bucket of the task's source."""
-        start, prefix = self._archive_start(task), self._settings.prefix
-        for archive, objects in groupby_archive(listing(self._store, start)):
-            parts = parse_archive_name(archive, prefix)
-            # Another name may begin like this one.
-            if parts and start == archive_start(parts[0] or "", parts[1], prefix):
-                yield archive, parts[3], list(objects)
+    def _archives_of(self, task: Task) -> Iterator[tuple[str, str, list[StoredObject]]]:
+        return archives_of(self._store, self._archive_start(task), self._settings.prefix)
 
     def _full_before(self, task: Task) -> int:
         """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
@@ -4450,65 +4584,43 @@ class Run:
         )
 
     def _guard_chain(self, task: Task) -> None:
-        """A DIFF is worth what it continues: fills in `chain` and `torn`."""
-        try:
-            reached = self._state.reached(task.kind, task.name)
-        except Failure as failure:
-            task.failure = failure
-            return
-        if not reached:
-            return
-        start = self._archive_start(task)
-        links = self._state.chain(task.name, reached)
-        if links:
-            objects, more = self._store.page(start)
-            for link in links:
-                own = archive_objects(self._store, link.archive) if more else (
-                    chunks_of(objects, link.archive)
-                )
-                if not link.holds(own, self._store.head):
-                    text = f"{link.archive}, which it continues, is not whole in the bucket"
-                    task.torn = logging.WARNING, text
-        else:
-            links = self._chain_in_bucket(task.kind, start, reached)
-            if not links:
-                task.torn = logging.WARNING, "what it continues is not whole in the bucket"
-        if any(link.archive == task.archive for link in links):
-            task.torn = logging.INFO, "it takes the place of an archive that it continues"
+        """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
+        objects, more = self._store.page(self._archive_start(task))
+        links: list[Link] = []
+        for link in task.notes.links if task.notes else ():
+            own = archive_objects(self._store, link.archive) if more else (
+                chunks_of(objects, link.archive)
+            )
+            if checked := link.checked(own, self._store.head):
+                links.append(checked)
+            else:
+                task.hold_everything(logging.WARNING, (
+                    f"{link.archive}, which it continues, is not whole in the bucket; everything is"
+                    " stored in it" if task.mode == DIFF else
+                    f"the bucket was there before, and {link.archive} is not in it any more"
+                ))
+        if task.mode == DIFF and not task.unchanged and (
+            task.archive in [link.archive for link in links]
+        ):
+            task.hold_everything(logging.INFO, "it takes the place of an archive that it continues;"
+                                 " everything is stored in it")
         if not task.torn:
             task.chain = links
-        elif task.revisions:
-            task.revisions = (0, task.revisions[1])
-
-    def _chain_in_bucket(self, kind: str, start: str, reached: str) -> tuple[Link, ...]:
-        """What a diff file without notes continues: the Perl script's archives, for one."""
-        archives: dict[str, Archive] = {}
-        found: list[Found] = []
-        prefix = self._settings.prefix
-        for archive, one in catalogue(self._store, start, prefix=prefix):
-            of_source = archive_start(kind, one.name, one.prefix) == start
-            if of_source and one.prefix == prefix and one.kind in (kind, None):
-                archives[one.archive] = archive
-                found.append(one)
-        ends = [one for one in found if one.after == reached] or [
-            # The Perl script's last archive is what its diff file tells of.
-            one for one in sorted(found, key=lambda f: f.made)[-1:] if not one.after
-        ]
-        for end in ends:
-            with contextlib.suppress(Failure):
-                earlier = [one for one in found if one.made < end.made]
-                chain = choose_chain([*earlier, end], end.made)
-                return tuple(Link.to(archives[link.archive]) for link in chain.links)
-        return ()
 
     # ---- one task ----
 
     def _do(self, task: Task) -> None:
         if task.heading:
             log.info("%s", task.heading)
+        if task.twin and task.archive not in self._made:
+            task.log.warning("%s: the job at %s writes to the same archives; take one of them out",
+                             task.job.where, task.twin)
+            self._tally.doubtful += 1
+        if task.unchanged and not task.torn and not task.skip:
+            task.skip = (
+                logging.INFO, f"{task.name} has no new revisions since last backup; skipping"
+            )
         try:
-            if task.verify and not task.skip and not task.failure:
-                verify_repository(task.name, self._context.env)
             if task.failure:
                 raise task.failure
             if task.skip:
@@ -4517,20 +4629,31 @@ class Run:
                 logger.log(level, "%s", message)
                 self._tally.skipped += 1
                 return
+            if task.verify:
+                verify_repository(task.name, self._context.env)
             self._make(task)
-        except (Failure, OSError) as error:
-            failure = error if isinstance(error, Failure) else os_failure(error, "go on")
-            where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
-            task.log.error("Backup to %s failed: %s", where, failure)
-            self._tally.failed += 1
-            with _hurried(self._store):
-                lost = task.replacing and not self._has_full(task)
-            if lost:
-                task.log.error(
-                    "No complete full backup of %s is left in the bucket: run this again, with -f,"
-                    " as soon as the cause is gone; SafeReplace On keeps the old one till then",
-                    task.name,
-                )
+        except Exception as error:
+            self._tell_failure(task, error)
+
+    def _tell_failure(self, task: Task, error: Exception) -> None:
+        """Logs and counts it. Whatever it is, the other jobs still run."""
+        where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
+        if isinstance(error, OSError):
+            error = os_failure(error, "go on")
+        if isinstance(error, Failure):
+            task.log.error("Backup to %s failed: %s", where, error)
+        else:
+            task.log.error("Backup to %s failed, by a fault of this program: %s: %s", where,
+                           type(error).__name__, error, exc_info=error)
+        self._tally.failed += 1
+        with _hurried(self._store):
+            lost = task.replacing and not self._has_full(task)
+        if lost:
+            task.log.error(
+                "No complete full backup of %s is left in the bucket: run this again, with -f,"
+                " as soon as the cause is gone; SafeReplace On keeps the old one till then",
+                task.name,
+            )
 
     def _make(self, task: Task) -> None:
         path = f"{self._settings.bucket}:{task.archive}"
@@ -4654,7 +4777,12 @@ class Run:
             )
         if task.torn:
             level, text = task.torn
-            task.log.log(level, "%s: %s; everything is stored in it", task.archive, text)
+            task.log.log(level, "%s: %s", task.archive, text)
+        if task.foreign:
+            task.log.warning(
+                "%s: it replaces an archive of the host %s; give each machine a Bucket of its own,"
+                " or a Prefix", task.archive, task.foreign,
+            )
 
     def _store_archive(self, task: Task) -> None:
         self._announce(task)
@@ -4678,6 +4806,8 @@ class Run:
                 warnings.extend(said)
                 marks = {
                     "made": began,
+                    "day": self._context.moment.date().isoformat(),
+                    "host": self._context.host,
                     "kind": task.kind,
                     "status": "warnings" if warnings else "ok",
                 }
@@ -4709,10 +4839,9 @@ class Run:
                 # Before: the archive is there, DiffDir still describes the one before it, and the
                 # next DIFF repeats this one's changes. After: the next DIFF continues this one.
                 reached = str(task.revisions[1]) if task.revisions else draft.digest()
-                self._state.keep_chain(task.name, reached, [*task.chain, stored.link])
+                notes = Notes(reached, self._place, (*task.chain, stored.link))
+                self._state.keep_chain(task.name, notes)
                 draft.keep()
-                if not stored.tidy:
-                    self._state.doubt(task.name)  # the next call of today tidies up
         if stored.size * 10 < size_before:
             warnings.append(
                 f"it has {size_text(stored.size)}, the full backup before it"
@@ -4749,11 +4878,6 @@ class Run:
                     " UseTempFile for this job avoids that", task.name,
                 )
 
-        def replacing() -> None:
-            # What is done today may be lost from here on.
-            if self._context.force and task.kind in (DIRECTORY, SUBVERSION):
-                self._state.doubt(task.name)
-
         live = isinstance(stream, Pipeline) and task.kind in (MYSQL, POSTGRESQL)
         self._store.waiting = waiting if live else lambda seconds: None
         return upload(
@@ -4766,7 +4890,6 @@ class Run:
             closing=closing,
             progress=progress,
             safe=self._settings.safe_replace,
-            replacing=replacing,
             folder=self._settings.temp_dir,
             log=task.log,
         )
@@ -4803,8 +4926,10 @@ class Run:
                 "%s:%s is stored, with the warnings above", self._settings.bucket, task.archive
             )
         torn = task.torn is not None and task.torn[0] >= logging.WARNING
+        # With -f it was meant to be replaced.
+        foreign = bool(task.foreign) and not self._context.force
         self._tally.stored += 1
-        self._tally.warned += bool(warnings or torn or not stored.tidy)
+        self._tally.warned += bool(warnings or torn or foreign or not stored.tidy)
         self._tally.size += stored.size
 
 
@@ -6415,7 +6540,7 @@ def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float])
             log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
         context = Context(
             moment, clock, tool_environment(os.environ), _program(), _progress_display(),
-            test="-t" in given, force="-f" in given,
+            host_name(), test="-t" in given, force="-f" in given,
         )
         return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
     except Failure as failure:
@@ -6458,6 +6583,11 @@ def _run_configs(paths: Sequence[str], context: Context) -> int:
             log.critical("%s", failure)
             statuses.append(failure.status)
     return worst_status(statuses)
+
+
+def host_name() -> str:
+    """The name of this machine, in letters that metadata can hold."""
+    return re.sub("[^!-~]", "?", socket.gethostname()) or "?"
 
 
 def _program() -> str:
@@ -6661,7 +6791,7 @@ def _js3tream_send(
             progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
             log=_TOOL_LOG,
         )
-    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.link.chunks)
+    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
 
 
 class _StandardInput(FileStream):
@@ -7506,6 +7636,7 @@ class _Check:
     ) -> None:
         self.findings: list[Finding] = []
         self._path, self._moment, self._clock, self._env = path, moment, clock, env
+        self._store: Store | None = None  # where the bucket is there
 
     def all(self) -> None:
         """Every check, in the order in which a run would meet what is wrong."""
@@ -7533,6 +7664,8 @@ class _Check:
         for job in self._jobs:
             with self._subject(f"{job.kind} {job.name}"):
                 self._source(job)
+                for kind, name in self._sources(job):
+                    self._history(kind, name)
 
     @contextlib.contextmanager
     def _subject(self, subject: str) -> Iterator[None]:
@@ -7687,6 +7820,7 @@ class _Check:
             self._say("ok", "bucket", f"{name} is a folder of {self._settings.s3_endpoint}")
             self._room("bucket", folder_root(self._settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
         self._probe(store)
+        self._store = store
 
     def _clocks(self, store: S3Store) -> None:
         skew = store.skew()
@@ -7827,6 +7961,41 @@ class _Check:
         else:
             self._database(job)
 
+    def _sources(self, job: Job) -> list[tuple[str, str]]:
+        if job.kind == SUBVERSION_DIR:
+            return [(SUBVERSION, name) for name in repositories_in(job.name)]
+        return [(job.kind, job.name)]
+
+    def _history(self, kind: str, name: str) -> None:
+        """What the bucket has of a source from another host; a diff file of the Perl script."""
+        prefix = self._settings.prefix
+        start = archive_start(kind, stored_name(kind, name), prefix)
+        newest: dict[str, tuple[str, Sequence[StoredObject]]] = {}  # mode → its last
+        groups = archives_of(self._store, start, prefix) if self._store else ()
+        for archive, mode, objects in groups:
+            at = max(item.modified for item in objects)
+            if mode not in newest or at > max(item.modified for item in newest[mode][1]):
+                newest[mode] = archive, objects
+        if self._store and newest:
+            last = max(newest.values(), key=lambda one: max(item.modified for item in one[1]))
+            self._tell_host(f"{kind} {name}", assemble(*last, self._store.head))
+        state = State(self._settings.diff_dir, self._moment)
+        if kind not in (DIRECTORY, SUBVERSION) or state.chain(name) or not state.written_on(name):
+            return
+        size = sum(item.size for item in newest[FULL][1]) if FULL in newest else (
+            sum(map(size_of_tree, expand_name(name, self._env)))
+        )
+        self._say("ok", f"{kind} {name}", "the diff file is the Perl script's: the next archive"
+                  f" holds everything, once: about {size_text(size)}")
+
+    def _tell_host(self, subject: str, last: Archive | None) -> None:
+        host = last.metadata.get("host", "") if last else ""
+        if last and host not in ("", host_name()):
+            today = last.made_on(self._moment) == self._moment.date().isoformat()
+            self._say("error" if today else "warning", subject,
+                      f"{last.name} is of the host {host}, which stores in this bucket, too",
+                      "give each machine a Bucket of its own, or a Prefix")
+
     def _database(self, job: Job) -> None:
         """A dump of the structure alone: the login, the rights and the server, in little time."""
         if job.kind == MYSQL:
@@ -7850,6 +8019,18 @@ class _Check:
             end = StageEnd(stage, done.returncode, tuple(said))
             raise Failure(str(end), _tool_hint(end) or "try the command by hand")
         self._say("ok", f"{job.kind} {job.name}", "answers")
+
+
+def size_of_tree(path: str) -> int:
+    """Bytes of all files in a folder, or of a file; what cannot be read counts for nothing."""
+    size = 0
+    for folder, _, names in os.walk(os.path.join("/", path)):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(folder, name)).st_size
+    with contextlib.suppress(OSError):
+        size = size or os.lstat(os.path.join("/", path)).st_size
+    return size
 
 
 def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] | None:
@@ -8015,7 +8196,7 @@ class _Demo:
             started = time.monotonic()
             context = Context(
                 moment, lambda: moment.epoch + time.monotonic() - started, self._env,
-                _program(), _no_progress,
+                _program(), _no_progress, host_name(),
             )
             status = run_config(self._conf, context)
         finally:

@@ -214,9 +214,9 @@ def test_etags_that_are_no_md5(s3_server: Any) -> None:
     assert torn and "not those that were uploaded together" in torn.fault
     whole = s3napback.assemble("a", objects, lambda key: {**metadata, s3napback.OPAQUE: "yes"})
     assert whole and whole.complete
-    link = s3napback.Link("a", "x", 2, "f" * 32)
-    assert link.holds(objects, lambda key: {**metadata, s3napback.OPAQUE: "yes"})
-    assert not s3napback.Link("a", "y", 2, "f" * 32).holds(objects, lambda key: metadata)
+    link = s3napback.Link("a", "x")
+    assert link.find(objects, lambda key: {**metadata, s3napback.OPAQUE: "yes"})
+    assert not s3napback.Link("a", "y").find(objects, lambda key: metadata)
 
 
 # ---- chains ----
@@ -276,32 +276,56 @@ def test_a_diff_whose_chain_is_torn_is_self_contained(
     assert (back / str(site.data)[1:] / "file").read_text() == "one"
 
 
-@pytest.mark.parametrize("notes", ["none", "damaged", "of another state", "of another name"])
-def test_a_chain_is_found_again_without_notes(site: Site, notes: str) -> None:
-    """The notes may be gone, or a run may have ended between them and the diff file."""
+@pytest.mark.parametrize("notes", ["none", "damaged", "empty"])
+def test_a_diff_file_without_notes_is_not_continued(
+    site: Site, notes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the Perl script's, as far as anyone can tell."""
     night = nights(site, 3)
     (path,) = (site.folder / "diffs").glob(".s3napback-*.chain")
     if notes == "none":
         path.unlink()
-    elif notes == "damaged":
-        path.write_text('{"links": [[1, 2]]')
     else:
-        content = json.loads(path.read_text())
-        content["name" if "name" in notes else "reached"] = "x"
-        content["links"] = []
-        path.write_text(json.dumps(content))
+        path.write_text('{"states": [{"links": [[1, 2]]' if notes == "damaged" else "{}")
     assert site.run(now=night) == 0
+    assert "the diff file is the Perl script's: everything is stored in it, once" in (
+        capsys.readouterr().err
+    )
+    assert newest(site).metadata["state"].startswith("-:")
+    assert site.run(now=night + timedelta(days=1)) == 0
     assert not newest(site).metadata["state"].startswith("-:")
 
 
-def test_without_notes_a_torn_chain_is_found_out(site: Site) -> None:
+def test_a_diff_file_that_another_wrote_since_is_not_continued(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Perl script, for one night more."""
     night = nights(site, 3)
-    (path,) = (site.folder / "diffs").glob(".s3napback-*.chain")
-    path.unlink()
-    first = min(site.archives().values(), key=lambda archive: archive.modified)
-    site.store().delete([item.key for item in first.chunks])
+    (diff_file,) = site.diff_files()
+    (site.data / "lost").write_text("in no archive")
+    subprocess.run(["tar", "-g", diff_file, "-cf", "/dev/null", site.data], capture_output=True)
     assert site.run(now=night) == 3
-    assert newest(site).metadata["state"].startswith("-:")
+    assert "not the one that the last backup left" in capsys.readouterr().err
+    assert any(name.endswith("/lost") for name in files(site.content(newest(site).name)))
+
+
+def test_a_run_that_ends_between_the_notes_and_the_diff_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notes tell of both."""
+    night = nights(site, 3)
+
+    def ended(*_: Any) -> None:
+        raise s3napback.Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3napback.Draft, "keep", ended)
+        assert site.run(now=night) == 143
+    of_the_ended = newest(site)
+    assert site.run(now=night) == 0  # done today
+    assert site.run(now=night + timedelta(days=1)) == 0
+    before = of_the_ended.metadata["state"].partition(":")[0]
+    assert newest(site).metadata["state"].partition(":")[0] == before != "-"
 
 
 def test_a_diff_in_the_place_of_its_predecessor_holds_everything(site: Site) -> None:

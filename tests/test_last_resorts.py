@@ -12,7 +12,7 @@ import pytest
 from conftest import NIGHT, Site, fake_tool
 
 import s3napback
-from s3napback import Access, Failure, Link, Moment, Stage, State, StoredObject
+from s3napback import Access, Failure, Link, Moment, Notes, Stage, State
 
 Capture = pytest.CaptureFixture[str]
 
@@ -55,10 +55,8 @@ def test_a_bucket_of_no_possible_name() -> None:
         s3napback.S3Store("no bucket!", key()).exists()
 
 
-def test_dates_and_etags_of_another_kind(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dates_of_another_kind(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert s3napback._skew_text("yesterday") == ""
-    archive = s3napback.Archive("a", (StoredObject("a:0", 1, "x-2", 0.0),))
-    assert Link.to(archive).md5 == ""
     store = s3napback.S3Store("bkt", Access(s3_server.endpoint, None, "key", "secret"))
     monkeypatch.setattr(
         store._client, "list_objects_v2", lambda **_: {"ResponseMetadata": {"HTTPHeaders": {}}}
@@ -78,7 +76,7 @@ def test_a_diff_file_that_is_none(state: State, tmp_path: Path) -> None:
     path = Path(state.diff_file("/repo"))
     path.write_text("many")
     with pytest.raises(Failure, match="cannot read the revision") as failure:
-        state.revision("/repo")
+        state.reached("Subversion", "/repo")
     assert failure.value.hint == "delete the file for a full backup"
     path.unlink()
     path.mkdir()
@@ -87,11 +85,15 @@ def test_a_diff_file_that_is_none(state: State, tmp_path: Path) -> None:
 
 
 def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
-    Path(state._chain_file("/repo")).mkdir()
+    notes = Notes("x", "bkt", (Link("a", "y"),))
+    state.keep_chain("/repo", notes)
+    (path,) = tmp_path.glob(".s3napback-*.chain")
+    path.unlink()
+    path.mkdir()
     with pytest.raises(Failure, match="write in DiffDir"):
-        state.keep_chain("/repo", "x", [])
+        state.keep_chain("/repo", notes)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".draft")]
-    assert state.chain("/repo", "x") == ()
+    assert state.chain("/repo") == ()
 
 
 def test_a_diff_dir_that_went_away(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_snapshot_of_another_program(site: Site) -> None:
     s3napback.Draft(str(path), "", Moment.of(NIGHT)).keep_in_place()
     assert path.read_bytes() == b""  # nothing of it is believed
     path.write_bytes(content)
-    # No archive in the bucket ends there, so all is stored anew.
+    # No archive ends there, so all is stored anew.
     assert site.run() == 3
 
 

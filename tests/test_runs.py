@@ -40,6 +40,12 @@ DIFFERENCES = {
     "no ChunkSize": "the exit status is 2",
     "an unknown option": "the exit status is 2",
     "an unknown cycle type": "a warning, and status 3",
+    "the diff file was touched today": "only an archive in the bucket makes a day done",
+    "the diff file was touched on this day of last year": "only an archive in the bucket makes a"
+    " day done",
+    "svn, a diff": "a diff file without notes of ours is never continued",
+    "svn, nothing new": "a diff file without notes of ours is never continued",
+    "svn, done today": "only an archive in the bucket makes a day done",
 }
 EQUAL = [run["name"] for run in RUNS if run["name"] not in DIFFERENCES]
 
@@ -319,6 +325,59 @@ def test_fatal_messages(stage: Stage) -> None:
     wanted = stage.run["perl"]["stderr"][0].partition(" in pub ")[0]
     assert wanted in messages(stage, "FATAL")[-1]
     assert not [m for m in messages(stage, "INFO") if "Finished" in m]
+
+
+def keep_notes(stage: Stage) -> None:
+    """Makes the recorded diff file the port's: its archive is in the bucket, of the night that the
+    diff file is of."""
+    ((file, (stamp, text)),) = stage.run["diff_files"].items()
+    kind, name = ("Subversion", f"{stage.folder}/scratch/svn/p") if "svn" in file else (
+        "Directory", "/etc"
+    )
+    at = datetime.fromisoformat(stamp).replace(tzinfo=stage.moment.tzinfo)
+    bucket = re.search(r"^Bucket (\S+)", stage.run["conf"], re.M)[1]  # type: ignore[index]
+    endpoint = f"file://{stage.folder}/buckets"
+    store = s3napback.open_store(bucket, s3napback.Access(endpoint), at.timestamp)
+    if not store.exists():
+        store.create()
+    marks = {"archive": "x", "chunks": "1", "bytes": "1", "day": at.date().isoformat(),
+             "made": s3napback.Moment.of(at).utc_text(), "kind": kind}
+    store.put(f"{name}-9-FULL:{0:013d}", b"x", {s3napback.META + k: v for k, v in marks.items()})
+    state = s3napback.State(f"{stage.folder}/diffs/", s3napback.Moment.of(at))
+    reached = text.strip() if kind == "Subversion" else hashlib.sha256(text.encode()).hexdigest()
+    place = s3napback.bucket_place(endpoint, bucket)
+    link = s3napback.Link(f"{name}-9-FULL", "x")
+    state.keep_chain(name, s3napback.Notes(reached, place, (link,)))
+
+
+OF_OURS = ["the diff file was touched today", "svn, a diff", "svn, nothing new", "svn, done today"]
+
+
+@pytest.mark.parametrize("stage", OF_OURS, indirect=True)
+def test_with_a_diff_file_of_ours_the_run_is_as_recorded(stage: Stage) -> None:
+    keep_notes(stage)
+    assert stage.play() == 0
+    done = [line for line in compared(stage.lines) if re.search("-9-FULL$", line[2])]
+    assert [line for line in compared(stage.lines) if line not in done] == expected(stage)
+
+
+@pytest.mark.parametrize("stage", ["the diff file was touched today", "svn, done today",
+                                   "the diff file was touched on this day of last year"],
+                         indirect=True)
+def test_the_date_of_a_diff_file_makes_no_day_done(stage: Stage) -> None:
+    if "last year" in stage.run["name"]:
+        keep_notes(stage)
+    assert stage.play() == 0
+    assert not [m for m in messages(stage, "WARN") if m.startswith("Skipping")]
+    assert [m for m in messages(stage, "INFO") if " -> " in m]
+
+
+@pytest.mark.parametrize("stage", ["svn, a diff", "svn, nothing new"], indirect=True)
+def test_a_revision_file_of_the_perl_script_is_not_continued(stage: Stage) -> None:
+    assert stage.play() == 0
+    (shown,) = [m for m in messages(stage, "INFO") if m.startswith("svnadmin dump")]
+    assert "-r0:42 " in shown
+    assert "/svn/p-6-FULL" in shown
 
 
 @pytest.mark.parametrize("stage", ["an unknown option"], indirect=True)

@@ -121,7 +121,7 @@ def test_large_chunks_go_through_files(
 ) -> None:
     data = os.urandom(size)
     stored = send(store, data, 2000, tmp_path)
-    assert (stored.size, stored.link.chunks) == (size, size // 2000 + 1)
+    assert (stored.size, stored.chunks) == (size, size // 2000 + 1)
     assert downloaded(whole(store), store, 3) == data
     assert sorted(p.name for p in tmp_path.iterdir()) == ["buckets"]
 
@@ -134,7 +134,7 @@ def test_a_disk_for_one_chunk_holds_one_at_a_time(
         data = os.urandom(3_100_000)
         slow = Slow(store, temp)
         slow.free.set()
-        assert send(slow, data, 700_000, temp).link.chunks == 5
+        assert send(slow, data, 700_000, temp).chunks == 5
         assert 650_000 < slow.most < 1_000_000
         assert downloaded(whole(store), store, 3) == data
     with tmpfs(tmp_path / "temp", "size=8m") as temp:  # and one with room for more holds more
@@ -154,7 +154,7 @@ def test_a_disk_that_others_fill_meanwhile(
         data = os.urandom(3_100_000)
         slow = Slow(store, temp)
         threading.Timer(0.3, slow.free.set).start()
-        assert send(slow, data, 700_000, temp).link.chunks == 5
+        assert send(slow, data, 700_000, temp).chunks == 5
         assert downloaded(whole(store), store, 3) == data
 
 

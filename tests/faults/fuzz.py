@@ -87,7 +87,9 @@ def metadata(data: bytes) -> None:
     one = s3napback._found(archive, None, "a", 0, "DIFF")
     with contextlib.suppress(Failure):
         s3napback.choose_chain([one], 1e12)
-    s3napback.Link.to(archive).holds(unique, lambda key: marks)
+    s3napback.Link(archive.name, archive.metadata.get("archive", "")).find(
+        unique, lambda key: marks
+    )
 
 
 def js3tream(data: bytes) -> None:
