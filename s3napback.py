@@ -4380,10 +4380,12 @@ class Run:
         that the earlier one moves on."""
         first: dict[str, Task] = {}
         for task in tasks:
+            if task.job.kind == SUBVERSION_DIR:  # what it finds may well be named, too
+                continue
             other = first.setdefault(self._archive_start(task), task)
-            if other is not task and SUBVERSION_DIR not in (task.kind, other.kind):
+            if other is not task:
                 task.twin = other.job.where
-                if task.mode == DIFF and task.archive != other.archive and other.archive:
+                if task.kind == DIRECTORY and task.mode == DIFF and other.archive:
                     task.hold_everything(
                         logging.WARNING, "another job writes to the same archives tonight;"
                         " everything is stored in it"
