@@ -28,6 +28,7 @@ from __future__ import annotations
 import base64
 import bisect
 import contextlib
+import ctypes
 import errno
 import fcntl
 import gc
@@ -5546,33 +5547,276 @@ def is_openpgp(start: bytes) -> bool:
     return tag in (1, 3, 9, 18)  # session keys and encrypted data (RFC 4880, 4.3)
 
 
-def extract(
-    blocks: Iterator[Piece], folder: str, members: Sequence[str], env: Mapping[str, str]
-) -> set[str]:
-    """Lets tar unpack one archive's content into a folder; the members that were not in it.
+# --------------------------------------------------------------------------------------------------
+# Unpacking
+# --------------------------------------------------------------------------------------------------
 
-    Deleted and renamed files come out as they were then. Raises Failure where tar fails.
+# Bytes: tar's block, and the largest header of it that is read (the names in a folder of millions).
+_TAR_BLOCK = 512
+_LARGEST_TAR_HEADER = 1 << 28
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is that folder, or in it; "" is the folder of all."""
+    return path == folder or not folder or path.startswith(folder + "/")
+
+
+def is_within(path: str, folders: set[str]) -> bool:
+    """Whether a path is one of the folders, or in one of them."""
+    while path not in folders:
+        if not path:
+            return False
+        path = path.rpartition("/")[0]
+    return True
+
+
+def parse_dumpdir(data: bytes) -> tuple[set[str], list[tuple[str, str]]]:
+    """(names in a directory, renames of directories as (from, to)), as tar has written them.
+
+    GNU tar manual, "Dumpdir".
     """
-    words = ["tar", "-x", "-f", "-", "--listed-incremental=/dev/null", "-p", *TAR_RESTORES]
-    words.append("--no-unquote")
-    words += ["-C", folder]
+    names: set[str] = set()
+    renames: list[tuple[str, str]] = []
+    source = ""
+    for entry in data.split(b"\0"):
+        kind, name = entry[:1], os.fsdecode(entry[1:])
+        if kind in (b"Y", b"N", b"D"):
+            names.add(name)
+        elif kind in (b"R", b"X"):
+            source = name
+        elif kind == b"T":
+            renames.append((source, name))
+    return names, renames
+
+
+@dataclass
+class Layer:
+    """What one archive of a chain tells, gathered while it passes into tar.
+
+    paths: what is wanted of it, () for all; extra: further members, to which hard links lead;
+    records: (directory, its dumpdir), in an unnamed file; tops: directories that were given to
+    tar by name, files: other members that were; renames: of directories; gone: paths that the
+    directory above them no longer names; lacking: members to which hard links lead in vain.
+    """
+
+    paths: tuple[str, ...]
+    extra: frozenset[str]
+    records: IO[bytes]
+    tops: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    renames: list[tuple[str, str]] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    lacking: set[str] = field(default_factory=set)
+
+    def wants(self, path: str) -> bool:
+        """Whether a member is to be unpacked."""
+        return (not self.paths or path in self.extra
+                or any(is_below(path, wanted) for wanted in self.paths))
+
+    def note(self, path: str, dumpdir: bytes | None, *, folder: bool, link: str | None) -> bool:
+        """Takes down a member; whether it is wanted. link: where a hard link leads."""
+        if not is_within(path, self.tops):
+            (self.tops if folder else self.files).add(path)
+        wanted = self.wants(path)
+        below = [p for p in self.paths if p != path and is_below(p, path)]
+        if not folder:
+            self.gone.update(below)
+        elif dumpdir and (wanted or below):
+            names, renames = parse_dumpdir(dumpdir)
+            self.renames += renames
+            start = len(path) + 1 if path else 0
+            self.gone.update(p for p in below if p[start:].partition("/")[0] not in names)
+        if wanted and folder:
+            name = os.fsencode(path)
+            size = -1 if dumpdir is None else len(dumpdir)
+            self.records.write(b"%d %d\n%b%b" % (len(name), size, name, dumpdir or b""))
+        if wanted and link is not None and not self.wants(link):
+            self.lacking.add(link)
+        return wanted
+
+    def directories(self) -> Iterator[tuple[str, set[str] | None]]:
+        """(path, names in it, None where they are not told) of every directory."""
+        self.records.seek(0)
+        while line := self.records.readline():
+            length, size = map(int, line.split())
+            path = os.fsdecode(self.records.read(length))
+            yield path, None if size < 0 else parse_dumpdir(self.records.read(size))[0]
+
+
+def tar_number(text: bytes) -> int:
+    """A number of a tar header: octal, or GNU's base 256. Raises ValueError."""
+    if text[:1] >= b"\x80":
+        return int.from_bytes(text, "big") & ~(0x80 << 8 * (len(text) - 1))
+    return int(text.strip(b" \0") or b"0", 8)
+
+
+def is_tar_header(block: bytes) -> bool:
+    """Whether a block is the header of a member: its checksum tells."""
+    try:
+        return len(block) == _TAR_BLOCK and tar_number(block[148:156]) == (
+            sum(block[:148]) + 256 + sum(block[156:]))
+    except ValueError:
+        return False
+
+
+def pax_records(data: bytes) -> dict[bytes, bytes]:
+    """keyword → value of an extended header (POSIX pax(1), "pax Extended Header")."""
+    found: dict[bytes, bytes] = {}
+    at = 0
+    while (blank := data.find(b" ", at, at + 20)) > 0 and data[at:blank].isdigit():
+        end = at + int(data[at:blank])
+        keyword, _, found_value = data[blank + 1 : end - 1].partition(b"=")
+        found[keyword] = found_value
+        if end <= blank:
+            break
+        at = end
+    return found
+
+
+class TarStream:
+    """An archive's content on its way to tar: the members that are wanted, as they are.
+
+    layer: takes down what each member tells. From a block on that should be a header and is none
+    (the end, or damage) everything is handed on: what is wrong with it, tar says.
+    """
+
+    def __init__(self, blocks: Iterable[Piece], layer: Layer) -> None:
+        self._blocks, self._layer = iter(blocks), layer
+        self._rest = memoryview(b"")
+        self._headers = bytearray()
+
+    def __iter__(self) -> Iterator[Piece]:
+        out = bytearray()  # tar is not to be written to for each header
+        while (member := self._member()) is not None:
+            size, wanted = member
+            if wanted:
+                out += self._headers
+            for piece in self._pieces(-(-size // _TAR_BLOCK) * _TAR_BLOCK):
+                if not wanted:
+                    continue
+                if len(out) + len(piece) > _BLOCK:
+                    yield bytes(out)
+                    out.clear()
+                    yield piece
+                else:
+                    out += piece
+        yield bytes(out + self._headers)
+        yield self._rest
+        yield from self._blocks
+
+    def _member(self) -> tuple[int, bool] | None:
+        """(bytes of its data, whether it is wanted) of the next member; None at the end."""
+        found = self._header()
+        if found is None:
+            return None
+        header, size, said = found
+        kind = header[156:157]
+        more = kind == b"S" and header[482]  # GNU's old map of holes goes on in blocks of its own
+        while more:
+            block = self._take(_TAR_BLOCK)
+            self._headers += block
+            more = len(block) == _TAR_BLOCK and block[504]
+        if kind in (b"V", b"M"):  # a label, a part of another volume
+            return size, True
+        if kind == b"1":
+            size = 0
+        elif said.get(b"size", b"").isdigit():
+            size = int(said[b"size"])
+        name = header[:100].rstrip(b"\0").partition(b"\0")[0]
+        if header[257:263] == b"ustar\0" and header[345]:
+            name = header[345:500].partition(b"\0")[0] + b"/" + name
+        name = said.get(b"GNU.sparse.name", said.get(b"path", name))
+        path = member_path(name)
+        if path is None:
+            return size, not self._layer.paths  # tar knows how to deal with ".."
+        link = said.get(b"linkpath", header[157:257].partition(b"\0")[0])
+        return size, self._layer.note(
+            path, said.get(b"GNU.dumpdir"), folder=kind in (b"5", b"D") or name.endswith(b"/"),
+            link=member_path(link) if kind == b"1" else None,
+        )
+
+    def _header(self) -> tuple[bytes, int, dict[bytes, bytes]] | None:
+        """(header, bytes of data, what extended headers say) of the next member; None: no more."""
+        said: dict[bytes, bytes] = {}
+        self._headers = bytearray()
+        while True:
+            header = self._take(_TAR_BLOCK)
+            self._headers += header
+            if not is_tar_header(header):
+                return None
+            kind, size = header[156:157], tar_number(header[124:136])
+            if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
+                return header, size, said
+            if size > _LARGEST_TAR_HEADER:
+                raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
+            data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)
+            self._headers += data
+            data = data[:size]
+            if kind == b"D":
+                return header, 0, {**said, b"GNU.dumpdir": data}
+            if kind in (b"L", b"K"):
+                said[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
+            elif kind != b"g" and _PAX_OF_INTEREST.search(data):
+                said.update(pax_records(data))
+
+    def _take(self, size: int) -> bytes:
+        """So many bytes, fewer at the end of the stream."""
+        if size <= len(self._rest):
+            piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
+            return piece
+        return b"".join(self._pieces(size))
+
+    def _pieces(self, size: int) -> Iterator[memoryview]:
+        while size > 0:
+            if not self._rest:
+                self._rest = memoryview(next(self._blocks, b""))
+                if not self._rest:
+                    return
+            piece = self._rest[:size]
+            self._rest = self._rest[len(piece) :]
+            size -= len(piece)
+            yield piece
+
+
+# Most members have none of these: only times.
+_PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
+
+
+def member_path(name: bytes) -> str | None:
+    """A member's name as a path below the folder; None where `..` leads out of it."""
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    return None if b".." in parts else os.fsdecode(b"/".join(parts))
+
+
+# Reasons after which the rest does not come out either (strerror(3)).
+_TAR_HOPELESS = ("No space left on device", "Disk quota exceeded", "Input/output error",
+                 "Read-only file system", "Cannot allocate memory", "Too many open files")
+
+
+def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> list[str]:
+    """Lets tar unpack a stream into a folder; what it could not do, a sentence each.
+
+    Raises Failure where the stream is damaged, tar is ended, or nothing more can be written.
+    """
+    words = ["tar", "-x", "-f", "-", "-p", "--delay-directory-restore", *TAR_RESTORES]
     if os.geteuid() == 0:
         words.append("--same-owner")
-    stage = Stage((*words, "--", *members))
+    # English, since it decides; names are bytes, but shown as UTF-8.
+    stage = Stage((*words, "-C", folder), (("LC_CTYPE", "C.UTF-8"), *tar_stage((), (), "").env))
     with temp_file() as errors:
         try:
             process = subprocess.Popen(
                 stage.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                env=_stage_environment(env, tar_stage((), (), "")), bufsize=0,
+                env=_stage_environment(env, stage), bufsize=0,
             )
         except OSError as error:
             raise _start_failure(stage, error) from error
         assert process.stdin
         widen_pipe(process.stdin)
         try:
-            for block in blocks:
+            for piece in pieces:
                 try:
-                    write_all(process.stdin, block)
+                    write_all(process.stdin, piece)
                 except BrokenPipeError:
                     if process.wait():
                         break  # its status tells why
@@ -5585,138 +5829,480 @@ def extract(
                 process.stdin.close()
             status = process.wait()
         end = _stage_end(stage, status, errors)
-    absent = {m for m in members if any(m in s and "Not found in archive" in s for s in end.said)}
-    others = [s for s in end.said if "Not found in archive" not in s
-              and "previous errors" not in s]
-    if status and (others or not absent):
-        why = (others or end.said or ("it said nothing",))[0]
+    return judge_unpacking(end)
+
+
+def judge_unpacking(end: StageEnd) -> list[str]:
+    """What tar could not do, by its messages; Failure where that is not all (see `run_tar`)."""
+    said = [s for s in end.said if "due to previous errors" not in s]
+
+    def is_passed_over(text: str) -> bool:
+        if ": Cannot set " in text or "more messages of tar" in text:  # attributes
+            return True
+        return ": Cannot " in text and not text.endswith(_TAR_HOPELESS)
+
+    fatal = [s for s in said if not is_passed_over(s)]
+    if end.status and (end.status not in (1, 2) or end.gave_up or fatal or not said):
+        why = (fatal or said or ["it said nothing"])[0]
         # tar's words for a disk that is full in the middle of its block.
         hint = "free some room there" if ": Wrote only " in why else _tool_hint(end)
-        raise Failure(f"{end.stage.tool} ended with status {status}: {why}", hint)
-    return absent
+        raise Failure(f"tar ended with status {end.status}: {why}", hint)
+    return [s.removeprefix("tar: ") for s in said]
 
 
-# Longest target of a symbolic link, bytes (Linux's PATH_MAX).
-_LONGEST_TARGET = 4096
+class RenamedFolders(Exception):
+    """An archive says that directories were renamed: a part of it needs the whole before it."""
 
 
-class LinksAside:
-    """Symbolic links that could lead out of a folder, as small files while tar unpacks there.
+class Unpacker:
+    """The archives of a chain, unpacked one upon the other in a private folder, then moved.
 
-    tar does not write through such a link of the archive at hand, but it does through one that an
-    earlier archive left (CVE-2025-45582, tar up to 1.35). A file has a key, which no archive can
-    know, and the link's target: whatever tar moves, replaces or deletes meanwhile, nothing is to
-    be kept in step, and memory does not grow. A kill in between leaves files instead of links.
+    tar unpacks each into an empty folder of its own. What the archive says is still there but does
+    not hold is then moved over from the folder of the archive before it; what no directory names
+    any more stays behind. So no archive reaches through a link that another one left
+    (CVE-2025-45582, tar up to 1.35). Nothing changes where it goes before all is unpacked; then
+    each entry takes its place by one rename, and is at any moment the old one or the new one. It
+    takes room for all that is restored beside what it replaces. Folders are opened name by name,
+    so that links lead nowhere.
+
+    folder: where it goes; near: a path in it, for the private folder is to be on its file system;
+    paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it. All methods
+    raise Failure.
     """
 
-    _MODE = 0o400
+    _PREFIX = ".s3napback-restore-"
 
-    def __init__(self, folder: str) -> None:
-        self._folder, self._key, self._hidden = folder, secrets.token_bytes(32), False
-        # Of those with several names, where one of them was put: (device, inode) before → path.
-        self._twins: dict[tuple[int, int], str] = {}
+    def __init__(
+        self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool
+    ) -> None:
+        self._folder, self._env = folder, env
+        self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
+        self._tops: set[str] = set()
+        self._files: set[str] = set()
+        self._count = self._spares = 0
+        self._set_aside: dict[str, str] = {}
+        self._renamed: list[tuple[str, str]] = []
+        self._unlocked: list[tuple[str, int]] = []
+        self._torn = False
+        self.warnings: list[str] = []
+        with os_failures("make a folder to unpack in"):
+            home = self._home(near)
+            for name in filter(self.is_ours, os.listdir(home)):
+                self._remove_if_dead(os.path.join(home, name))
+            self._base = os.path.join(home, f"{self._PREFIX}{secrets.token_hex(8)}")
+            os.mkdir(self._base, 0o700)
+            self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._top, fcntl.LOCK_EX)  # as long as it is held, we are at work
 
-    def hide(self) -> None:
-        """Sets the links aside that are absolute or climb: tar's own criterion."""
-        with self._opened("set aside the symbolic links") as top:
-            for path in _below(top, lambda entry: entry.is_symlink()):
-                target = os.fsencode(os.readlink(path, dir_fd=top))
-                if target.startswith(b"/") or b".." in target.split(b"/"):
-                    self._hidden = True
-                    self._replace(top, path, partial(self._write, top, target))
+    def __enter__(self) -> Unpacker:
+        return self
 
-    def show(self) -> None:
-        """Makes links again of what is left of the files."""
-        if not self._hidden:
-            return
-        longest = len(self._key) + _LONGEST_TARGET
+    def __exit__(self, *_: object) -> None:
+        remove_tree(self._base)
+        os.close(self._top)
 
-        def is_ours(entry: os.DirEntry[str]) -> bool:
-            if not entry.is_file(follow_symlinks=False):
-                return False
-            info = entry.stat(follow_symlinks=False)
-            return stat.S_IMODE(info.st_mode) == self._MODE and info.st_size <= longest
+    @classmethod
+    def is_ours(cls, name: str) -> bool:
+        """Whether an entry of a folder is a restore at work, or what is left of one."""
+        return name.startswith(cls._PREFIX)
 
-        with self._opened("bring back the symbolic links") as top:
-            for path in _below(top, is_ours):
-                with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=top), "rb") as file:
-                    content = file.read(longest)
-                if content.startswith(self._key):
-                    target = os.fsdecode(content[len(self._key) :])
-                    self._replace(top, path, partial(os.symlink, target, dir_fd=top))
+    def _home(self, near: str) -> str:
+        """The folder for the private one: where a rename leads to where things go."""
+        found = [self._folder]
+        for name in near.split("/"):
+            inner = os.path.join(found[-1], name)
+            if not name or os.path.islink(inner) or not os.path.isdir(inner):
+                break
+            found.append(inner)
+        *above, last = found
+        if above and os.access(above[-1], os.W_OK) and not os.path.ismount(last):
+            return above[-1]
+        return last
 
-    @contextlib.contextmanager
-    def _opened(self, doing: str) -> Iterator[int]:
-        """The folder, held open: names below it may be longer together than a path can be."""
-        self._twins.clear()
+    @staticmethod
+    def _remove_if_dead(path: str) -> None:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            top = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                yield top
-            finally:
-                os.close(top)
-        except OSError as error:
-            raise os_failure(error, f"{doing} in {self._folder}") from error
-
-    def _write(self, top: int, target: bytes, temp: str) -> None:
-        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._MODE, dir_fd=top)
-        with open(handle, "wb") as file:
-            file.write(self._key + target)
-            os.fchmod(handle, self._MODE)  # whatever the umask
-
-    def _replace(self, top: int, path: str, make: Callable[[str], None]) -> None:
-        """Puts what `make` makes in the place of a path; owner, times and the folder's times stay.
-
-        The rename is the switch: before it the old one stands, after it the new one.
-        """
-        folder = os.path.dirname(path) or "."
-        above = os.stat(folder, dir_fd=top, follow_symlinks=False)
-        info = os.stat(path, dir_fd=top, follow_symlinks=False)
-        locked = above.st_mode & 0o300 != 0o300
-        if locked:
-            os.chmod(folder, stat.S_IMODE(above.st_mode) | 0o300, dir_fd=top)
-        temp = os.path.join(folder, f".s3napback-{secrets.token_hex(8)}")
-        try:
-            if twin := self._twins.get((info.st_dev, info.st_ino)):
-                os.link(twin, temp, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
-            else:
-                make(temp)
-            if info.st_nlink > 1:
-                self._twins[info.st_dev, info.st_ino] = path
-            if os.geteuid() == 0:
-                os.chown(temp, info.st_uid, info.st_gid, dir_fd=top, follow_symlinks=False)
-            times = (info.st_atime_ns, info.st_mtime_ns)
-            os.utime(temp, ns=times, dir_fd=top, follow_symlinks=False)
-            os.replace(temp, path, src_dir_fd=top, dst_dir_fd=top)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temp, dir_fd=top)
-            if locked:
-                os.chmod(folder, stat.S_IMODE(above.st_mode), dir_fd=top)
-            os.utime(folder, ns=(above.st_atime_ns, above.st_mtime_ns), dir_fd=top)
-
-
-def _below(top: int, wanted: Callable[[os.DirEntry[str]], bool]) -> Iterator[str]:
-    """The paths, relative to an open folder, of wanted entries in it and in all folders below it.
-
-    No symbolic link is followed. A folder's entries are known before the first of them is given.
-    """
-    folders = ["."]
-    while folders:
-        folder = folders.pop()
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-        found: list[str] = []
-        try:
-            with os.scandir(handle) as entries:
-                for entry in entries:
-                    path = os.path.join(folder, entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(path)
-                    elif wanted(entry):
-                        found.append(path)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+        except BlockingIOError:
+            pass
         finally:
             os.close(handle)
-        yield from found
+
+    def add(self, content: Callable[[], Iterator[Piece]]) -> None:
+        """Unpacks the next archive; content: its bytes from their start, at each call."""
+        new = f"{self._base}/{self._count}"
+        extra: frozenset[str] = frozenset()
+        with os_failures("unpack"), contextlib.ExitStack() as stack:
+            while True:
+                os.mkdir(new, 0o700)
+                records = stack.enter_context(tempfile.TemporaryFile(dir=self._base))
+                layer = Layer(self._taken, extra, records)
+                warnings = run_tar(TarStream(content(), layer), new, self._env)
+                if not layer.lacking:
+                    break
+                extra |= layer.lacking  # hard links, and what they lead to was passed over
+                remove_tree(new)
+            if self._count:
+                if self._taken and layer.renames:
+                    raise RenamedFolders
+                self._carry_over(layer, f"{self._base}/{self._count - 1}", new)
+        self.warnings += warnings
+        self._tops = layer.tops
+        self._files |= layer.files
+        self._count += 1
+
+    def _carry_over(self, layer: Layer, old: str, new: str) -> None:
+        """Moves what is still there, and not in the archive, from the folder before."""
+        self._torn = True
+        self._renamed.clear()
+        for renamed in layer.renames:
+            source, target = (member_path(os.fsencode(name)) for name in renamed)
+            if source is not None and target is not None:
+                self._rename(old, source, target)
+        unlocked: list[tuple[str, int]] = []
+        for path, names in layer.directories():
+            pull(old, new, path, names, unlocked)
+        # A file that was given to tar by name is in no directory's list.
+        kept = {path for path in self._files if not is_within(path, layer.tops)}
+        kept.update(
+            path for path in self._taken
+            if is_within(path, layer.tops) and path not in layer.gone
+        )
+        for path in kept:
+            folder, name = os.path.split(path)
+            with opened(old, folder) as there, opened(new, folder, unlocked, make=True) as here:
+                if there is not None and here is not None and (
+                    exists(name, there) and not exists(name, here)
+                ):
+                    move(name, there, here)
+        self._lock(new, unlocked)
+        remove_tree(old)
+        self._torn = False
+
+    def _rename(self, old: str, source: str, target: str) -> None:
+        """Does one renaming of a directory as tar has written it; "" is a place aside."""
+        top, path = self._whereabouts(old, source)
+        onto = (self._base, self._spare("")) if not target else (old, target)
+        with opened(top, os.path.dirname(path)) as there, opened(
+            onto[0], os.path.dirname(onto[1]), make=True
+        ) as here:
+            names = os.path.basename(path), os.path.basename(onto[1])
+            if there is None or here is None or not exists(names[0], there):
+                self.warnings.append(f"cannot rename {source} to {target}: it is not there")
+                return
+            if target and exists(names[1], here):  # it is gone, or will get another name
+                move(names[1], here, self._top, self._spare(target))
+            move(names[0], there, here, names[1])
+        if top == self._base:
+            del self._set_aside[source]
+        self._renamed.append((source, target))
+
+    def _whereabouts(self, old: str, path: str) -> tuple[str, str]:
+        """(folder, path in it) where a directory to be renamed is now."""
+        if path in self._set_aside:
+            return self._base, self._set_aside[path]
+        with opened(old, os.path.dirname(path)) as above:
+            if above is not None and exists(os.path.basename(path), above):
+                return old, path
+        for source, target in reversed(self._renamed):  # with a folder above it
+            if target and is_below(path, source):
+                return old, target + path[len(source) :]
+        return old, path
+
+    def _spare(self, path: str) -> str:
+        """A free name in the private folder, where the directory of that path is put aside."""
+        self._spares += 1
+        self._set_aside[path] = f"aside-{self._spares}"
+        return self._set_aside[path]
+
+    def place(self) -> list[str]:
+        """Moves what is wanted to where it goes; the paths that are not there."""
+        result = f"{self._base}/{max(self._count - 1, 0)}"
+        with os_failures("put in place what was unpacked"):
+            absent = [path for path in self._paths if not self._has(result, path)]
+            there_are = set(self._paths).difference(absent) if self._paths else {""}
+            for path in there_are:
+                if any(is_below(path, other) for other in there_are - {path}):
+                    continue
+                folder, name = os.path.split(path)
+                with opened(result, folder) as new, self._there(folder, make=True) as there:
+                    assert new is not None
+                    if there is None:
+                        raise self._in_the_way(folder)
+                    if not name or (is_folder(name, new) and is_folder(name, there)):
+                        self._merge(result, path)
+                    else:
+                        self._put(name, new, there, f"{result}/{path}")
+            self._lock(self._folder, self._unlocked)
+        return absent
+
+    @staticmethod
+    def _has(result: str, path: str) -> bool:
+        folder, name = os.path.split(path)
+        with opened(result, folder) as above:
+            return above is not None and exists(name, above)
+
+    def salvage(self) -> bool:
+        """After a failure of `add`: puts in place what there is, if it is of one moment or all of
+        the first archive that could be read; whether it did."""
+        whole = self._count == 0 or os.path.isdir(f"{self._base}/{self._count - 1}")
+        if whole and not self._torn:
+            self.place()
+        return whole and not self._torn
+
+    def _lock(self, top: str, unlocked: list[tuple[str, int]]) -> None:
+        """Gives folders that had to be unlocked their modes back."""
+        while unlocked:
+            path, mode = unlocked.pop()
+            if top != self._folder or not self._is_backed_up(path):
+                with opened(top, os.path.dirname(path)) as above:
+                    os.chmod(os.path.basename(path), mode, dir_fd=above)
+
+    def _there(
+        self, path: str, *, make: bool = False
+    ) -> contextlib.AbstractContextManager[int | None]:
+        """A folder of the place where things go, open. In `/` links above what was backed up are
+        the machine's own (/var/run, /bin) and lead nowhere else."""
+        follow = self._folder == "/" and not self._is_backed_up(path)
+        return opened(self._folder, path, self._unlocked, make=make, follow=follow)
+
+    def _is_backed_up(self, path: str) -> bool:
+        """Whether a directory's content was backed up, not only something below it."""
+        return is_within(path, self._tops)
+
+    def _in_the_way(self, path: str) -> Failure:
+        return Failure(
+            f"{os.path.join(self._folder, path)} is no folder, and what is to be restored lies in"
+            " it", "move it away, or restore into an empty folder",
+        )
+
+    def _merge(self, result: str, path: str) -> None:
+        """Brings a folder that is there to what it was: entry by entry, itself at the end."""
+        todo = [(path, False)]
+        while todo:
+            path, done = todo.pop()
+            exact = self._is_backed_up(path)
+            with opened(result, path) as new, self._there(path) as there:
+                if new is None or there is None:
+                    continue
+                if done:
+                    copy_attributes(new, there)
+                    continue
+                if exact:
+                    todo.append((path, True))
+                names = os.listdir(new)
+                for name in names:
+                    inner = f"{path}/{name}" if path else name
+                    follow = self._folder == "/" and not self._is_backed_up(inner)
+                    if is_folder(name, new) and is_folder(name, there, follow=follow):
+                        todo.append((inner, False))
+                    elif not exact and is_folder(name, new) and exists(name, there) and (
+                        not self._is_backed_up(inner)
+                    ):
+                        raise self._in_the_way(inner)
+                    else:
+                        self._put(name, new, there, f"{result}/{inner}")
+                for name in set(os.listdir(there)).difference(names) if exact else ():
+                    if not self.is_ours(name):
+                        self._discard(name, there, os.path.join(self._folder, path, name))
+
+    def _put(self, name: str, new: int, there: int, path: str) -> None:
+        """Gives an entry its place; what was there goes to the private folder. path: the new's."""
+        try:
+            if exists(name, there) and (is_folder(name, there) or is_folder(name, new)):
+                try:
+                    exchange(name, new, there)
+                except OSError:
+                    move(name, there, self._top, self._spare(path))
+                    move(name, new, there)
+            else:
+                move(name, new, there)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._copy(name, there, path)
+
+    def _copy(self, name: str, there: int, path: str) -> None:
+        """`_put` into another file system below the folder: a copy beside it, then a rename."""
+        copy = f"{self._PREFIX}{secrets.token_hex(8)}"
+        folder = os.readlink(f"/proc/self/fd/{there}")
+        status, _, said = run_tool(("cp", "-a", "--", path, f"{folder}/{copy}"), self._env)
+        if status:
+            remove_tree(f"{folder}/{copy}")
+            raise Failure(f"cannot copy to {folder}: {said.strip()}")
+        if is_folder(name, there) or is_folder(copy, there):
+            remove_tree(f"{folder}/{name}")
+        os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
+
+    def _discard(self, name: str, there: int, path: str) -> None:
+        """Takes away what was not backed up; what is mounted there stays."""
+        info = os.stat(name, dir_fd=there, follow_symlinks=False)
+        if info.st_dev != os.fstat(there).st_dev:
+            self.warnings.append(f"{path} is left: another file system is mounted there")
+            return
+        try:
+            move(name, there, self._top, self._spare(path))
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            remove_tree(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Folders that are held open
+# --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(
+    top: str, path: str, unlocked: list[tuple[str, int]] | None = None, *, make: bool = False,
+    follow: bool = False,
+) -> Iterator[int | None]:
+    """The folder of a path below another, open; None where it is none.
+
+    make: makes those that are not there; follow: goes through symbolic links, else none is
+    followed below the top. One that its owner may not use is unlocked: path and mode are added.
+    """
+    handle: int | None = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
+    done = ""
+    try:
+        for name in filter(None, path.split("/")):
+            assert handle is not None
+            done = os.path.join(done, name)
+            if make and not exists(name, handle):
+                os.mkdir(name, dir_fd=handle)
+            above = handle
+            try:
+                handle = _open_unlocked(name, flags, above, done, unlocked)
+            except (FileNotFoundError, NotADirectoryError):
+                handle = None
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                handle = None
+            finally:
+                os.close(above)
+            if handle is None:
+                break
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _open_unlocked(
+    name: str, flags: int, above: int, path: str, unlocked: list[tuple[str, int]] | None
+) -> int:
+    """A folder, open and writable for its owner if `unlocked` is given or it must be."""
+    try:
+        handle = os.open(name, flags, dir_fd=above)
+    except PermissionError:
+        mode = os.stat(name, dir_fd=above, follow_symlinks=False).st_mode
+        if not stat.S_ISDIR(mode):
+            raise
+        os.chmod(name, 0o700, dir_fd=above)
+        handle = os.open(name, flags, dir_fd=above)
+    else:
+        mode = os.fstat(handle).st_mode
+    if unlocked is not None and mode & 0o300 != 0o300:
+        os.fchmod(handle, stat.S_IMODE(mode) | 0o700)
+        unlocked.append((path, stat.S_IMODE(mode)))
+    return handle
+
+
+def exists(name: str, folder: int) -> bool:
+    """Whether an open folder has an entry of that name."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_folder(name: str, folder: int, *, follow: bool = False) -> bool:
+    """Whether an open folder has a folder of that name."""
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=follow).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def move(name: str, source: int, target: int, as_name: str = "") -> None:
+    """Renames an entry of one open folder into another, over what is no folder there."""
+    as_name = as_name or name
+    try:
+        os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=target)
+    except PermissionError:
+        # A folder that may not be written cannot be told its new parent (rename(2)).
+        mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
+        if not stat.S_ISDIR(mode) or mode & 0o200:
+            raise
+        os.chmod(name, stat.S_IMODE(mode) | 0o700, dir_fd=source)
+        os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=target)
+        os.chmod(as_name, stat.S_IMODE(mode), dir_fd=target)
+
+
+def exchange(name: str, one: int, other: int) -> None:
+    """Changes the entries of that name in two open folders for each other, in one step.
+
+    Raises OSError where the system or the file system cannot (renameat2(2)).
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.renameat2(one, os.fsencode(name), other, os.fsencode(name), 2)
+    except (AttributeError, OSError) as error:
+        raise OSError(errno.ENOSYS, str(error)) from error
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+
+
+def pull(
+    old: str, new: str, path: str, names: set[str] | None, unlocked: list[tuple[str, int]]
+) -> None:
+    """Moves the named entries of a directory that the newer one lacks over to it.
+
+    names: None for all; unlocked: see `opened`. The newer directory keeps its times.
+    """
+    with opened(new, path, unlocked) as target:
+        if target is None:
+            return
+        with opened(old, path, []) as source:
+            if source is None:
+                return
+            lacking = set(os.listdir(source)).difference(os.listdir(target))
+            wanted = lacking if names is None else lacking & names
+            if not wanted:
+                return
+            info = os.fstat(target)
+            for name in wanted:
+                move(name, source, target)
+            os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def copy_attributes(source: int, target: int) -> None:
+    """Gives an open folder owner, attributes, mode and times of another."""
+    info = os.fstat(source)
+    if os.geteuid() == 0:
+        os.chown(target, info.st_uid, info.st_gid)
+    with contextlib.suppress(OSError):  # where the file system has none, or only root may
+        names = os.listxattr(source)
+        for name in set(os.listxattr(target)).difference(names):
+            os.removexattr(target, name)
+        for name in names:
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.fchmod(target, stat.S_IMODE(info.st_mode))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def remove_tree(path: str) -> None:
+    """Removes a folder and all in it, however deep, whatever may not be written in there."""
+    plain = {"PATH": os.defpath}
+    if run_tool(("rm", "-rf", "--", path), plain)[0]:
+        run_tool(("chmod", "-R", "u+rwX", "--", path), plain)
+        run_tool(("rm", "-rf", "--", path), plain)
 
 
 # ==================================================================================================
@@ -7147,6 +7733,10 @@ def _meant(
     return exact or near
 
 
+# Of what tar could not do, lines on the screen: in a container it is the owner of every file.
+_MOST_SHOWN = 100
+
+
 def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
     options, names = _recovery_options(words)
@@ -7162,8 +7752,10 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
         size = sum(link.size for link in chain.links)
         progress = stack.enter_context(_progress_display()(names[0], size))
+        as_of = _moment_text(moment, chain.links[-1].made)
         work = _Restore(
-            bucket, [archives[link.archive] for link in chain.links], env, gpg, progress
+            bucket, [archives[link.archive] for link in chain.links], env, gpg,
+            chain.links[-1].name, as_of, progress,
         )
         place = work.restore(kind, options, names[1:])
     for link in chain.links:
@@ -7171,8 +7763,12 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
     for doubt in chain.doubts:
         _say(f"s3napback: {doubt}")
     done = ", ".join(link.archive for link in chain.links)
-    _say(f"{names[0]} as of {_moment_text(moment, chain.links[-1].made)} is in {place}: {done}")
-    return EXIT_OK
+    for warning in work.warnings[:_MOST_SHOWN]:
+        _say(f"s3napback: {warning}")
+    if len(work.warnings) > _MOST_SHOWN:
+        _say(f"s3napback: and {len(work.warnings) - _MOST_SHOWN} things more like these")
+    _say(f"{names[0]} as of {as_of} is in {place}: {done}")
+    return EXIT_WARNINGS if work.warnings else EXIT_OK
 
 
 def _wanted(
@@ -7271,14 +7867,19 @@ def _refuse_unreadable(start: bytes) -> None:
 
 
 class _Restore:
-    """The archives of a chain on their way to where they are wanted."""
+    """The archives of a chain on their way to where they are wanted.
+
+    name: of what was backed up; as_of: the moment, in words; warnings: what could not be done.
+    """
 
     def __init__(
         self, bucket: _Bucket, archives: Sequence[Archive], env: dict[str, str],
-        gpg: tuple[str, ...], progress: Callable[[int], None] = lambda size: None,
+        gpg: tuple[str, ...], name: str, as_of: str, progress: Callable[[int], None],
     ) -> None:
+        self._name, self._as_of = name, as_of
         self._bucket, self._archives, self._env, self._gpg = bucket, archives, env, gpg
         self._progress = progress
+        self.warnings: list[str] = []
 
     def restore(self, kind: str, options: Mapping[str, str], members: Sequence[str]) -> str:
         """Does it; where it went, in words."""
@@ -7297,7 +7898,8 @@ class _Restore:
             return "standard output"
         place = options["to"]
         if kind == DIRECTORY:
-            self._to_folder(place, "overwrite" in options, [m.lstrip("/") for m in members])
+            paths = {os.path.normpath(f"/{member}").lstrip("/") for member in members}
+            self._to_folder(place, [] if "" in paths else sorted(paths), "overwrite" in options)
         elif kind == SUBVERSION:
             self._to_repository(place)
         else:
@@ -7320,13 +7922,14 @@ class _Restore:
         except OSError as error:
             raise os_failure(error, "write the dump") from error
 
-    def _to_folder(self, folder: str, overwrite: bool, members: Sequence[str]) -> None:
+    def _to_folder(self, folder: str, paths: Sequence[str], overwrite: bool) -> None:
         if os.path.realpath(folder) == "/" and folder != "/":
             raise Failure(f"{folder} is the root folder", "write --to / to mean it",
                           status=EXIT_USAGE)
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            if os.listdir(folder) and not overwrite:
+            fresh = all(map(Unpacker.is_ours, os.listdir(folder)))
+            if not fresh and not overwrite:
                 raise Failure(
                     f"{folder} is not empty",
                     "restore into an empty folder; --overwrite deletes there what was not"
@@ -7334,23 +7937,25 @@ class _Restore:
                 )
         except OSError as error:
             raise os_failure(error, "make the folder") from error
-        absent = set(members)
-        aside = LinksAside(folder)
-        try:
-            for number, archive in enumerate(self._archives):
-                # Nothing leads out of the root folder, and nothing is in an empty one.
-                if (number or overwrite) and folder != "/":
-                    aside.hide()
+        for whole in (not paths, True):  # the second time if part of a part was renamed
+            with contextlib.suppress(RenamedFolders):
+                return self._unpack(folder, paths, whole=whole, fresh=fresh)
+
+    def _unpack(self, folder: str, paths: Sequence[str], *, whole: bool, fresh: bool) -> None:
+        near = (paths[0] if paths else self._name).lstrip("/")
+        with Unpacker(folder, near, paths, self._env, whole=whole) as unpacker:
+            for archive in self._archives:
                 try:
-                    absent &= extract(self._content(archive), folder, members, self._env)
+                    unpacker.add(partial(self._content, archive))
                 except Failure as failure:
                     failure.where = archive.name
-                    failure.hint = failure.hint or f"{folder} holds what came before"
+                    if fresh and unpacker.salvage():
+                        failure.hint = failure.hint or f"{folder} holds what came before"
                     raise
-        finally:
-            aside.show()
+            absent = unpacker.place()
+            self.warnings += unpacker.warnings
         if absent:
-            raise Failure(f"not in the backup: {', '.join(sorted(absent))}")
+            raise Failure(f"not in the backup as of {self._as_of}: {', '.join(sorted(absent))}")
 
     def _to_repository(self, place: str) -> None:
         if os.path.exists(place):

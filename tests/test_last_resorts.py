@@ -152,7 +152,7 @@ def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
     os.environ["PATH"] = str(tmp_path)
     try:
         with pytest.raises(Failure, match="tar is not on PATH"):
-            s3napback.extract(iter([b"x"]), str(tmp_path), [], bare)
+            s3napback.run_tar(iter([b"x"]), str(tmp_path), bare)
     finally:
         os.environ["PATH"] = before
 
@@ -160,9 +160,7 @@ def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
 def test_a_tar_that_ends_early(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tool(site, monkeypatch, "tar", "echo 'tar: no' >&2; exit 2")
     with pytest.raises(Failure, match="tar ended with status 2: tar: no"):
-        s3napback.extract(
-            iter([bytes(1 << 20)] * 20), str(site.folder), [], dict(os.environ)
-        )
+        s3napback.run_tar(iter([bytes(1 << 20)] * 20), str(site.folder), dict(os.environ))
 
 
 def test_places_where_nothing_can_be_restored_to(site: Site, capsys: Capture) -> None:

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -690,8 +691,10 @@ class World:
             known = "\n".join(map(str, sorted(of_source, key=lambda f: f.made)))
             raise Violation(f"{one.archive}: {failure}\n{known}\n{self.trail()}") from failure
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            for link in chain.links:
-                s3napback.extract(self._plain(link.archive), place, [], dict(os.environ))
+            with s3napback.Unpacker(place, "", (), dict(os.environ), whole=True) as unpacker:
+                for link in chain.links:
+                    unpacker.add(partial(self._plain, link.archive))
+                unpacker.place()
             return files_of(Path(place + one.name))
 
     def trail(self) -> str:

@@ -1,0 +1,184 @@
+"""The property of a restore: PATH, as of any night, is what the whole restore has there.
+
+Random trees, changes, nights and PATHs, through real tar. S3NAPBACK_PATHS is the number of them;
+what runs with every test run is a sample.
+"""
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from conftest import NIGHT, Site, require_tool
+from hypothesis import strategies as st
+
+import s3napback
+
+CASES = int(os.environ.get("S3NAPBACK_PATHS", "25"))
+# Shrinking what fails takes minutes: only by hand.
+PHASES = (
+    tuple(hypothesis.Phase) if os.environ.get("S3NAPBACK_SHRINK") else (hypothesis.Phase.generate,)
+)
+NAMES = ["a", "a2", "b", "ü", "c d"]
+
+paths = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("file"), paths, st.text("xyz", max_size=3)),
+        st.tuples(st.just("folder"), paths, st.just("")),
+        st.tuples(st.just("delete"), paths, st.just("")),
+        st.tuples(st.just("rename"), paths, paths),
+        st.tuples(st.just("hard link"), paths, paths),
+        st.tuples(st.just("symbolic link"), paths, paths),
+        st.tuples(st.just("mode"), paths, st.sampled_from(["500", "640", "755"])),
+    ),
+    min_size=1, max_size=8,
+)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def apply(root: Path, change: tuple[str, str, str]) -> None:
+    """Does one change to a tree, whatever stands in its way."""
+    what, name, other = change
+    path = root / name
+    if what in ("file", "folder"):
+        for parent in reversed(path.relative_to(root).parents[:-1]):
+            if not (root / parent).is_dir() or (root / parent).is_symlink():
+                remove(root / parent)
+                (root / parent).mkdir()
+        if what == "file":
+            remove(path)
+            path.write_text(other)
+        elif not path.is_dir():
+            remove(path)
+            path.mkdir()
+    elif not os.path.lexists(path) or path.resolve() != root.resolve() / name:
+        return
+    elif what == "delete":
+        remove(path)
+    elif what == "mode":
+        path.chmod(int(other, 8) | 0o100 * path.is_dir())
+    elif what in ("rename", "hard link"):
+        target = root / other
+        if target.parent.resolve() != (root / other).parent or not target.parent.is_dir():
+            return
+        if f"{other}/".startswith(f"{name}/") or f"{name}/".startswith(f"{other}/"):
+            return
+        if what == "rename":
+            remove(target)
+            path.rename(target)
+        elif not path.is_dir():
+            remove(target)
+            os.link(path, target)
+    elif what == "symbolic link":
+        remove(path)
+        path.symlink_to(other)
+
+
+def snapshot(top: Path, *, seconds: bool = False) -> dict[str, Any]:
+    """Everything about a file, or all that is in a folder."""
+    found: dict[str, Any] = {}
+    if not os.path.lexists(top):
+        return found
+    below = top.rglob("*") if top.is_dir() and not top.is_symlink() else ()
+    for path in [top, *below]:
+        info = path.lstat()
+        content: Any = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        found[str(path.relative_to(top))] = (
+            stat.filemode(info.st_mode), info.st_uid,
+            info.st_mtime_ns // (10**9 if seconds else 1), content,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A fast folder."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as path:
+        yield Path(path)
+
+
+def backed_up_by_the_port(site: Site, night: int) -> None:
+    assert site.run("-f", now=NIGHT.replace(day=21) + timedelta(days=night)) == 0
+
+
+def backed_up_by_tar(site: Site, night: int) -> None:
+    """As the Perl script did: with the renames of directories in it."""
+    archive = subprocess.run(
+        [require_tool("tar"), "-f", "-", "-g", f"{site.folder}/snapshot", "-C", "/", "-czp",
+         str(site.data)], capture_output=True,
+    )
+    assert archive.returncode == 0, archive.stderr
+    store = site.store()
+    if not night:
+        store.create()
+    name = f"{site.data}-{night}-{'DIFF' if night else 'FULL'}:{0:020d}"
+    store.put(name, archive.stdout, {})
+    at = (NIGHT + timedelta(days=night)).timestamp()
+    (file,) = (site.folder / "buckets" / "bkt").glob(f"*-{night}-*")
+    os.utime(file, (at, at))
+
+
+@pytest.mark.parametrize("backed_up", [backed_up_by_the_port, backed_up_by_tar])
+def test_a_path_is_what_the_whole_restore_has_there(
+    backed_up: Any, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    by_tar = backed_up is backed_up_by_tar  # whose plain format has no fractions of a second
+    monkeypatch.setattr(s3napback.time, "sleep", lambda seconds: None)
+
+    @hypothesis.settings(
+        max_examples=CASES, deadline=None, database=None, phases=PHASES,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(
+        st.lists(changes, min_size=2, max_size=4), st.integers(0, 3),
+        st.lists(paths, min_size=1, max_size=2),
+    )
+    def holds(nights: list[list[tuple[str, str, str]]], wanted: int, names: list[str]) -> None:
+        shutil.rmtree(place)
+        place.mkdir()
+        site = Site(place)
+        site.settings["ChunkSize"] = "100000"
+        wanted = min(wanted, len(nights) - 1)
+        for night, of_night in enumerate(nights):
+            for change in of_night:
+                apply(site.data, change)
+            backed_up(site, night)
+            if night == wanted:
+                kept = snapshot(site.data, seconds=by_tar)
+        at = (NIGHT if by_tar else NIGHT.replace(day=21)) + timedelta(days=wanted)
+        words = ["restore", "-c", str(site.write()), str(site.data), "--at", f"{at:%Y-%m-%d}"]
+        whole, part = place / "whole", place / "part"
+        status = s3napback.main([*words, "--to", str(whole)])
+        assert status == 0, capsys.readouterr().err
+        assert snapshot(Path(f"{whole}{site.data}"), seconds=by_tar) == kept
+        members = [f"{site.data}/{name}" for name in names]
+        status = s3napback.main([*words, "--to", str(part), *members])
+        there = [m for m in members if os.path.lexists(f"{whole}{m}")]
+        assert status == (0 if len(there) == len(members) else 1)
+        for member in members:
+            assert snapshot(Path(f"{part}{member}")) == snapshot(Path(f"{whole}{member}"))
+        beside = {p for p in part.rglob("*") if not any(
+            p == Path(f"{part}{m}") or Path(f"{part}{m}") in p.parents
+            or p in Path(f"{part}{m}").parents for m in members)}
+        assert not beside
+
+    holds()
