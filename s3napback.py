@@ -1404,10 +1404,12 @@ def stored_name(kind: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """One process of a pipeline. argv: its command line; env: what its environment adds."""
+    """One process of a pipeline. argv: its command line; env: what its environment adds;
+    watched: the last bytes that it writes are kept, because they tell whether it wrote all."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
+    watched: bool = False
 
     @property
     def tool(self) -> str:
@@ -1509,10 +1511,32 @@ def _unescape(text: str) -> bytes:
     return _ESCAPED.sub(byte, text.encode("utf-8", "surrogateescape"))
 
 
+# Options that count only as the first ones (mysqldump's manual, "Option Files").
+_FIRST_OPTIONS = re.compile(
+    "--(no-defaults|print-defaults|no-login-paths)$"
+    "|--(defaults-file|defaults-extra-file|defaults-group-suffix|login-path)="
+)
+
+
+# Options that leave nothing to be stored.
+_NO_OUTPUT = re.compile("--(result-file|tab|print-defaults|help|version)(=|$)|-[rTV?]")
+
+
 def mysql_stage(name: str, options: Sequence[str], tool: str = "mysqldump") -> Stage:
-    """The dump of a MySQL job; `name` as in the config, `options` one word each."""
+    """The dump of a MySQL job; `name` as in the config, `options` one word each.
+
+    With --force it goes on after an error, and only what it says and its end tell what it is worth.
+    Raises Failure for options that send the dump elsewhere.
+    """
+    for option in options:
+        if _NO_OUTPUT.match(option):
+            raise Failure(f"with {option} in MySQLOptions there is no dump to be stored",
+                          "take it out")
     sock, database = mysql_parts(name)
-    return Stage((tool, "--opt", *(("--socket", sock) if sock else ()), *options, database))
+    first = [option for option in options if _FIRST_OPTIONS.match(option)]
+    others = [option for option in options if option not in first]
+    argv = (tool, *first, "--opt", *(("--socket", sock) if sock else ()), *others, database)
+    return Stage(argv, watched=bool({"--force", "-f"} & set(others)))
 
 
 def postgresql_stage(name: str) -> Stage:
@@ -1621,12 +1645,24 @@ _PIPE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StageEnd:
-    """How a stage ended. status: as subprocess gives it, -N for signal N; said: its messages."""
+    """How a stage ended. status: as subprocess gives it, -N for signal N; said: its messages;
+    tail: the last bytes that it wrote, of one that is watched."""
 
     stage: Stage
     status: int
     said: tuple[str, ...]
     gave_up: bool = False
+    tail: bytes = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what it wrote can be used, with or without warnings: see `judge`."""
+        if self.stage.tool == "tar" and self.status in (1, 2):
+            return not self.gave_up
+        if self.stage.watched and self.status == 2:
+            cut = any(_NO_DUMP.search(text) for text in self.said)
+            return bool(_CLOSING.search(self.tail)) and not cut
+        return self.status == 0
 
     def __str__(self) -> str:
         how = (
@@ -1642,14 +1678,13 @@ def judge(ends: Sequence[StageEnd]) -> list[str]:
 
     Raises Failure where the stream cannot be trusted. GNU tar ends with 1 where a file changed
     as it was read, with 2 where something could not be read; the stream is whole all the same,
-    unless tar says that it gave up (GNU tar manual, "Synopsis").
+    unless tar says that it gave up (GNU tar manual, "Synopsis"). mysqldump --force ends with 2
+    where it could not dump something; all the rest is there if it wrote its closing lines, unless
+    it lost its server, for then it writes them, too.
     """
     warnings: list[str] = []
     # The first dead stage takes its neighbours along (SIGPIPE), so it is the one to be named.
-    broken = [
-        end for end in ends
-        if end.status and not (end.stage.tool == "tar" and end.status in (1, 2) and not end.gave_up)
-    ]
+    broken = [end for end in ends if not end.is_whole]
     if broken:
         cause = next((end for end in broken if end.status != -signal.SIGPIPE), broken[0])
         raise Failure(str(cause), _tool_hint(cause))
@@ -1661,13 +1696,45 @@ def judge(ends: Sequence[StageEnd]) -> list[str]:
     return warnings
 
 
+# What mysqldump writes last, with and without --skip-comments.
+_CLOSING = re.compile(rb"-- Dump completed|SET SQL_NOTES=@OLD_SQL_NOTES")
+# With --force, what leaves a dump empty or cut: errors of the client (2000 to 2999: MariaDB's
+# manual, "Error Codes"), and a database that cannot be had at all.
+_NO_DUMP = re.compile(
+    r"[Ee]rror:? 2\d{3}\b|\(2\d{3}\)$|when (selecting the database|trying to connect)"
+)
+
+
 def _tool_hint(end: StageEnd) -> str:
     said = " ".join(end.said).lower()
     if "no space left" in said:
         return "free some room there"
     if "access denied" in said or "authentication failed" in said:
         return "let the user that runs this log in, with ~/.my.cnf, ~/.pgpass or the job's options"
+    if end.stage.watched and end.status == 2:
+        return "mend what it names; that a dump is whole all the same, only its closing lines tell"
     return ""
+
+
+class _Watcher:
+    """Hands what a stage writes on to the next one, and keeps the last bytes of it."""
+
+    _KEPT = 4096
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self.tail = source, b""
+        reading, writing = os.pipe()
+        self.output = open(reading, "rb", buffering=0)  # noqa: SIM115 - closed by its reader
+        self._target = open(writing, "wb", buffering=0)  # noqa: SIM115 - closed by `_copy`
+        widen_pipe(self.output)
+        self.thread = threading.Thread(target=self._copy, daemon=True)
+        self.thread.start()
+
+    def _copy(self) -> None:
+        with self._source, self._target, contextlib.suppress(OSError):  # the next stage tells why
+            while data := self._source.read(_PIPE_BYTES):
+                self.tail = (self.tail + data)[-self._KEPT :]
+                write_all(self._target, data)
 
 
 class Pipeline:
@@ -1683,6 +1750,7 @@ class Pipeline:
         self._stages = tuple(stages)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ends: dict[int, StageEnd] = {}
+        self._watchers: dict[int, _Watcher] = {}
         source: IO[bytes] | int = subprocess.DEVNULL
         self._errors = [temp_file() for _ in self._stages]  # closed by `kill`
         try:
@@ -1702,6 +1770,10 @@ class Pipeline:
                 if process.stdout is not None:
                     source = process.stdout
                     widen_pipe(source)
+                    if stage.watched and not last:
+                        watcher = _Watcher(source)
+                        self._watchers[len(self._processes) - 1] = watcher
+                        source = watcher.output
         except OSError as error:
             self.kill()
             raise _start_failure(stage, error) from error
@@ -1713,8 +1785,9 @@ class Pipeline:
 
     def check(self) -> None:
         """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
+        copying = {n for n, watcher in self._watchers.items() if watcher.thread.is_alive()}
         ended = [self._end(n) for n, process in enumerate(self._processes)
-                 if process.poll() is not None]
+                 if process.poll() is not None and n not in copying]
         # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
         judge([end for end in ended if end.status != -signal.SIGPIPE])
 
@@ -1725,7 +1798,11 @@ class Pipeline:
     def _end(self, number: int) -> StageEnd:
         if number not in self._ends:
             status = self._processes[number].wait()
-            self._ends[number] = _stage_end(self._stages[number], status, self._errors[number])
+            end = _stage_end(self._stages[number], status, self._errors[number])
+            if watcher := self._watchers.get(number):
+                watcher.thread.join()
+                end = replace(end, tail=watcher.tail)
+            self._ends[number] = end
         return self._ends[number]
 
     def kill(self) -> None:
@@ -1734,6 +1811,10 @@ class Pipeline:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        for watcher in self._watchers.values():
+            watcher.output.close()
+            watcher.thread.join()
+        for process in self._processes:
             if process.stdout is not None:
                 process.stdout.close()
         for errors in self._errors:
@@ -5510,7 +5591,7 @@ def content_of(
 def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
     """Raises Failure (status 2) unless a restore gives back what this command compresses."""
     words = shlex.split(compressor)
-    sample = b"s3napback tries the Compressor\n" * 2000
+    sample = b"s3napback tries the Compressor\n" * 200
     known = ", ".join(name for codec in CODECS for name in codec.commands)
     hint = f"these can be read: {known}, or cat for none"
     if {"|", ">", "<", "&&", ";"} & set(words):
@@ -8262,7 +8343,7 @@ class _Check:
         """What can only be looked at where the config can be read; each on its own."""
         for subject, method in (
             ("jobs", self._plans), ("tools", self._tools), ("Compressor", self._compressor),
-            ("DiffDir", self._diff_dir),
+            ("databases", self._roles), ("DiffDir", self._diff_dir),
             ("TempDir", self._temp_dir), ("S3Keyfile", self._key_file), ("bucket", self._bucket),
             ("GpgRecipient", self._gpg),
         ):
@@ -8614,7 +8695,7 @@ class _Check:
         try:
             done = subprocess.run(
                 stage.argv, env=dict(self._env), stdin=subprocess.DEVNULL, check=False,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=_DUMP_PATIENCE,
+                capture_output=True, timeout=_DUMP_PATIENCE,
             )
         except subprocess.TimeoutExpired as error:
             raise Failure(f"{stage.tool} does not answer within {_DUMP_PATIENCE} s",
@@ -8622,10 +8703,27 @@ class _Check:
         except OSError as error:
             raise _start_failure(stage, error) from error
         said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-        if done.returncode:
-            end = StageEnd(stage, done.returncode, tuple(said))
+        end = StageEnd(stage, done.returncode, tuple(said), tail=done.stdout[-4096:])
+        if not end.is_whole:
             raise Failure(str(end), _tool_hint(end) or "try the command by hand")
-        self._say("ok", f"{job.kind} {job.name}", "answers")
+        if done.returncode:
+            self._say("warning", f"{job.kind} {job.name}", f"with --force, {end}",
+                      "mend what it names: it is not in the dump")
+        else:
+            self._say("ok", f"{job.kind} {job.name}", "answers")
+
+    def _roles(self) -> None:
+        """What a dump of one database lacks of its server."""
+        for kind, what, whole in (
+            (POSTGRESQL, "roles and tablespaces", ("",)),
+            (MYSQL, "users and their rights", ("--all-databases", "mysql")),
+        ):
+            # (user, database) or (socket, database)
+            parts = postgresql_parts if kind == POSTGRESQL else mysql_parts
+            dumped = [parts(job.name)[1] for job in self._jobs if job.kind == kind]
+            if dumped and not set(whole) & set(dumped):
+                self._say("warning", kind, f"{what} are in no backup: they belong to no database of"
+                                           " their own", f"add a line {kind} all")
 
 
 def size_of_tree(path: str) -> int:

@@ -723,3 +723,13 @@ def fake_tool(site: Site, monkeypatch: pytest.MonkeyPatch, name: str, script: st
     (folder / name).write_text(f"#!/bin/bash\nREAL={shutil.which(name)}\n{script}\n")
     (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def bad_compressor(folder: Path, script: str) -> str:
+    """A Compressor that passes the trial at the start of a run, and then does what SCRIPT says
+    with all but the first bytes."""
+    path = folder / "bad-compressor"
+    start = 'IFS= read -rn 9 start; [ "$start" = s3napback ] && { printf %s "$start"; exec cat; }'
+    path.write_text(f"#!/bin/bash\n{start}\n{script}\n")
+    path.chmod(0o755)
+    return str(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool, tmpfs
+from conftest import NIGHT, Site, bad_compressor, fake_tool, require_tool, tmpfs
 
 import s3napback
 
@@ -317,20 +317,25 @@ def test_a_stage_that_dies_stores_nothing(
     before = site.state()
     (site.data / "big").write_bytes(os.urandom(9000))
     script = DYING[how]
-    if tool == "gpg":  # the check of the key must still pass
+    if tool == "gzip":
+        script = script.replace('"$REAL" "$@"', "gzip")
+        site.settings["Compressor"] = bad_compressor(site.folder, script)
+    elif tool == "gpg":  # the check of the key must still pass
         script = f'[ "$(head -c 1 | wc -c)" = 0 ] && exec "$REAL" "$@" </dev/null\n{script}'
-    fake_tool(site, monkeypatch, tool, script)
+    if tool != "gzip":
+        fake_tool(site, monkeypatch, tool, script)
     capsys.readouterr()
     later = NIGHT + timedelta(days=1)
     assert site.run(now=later) == 1
     said = capsys.readouterr().err
     assert "failed: " in said
-    assert tool in said.split("failed: ")[1]
+    assert ("bad-compressor" if tool == "gzip" else tool) in said.split("failed: ")[1]
     assert "Finished: 0 stored, 0 skipped, 1 failed" in said
     assert site.state() == before  # the archive of another slot, and what DiffDir describes
     monkeypatch.undo()
     monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
     monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    site.settings["Compressor"] = "gzip"
     assert site.run(now=later) == 0
     assert len(site.archives()) == 2
 
@@ -388,7 +393,8 @@ def test_a_source_that_ended_with_a_warning_is_not_waited_for(
     for."""
     (site.data / "big").write_bytes(os.urandom(6_000_000))
     fake_tool(site, monkeypatch, "tar", f'"$REAL" "$@"; exit {status}')
-    site.settings |= {"Compressor": "\"bash -c 'd=$(base64); echo $d'\"", "ChunkSize": "100000"}
+    holding = bad_compressor(site.folder, "d=$(base64); echo $d")
+    site.settings |= {"Compressor": holding, "ChunkSize": "100000"}
     assert site.run() == 3
     ((_, archive),) = site.archives().items()
     assert archive.complete
@@ -604,7 +610,7 @@ def has_data(pid: int, folder: Path) -> bool:
 def test_ended_by_a_signal(site: Site, signum: int, temp: bool) -> None:
     (site.data / "big").write_bytes(os.urandom(100_000))
     site.jobs = f"<Directory {site.data}>\nUseTempFile {int(temp)}\n</Directory>"
-    site.settings["Compressor"] = f'"{shutil.which("bash")} -c \\"head -c 3000; sleep 60\\""'
+    site.settings["Compressor"] = bad_compressor(site.folder, "head -c 3000; sleep 60")
     script = Path(s3napback.__file__)
     process = subprocess.Popen(
         [sys.executable, str(script), "-d", "-c", str(site.write())],

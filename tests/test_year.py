@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import bad_compressor
 
 import s3napback
 
@@ -65,7 +66,8 @@ def test_any_moment_of_a_year(
             continue  # the machine was off
         conf.write_text(text)
         if fate > 0.95:  # the compressor dies in the middle
-            conf.write_text(text + "Compressor \"bash -c 'head -c 900; exit 1'\"\n")
+            bad = bad_compressor(tmp_path, "head -c 900; exit 1")
+            conf.write_text(f"{text}Compressor {bad}\n")
             assert s3napback.main(["-c", str(conf)], now=night) == 1
             continue
         assert s3napback.main(["-c", str(conf)], now=night) == 0
