@@ -169,6 +169,27 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+# Within `signals_held`: the signal that came meanwhile, or 0; None outside.
+_held_signal: int | None = None
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Within it no `Interrupted` is raised in the main thread, but at its end: for few and short
+    steps that belong together, such as to start a process and to note that it has to be ended."""
+    global _held_signal
+    if threading.current_thread() is not threading.main_thread() or _held_signal is not None:
+        yield
+        return
+    _held_signal = 0
+    try:
+        yield
+    finally:
+        signum, _held_signal = _held_signal, None
+        if signum:
+            raise Interrupted(signum)
+
+
 def os_failure(error: OSError, doing: str, hint: str = "") -> Failure:
     """The Failure for an operating system error met while `doing` something (a verb phrase)."""
     if error.errno == errno.ENOSPC and not hint:
@@ -3794,6 +3815,19 @@ class Notes:
         return Notes(str(given["reached"]), str(given["place"]), links)
 
 
+@contextlib.contextmanager
+def _new_file(folder: str) -> Iterator[str]:
+    """A private empty file in DiffDir, which is gone afterwards unless it was renamed."""
+    # Its name comes first: a signal may arrive when it has just been made.
+    temp = os.path.join(folder, f"{_DRAFT_START}{secrets.token_hex(8)}{_DRAFT_END}")
+    try:
+        os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield temp
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+
+
 class State:
     """DiffDir: per name, what its last stored backup saw. Nothing else touches these files.
 
@@ -3889,7 +3923,7 @@ class State:
         states = [one.to_json() for one in (notes, *self.chain(name)[:1])]
         file = os.path.basename(self.diff_file(name))
         kept = {"name": key_text(name), "file": file, "states": states}
-        with _diff_dir_errors(), self._new_file() as temp:
+        with _diff_dir_errors(), _new_file(self._folder) as temp:
             with open(temp, "w", encoding="utf-8") as output:
                 json.dump(kept, output)
                 output.flush()
@@ -3912,18 +3946,6 @@ class State:
         return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
     @contextlib.contextmanager
-    def _new_file(self) -> Iterator[str]:
-        """A private empty file in DiffDir, which is gone afterwards unless it was renamed."""
-        # Its name comes first: a signal may arrive when it has just been made.
-        temp = f"{self._folder}{_DRAFT_START}{secrets.token_hex(8)}{_DRAFT_END}"
-        try:
-            os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            yield temp
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temp)
-
-    @contextlib.contextmanager
     def draft(self, name: str, *, fresh: bool) -> Iterator[Draft]:
         """A private copy of the name's diff file, empty if fresh or there is none, for one backup.
 
@@ -3932,7 +3954,7 @@ class State:
         path = self.diff_file(name)
         with contextlib.ExitStack() as stack:
             with _diff_dir_errors():
-                temp = stack.enter_context(self._new_file())
+                temp = stack.enter_context(_new_file(self._folder))
                 if not fresh and os.path.exists(path):
                     shutil.copyfile(path, temp)
             yield Draft(temp, path, self._moment)
@@ -4171,20 +4193,15 @@ class Draft:
         """Empties a draft that is no snapshot of the known format: then everything is stored."""
         if not os.path.getsize(self.path):
             return
-        with _diff_dir_errors():
-            handle, temp = tempfile.mkstemp(_DRAFT_END, _DRAFT_START, os.path.dirname(self.path))
-            try:
-                with open(self.path, "rb") as old, open(handle, "wb") as new:
-                    try:
-                        snapshot = Snapshot.read(old)
-                        Snapshot(snapshot.start, change(snapshot.folders)).write(new)
-                    except ValueError:
-                        new.seek(0)
-                        new.truncate()
-                os.replace(temp, self.path)
-            except BaseException:
-                os.unlink(temp)
-                raise
+        with _diff_dir_errors(), _new_file(os.path.dirname(self.path)) as temp:
+            with open(self.path, "rb") as old, open(temp, "wb") as new:
+                try:
+                    snapshot = Snapshot.read(old)
+                    Snapshot(snapshot.start, change(snapshot.folders)).write(new)
+                except ValueError:
+                    new.seek(0)
+                    new.truncate()
+            os.replace(temp, self.path)
 
     def keep(self) -> None:
         """Makes it the diff file: before the rename the old one stands whole, then this one."""
@@ -4914,8 +4931,9 @@ class Run:
             if task.job.use_temp_file:
                 stored = self._send_by_file(task, stages, closing, progress)
             else:
-                pipeline = Pipeline(stages, self._context.env)
-                stack.callback(pipeline.kill)
+                with signals_held():
+                    pipeline = Pipeline(stages, self._context.env)
+                    stack.callback(pipeline.kill)
                 stored = self._send(
                     task, pipeline, lambda: closing(pipeline.finish()), progress
                 )
@@ -4994,11 +5012,11 @@ class Run:
             raise os_failure(error, "write in TempDir") from error
         with file:
             task.log.info("Using temp file in %s to buffer before streaming...", place)
-            pipeline = Pipeline(stages, self._context.env, output=file)
-            try:
+            with contextlib.ExitStack() as stack:
+                with signals_held():
+                    pipeline = Pipeline(stages, self._context.env, output=file)
+                    stack.callback(pipeline.kill)
                 marks = closing(pipeline.finish())
-            finally:
-                pipeline.kill()
             file.seek(0)
             return self._send(task, FileStream(file), lambda: marks, progress)
 
@@ -7163,9 +7181,12 @@ def _signals() -> Iterator[None]:
         return
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
+        global _held_signal
         for one in wanted:  # a second signal must not cut the tidying short
             signal.signal(one, signal.SIG_IGN)
-        raise Interrupted(signum)
+        if _held_signal is None:
+            raise Interrupted(signum)
+        _held_signal = signum
 
     before = {signum: signal.getsignal(signum) for signum in wanted}
     for signum, handler in before.items():
