@@ -2371,7 +2371,8 @@ class Store(Protocol):
     bucket: str
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
-        """Stores an object and returns the hex MD5 of its data, which the store confirmed."""
+        """Stores an object and returns its ETag as a listing will show it: the hex MD5 of its data,
+        which the store confirmed; of a store whose ETags are no MD5 what it said, maybe nothing."""
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         """The object's user metadata. Its data is in the buffer then, and has been compared with
@@ -2787,6 +2788,10 @@ _S3_HINTS = {
 }
 
 
+_WRONG_ENDPOINT = (
+    "S3Endpoint may be no S3 service, or already hold the bucket's name: give it without"
+)
+
 # Seconds that a server may take to take a connection, and to send or take the next bytes.
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
 
@@ -2831,7 +2836,7 @@ class S3Store:
         etag = _plain_etag(answer)
         if etag and etag != digest:
             raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
-        return digest
+        return etag or str(answer.get("ETag", "")).strip('"')
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from"):
@@ -2844,7 +2849,7 @@ class S3Store:
         etag = _plain_etag(answer)
         if etag and into.md5() != etag:
             raise PassingFailure(f"{key} arrived damaged: its MD5 is not the stored one")
-        return dict(answer["Metadata"])
+        return _user_metadata(answer)
 
     def peek(self, key: str, count: int) -> bytes:
         with self._errors(f"fetch {key} from"):
@@ -2860,23 +2865,27 @@ class S3Store:
                 answer = self._client.head_object(Bucket=self.bucket, Key=key)
         except AbsentFailure:
             return None
-        return {**answer["Metadata"], **({} if _plain_etag(answer) else {OPAQUE: "yes"})}
+        return {**_user_metadata(answer), **({} if _plain_etag(answer) else {OPAQUE: "yes"})}
 
     def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
-        with self._errors("list"):
-            answer = self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **start)
+        answer = self._list(Prefix=prefix, **start)
         objects = [
             StoredObject(
                 item["Key"],
                 item["Size"],
-                item["ETag"].strip('"'),
+                item.get("ETag", "").strip('"'),
                 item["LastModified"].timestamp(),
                 item.get("StorageClass", "STANDARD"),
             )
             for item in answer.get("Contents", ())
         ]
         return objects, bool(answer.get("IsTruncated")) and bool(objects)
+
+    def _list(self, **what: Any) -> Any:
+        """One page of a listing."""
+        with self._errors("list"):
+            return self._client.list_objects_v2(Bucket=self.bucket, **what)
 
     def copy(self, source: str, target: str) -> None:
         with self._errors(f"copy {source} to {target} in"):
@@ -2903,9 +2912,8 @@ class S3Store:
 
     def exists(self) -> bool:
         try:
-            with self._errors("reach"):
-                # Not HeadBucket: its errors come without a code that says what is wrong.
-                self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            # Not HeadBucket: its errors come without a code that says what is wrong.
+            self._list(MaxKeys=1)
         except AbsentFailure:
             return False
         return True
@@ -3003,6 +3011,8 @@ class S3Store:
 
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
     text = f"cannot {doing} bucket {bucket}: {code}" + (f", {said}" if said else "")
+    if doing == "list" and code == "NoSuchKey":  # the request was for an object
+        return Failure(text, _WRONG_ENDPOINT)
     if code in ("404", "NoSuchKey", "NoSuchBucket"):
         return AbsentFailure(text, _S3_HINTS.get(code, ""))
     if code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
@@ -3026,6 +3036,12 @@ def _skew_text(server_date: str) -> str:
     if skew is None:
         return ""
     return f"this machine's clock is {skew:+.0f} seconds off the server's"
+
+
+def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
+    (RFC 9110, section 5.1): several services capitalize them."""
+    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
 
 
 def _plain_etag(answer: Mapping[str, Any]) -> str:
@@ -3068,6 +3084,8 @@ def _s3_client(access: Access) -> Any:
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
     client.meta.events.register_last("before-call.s3", _drop_expect)
+    # With wildcards it comes before botocore's own, which makes a busy service of what is no XML.
+    client.meta.events.register_first("before-parse.*.*", _refuse_other_than_listings)
     if access.endpoint:
         client.meta.events.register("before-call.s3", _stay_here)
     return client
@@ -3076,6 +3094,15 @@ def _s3_client(access: Access) -> Any:
 def _drop_expect(params: dict[str, Any], **_: Any) -> None:
     # A service that does not answer "Expect: 100-continue" costs a second for each chunk.
     params["headers"].pop("Expect", None)
+
+
+def _refuse_other_than_listings(
+    response_dict: dict[str, Any], operation_model: Any, **_: Any
+) -> None:
+    # An empty object is parsed, too: as a listing of nothing.
+    if (operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200
+            and b"ListBucketResult" not in response_dict["body"][:2000]):
+        raise Failure("the answer to a request for a listing is none", _WRONG_ENDPOINT)
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:
@@ -3543,42 +3570,120 @@ def upload(
                 elif number == 0:
                     # From here until the last chunk is stored this slot holds no archive: the
                     # price of a slot that is not kept twice. The other slots are untouched.
-                    delete_chunks(store, replaced)
+                    delete_chunks(store, [i for i in replaced if not is_staged(i.key)])
                 uploader.submit(number, chunk)
                 number += 1
             last = dict(closing())
             size = number * chunk_size + len(chunk)
             uploader.finish_with(number, chunk, last)
         except BaseException as error:
-            # One who waited for hours, or was told to end, does not wait for hours once more.
-            patiently = isinstance(error, Failure) and not isinstance(error, PassingFailure)
-            uploader.abandon(log, patiently=patiently)
+            # One who waited for hours, was refused or was told to end does not wait for hours once
+            # more.
+            passing = isinstance(error, PassingFailure) or not isinstance(error, Failure)
+            uploader.abandon(log, patiently=not passing and not uploader.refused)
             raise
+    sent, identity = uploader.sent, marks[f"{META}archive"]
+    objects = confirm(store, archive, sent, identity)
+    if staged:
+        _refuse_unmarked(store, sent)
+    strange = {item.key for item in objects} - sent.keys() - {item.key for item in replaced}
+    if strange:
+        raise Failure(f"another machine stores {archive} at the same time: {min(strange)} is not"
+                      " from here", _ONE_SLOT_EACH)
     # Complete. What may be left of the old archive is in nobody's way (`assemble`).
     tidy = True
     try:
         if staged:
-            finish_replacement(store, archive, archive_objects(store, archive), parallel)
-        elif number == 0:
-            kept = chunk_key(archive, 0)
-            delete_chunks(store, [item for item in replaced if item.key != kept])
+            finish_replacement(store, archive, objects, parallel)
+        else:
+            delete_chunks(store, [item for item in replaced if item.key not in sent and (
+                number == 0 or is_staged(item.key))])
     except Failure as failure:
         what = "put the new backup in its place; it waits beside it" if staged else (
             "delete old backup"
         )
         log.error("Could not %s: %s", what, failure)
         tidy = False
-    return Stored(Link(archive, marks[f"{META}archive"], uploader.md5), number + 1, size, tidy)
+    return Stored(Link(archive, identity, uploader.md5), number + 1, size, tidy)
+
+
+# Pauses before a listing that lacks something is asked again, seconds: half a minute in all. Amazon
+# lists at once what was stored (S3 User Guide, "Data consistency model"); not everybody does.
+_LISTING_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 17.0)
+
+_ONE_SLOT_EACH = "give each machine a Bucket or a Prefix of its own, then back up again"
+
+
+def confirm(
+    store: Store, archive: str, sent: Mapping[str, tuple[int, str]], identity: str
+) -> list[StoredObject]:
+    """All chunks of an archive's name, as listed once all of those that were sent are there.
+
+    sent: (size, ETag) of each key, in order; identity: the upload's `s3napback-archive`. Raises
+    Failure where they do not come to be listed. Where chunks of another upload are among them, the
+    last one is deleted if it is ours: what is mixed must not be called complete.
+    """
+    for pause in (*_LISTING_PAUSES, None):
+        objects = archive_objects(store, archive)
+        listed = {item.key: item for item in objects}
+        doubtful = [
+            key for key, (size, etag) in sent.items()
+            if not (item := listed.get(key)) or item.size != size or item.etag != etag
+        ]
+        absent = [key for key in doubtful if key not in listed]
+        for key in doubtful:
+            if key in absent:
+                continue
+            # ETags that differ although the chunk is ours: encryption with a key of AWS's KMS.
+            mark = (store.head(key) or {}).get(f"{META}archive")
+            if mark and mark != identity:
+                last = list(sent)[-1]
+                if (store.head(last) or {}).get(f"{META}archive") == identity:
+                    store.delete([last])
+                raise Failure(f"another machine stored {archive} at the same time: {key} is not"
+                              " from here, and the backup is not whole", _ONE_SLOT_EACH)
+            if not mark and sent[key][1] and listed[key].etag:
+                absent.append(key)  # the listing shows what was there before
+        if not absent:
+            return objects
+        if pause is not None:
+            time.sleep(pause)
+    raise _unlisted_failure(store, archive, sent, absent)
+
+
+def _unlisted_failure(
+    store: Store, archive: str, sent: Mapping[str, tuple[int, str]], absent: Sequence[str]
+) -> Failure:
+    if store.head(absent[0]) is None:
+        return Failure(f"another machine stores {archive} at the same time: {absent[0]} was stored"
+                       " and is gone", _ONE_SLOT_EACH)
+    text = f"{store.bucket} does not list what was stored in it: {absent[0]}"
+    bare = archive.lstrip("/")
+    if bare != archive and sent.keys() & {f"/{i.key}" for i in archive_objects(store, bare)}:
+        return Failure(f"{text}; the service strips the leading slash of keys",
+                       "set Prefix to a word: it then comes before the slash")
+    return Failure(text, "run verify: where the service lists late, it may be there by then")
+
+
+def _refuse_unmarked(store: Store, sent: Mapping[str, tuple[int, str]]) -> None:
+    """Raises Failure, and takes back what was sent, where the service keeps no user metadata."""
+    if f"{META}chunks" not in (store.head(list(sent)[-1]) or {}):
+        store.delete(list(sent))
+        raise Failure(
+            "the service keeps no user metadata (x-amz-meta-…), by which a new archive is told"
+            " from an old one", "take SafeReplace out of the config, or use another service",
+        )
 
 
 def finish_replacement(
     store: Store, archive: str, objects: Sequence[StoredObject], parallel: int
 ) -> Sequence[StoredObject]:
-    """Moves a complete staged archive to its place, removes what else is staged (SafeReplace).
+    """Moves a complete staged archive to its place, and deletes what was staged (SafeReplace).
 
     objects: all chunks of the archive's name. Returns those that are there then. At every moment
     one complete archive is there, so that whoever is stopped in the middle lost nothing, and the
-    next one goes on from there.
+    next one goes on from there. What is staged but not complete is left to the next upload, which
+    deletes it when it is complete itself. Raises Failure where the listing is known to be old.
     """
     staged = [item for item in objects if is_staged(item.key)]
     if not staged:
@@ -3586,24 +3691,42 @@ def finish_replacement(
     placed = [item for item in objects if not is_staged(item.key)]
     new = assemble(archive, staged, store.head)
     old = assemble(archive, placed, store.head)
-    if new and new.complete and new.metadata and not _is_copy(old, new):
-        delete_chunks(store, placed)
-        *first, last = [(item.key, chunk_key(archive, _number(item))) for item in new.chunks]
-        with workers(store, parallel, "copy") as pool:
-            for _ in pool.map(lambda keys: store.copy(*keys), first):
-                pass
-        store.copy(*last)
-        placed = [i for i in archive_objects(store, archive) if not is_staged(i.key)]
-        if not _is_copy(assemble(archive, placed, store.head), new):
-            raise Failure(f"{archive} was not copied as it was stored", "look at it: verify")
+    if not (new and new.complete and new.metadata):
+        following = staged_key(archive, 1 + max(map(_number, staged)))
+        if store.head(following) is not None:
+            raise Failure(f"{store.bucket} does not list {following}, which is there",
+                          "back up again when it does")
+        return objects
+    if not _supersedes(old, new):
+        placed = _move(store, new, placed, parallel)
     delete_chunks(store, staged)
     return placed
 
 
-def _is_copy(placed: Archive | None, staged: Archive) -> bool:
+def _move(
+    store: Store, new: Archive, placed: Sequence[StoredObject], parallel: int
+) -> list[StoredObject]:
+    """Copies a staged archive to the place of another. Returns the chunks that are there then."""
+    delete_chunks(store, placed)  # the staged one is complete, and counts (`assemble`)
+    *first, last = [(item.key, chunk_key(new.name, _number(item))) for item in new.chunks]
+    with workers(store, parallel, "copy") as pool:
+        for _ in pool.map(lambda keys: store.copy(*keys), first):
+            pass
+    store.copy(*last)
+    sent = {chunk_key(new.name, _number(item)): (item.size, item.etag) for item in new.chunks}
+    objects = confirm(store, new.name, sent, new.metadata["archive"])
+    placed = [item for item in objects if not is_staged(item.key)]
+    if not _supersedes(assemble(new.name, placed, store.head), new):
+        raise Failure(f"{new.name} was not copied as it was stored", "look at it: verify")
+    return placed
+
+
+def _supersedes(placed: Archive | None, staged: Archive) -> bool:
+    """Whether an archive is the staged one in its place, or a newer one."""
     return bool(
-        placed and placed.complete
-        and placed.metadata.get("archive") == staged.metadata.get("archive")
+        placed and placed.complete and placed.metadata
+        and (placed.metadata.get("archive") == staged.metadata.get("archive")
+             or ("made" in placed.metadata and placed.made > staged.made))
     )
 
 
@@ -3628,12 +3751,14 @@ class _Uploader:
         folder: str | None,
     ) -> None:
         self.staged = False  # whether the chunks wait under other keys than their own
+        self.refused = False  # whether the store failed
         self._keys: list[str] = []
         self._whole = False
         self._store, self._archive, self._marks = store, archive, marks
         self._parallel, self._progress, self._ready = parallel, progress, ready
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
         self._running: set[Future[Buffer]] = set()
+        self._stored: dict[int, tuple[str, int, str]] = {}  # key, size and ETag of each chunk
         self._digests: dict[int, str] = {}
         self.md5 = ""  # of the chunks' MD5s, when all are there
         self._chunk_size, self._folder = chunk_size, folder
@@ -3648,6 +3773,11 @@ class _Uploader:
         self._pool.shutdown(cancel_futures=True)
         for buffer in self._buffers:
             buffer.close()
+
+    @property
+    def sent(self) -> dict[str, tuple[int, str]]:
+        """(size, ETag) of each key that was stored, in order."""
+        return {key: (size, etag) for _, (key, size, etag) in sorted(self._stored.items())}
 
     def spare(self) -> Buffer:
         """A buffer to read the next chunk into; waits for one where all are being sent."""
@@ -3710,7 +3840,13 @@ class _Uploader:
         self._ready()
         key = (staged_key if self.staged else chunk_key)(self._archive, number)
         self._keys.append(key)  # before the request: one that fails may have stored it
-        self._digests[number] = self._store.put(key, chunk, metadata)
+        self._digests[number] = chunk.md5()
+        try:
+            etag = self._store.put(key, chunk, metadata)
+        except Failure:
+            self.refused = True
+            raise
+        self._stored[number] = key, len(chunk), etag
         self._whole = self._whole or last  # an end that comes from here on takes nothing back
         self._size += len(chunk)
         self._progress(len(chunk))
@@ -3734,16 +3870,24 @@ def download(
 
     What is handed on is valid until the next is asked for. Memory: chunk size × (parallel + 1),
     for large chunks room in the folder (see `Buffer`). progress: told the bytes of each chunk.
-    Raises Failure for a chunk that is not the one listed.
+    Raises Failure for a chunk that is not the one listed. A chunk that lost its mark (a tool that
+    copies large objects in parts does not copy metadata) is proved by the archive's own digest,
+    before the last chunk is handed on.
     """
     mine = archive.metadata.get("archive")
+    digests: dict[str, str] = {}
+    bare: set[str] = set()
 
     def fetch(item: StoredObject, buffer: Buffer) -> Buffer:
         metadata = store.fetch(item.key, buffer)
         if len(buffer) != item.size:
             raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced")
-        if mine and metadata.get(f"{META}archive") != mine:
+        digests[item.key] = buffer.md5()
+        mark = metadata.get(f"{META}archive")
+        if mine and mark and mark != mine:
             raise Failure(f"{item.key} belongs to another upload of {archive.name}")
+        if mine and not mark:
+            bare.add(item.key)
         progress(len(buffer))
         return buffer
 
@@ -3757,6 +3901,11 @@ def download(
 
     def hand_on() -> Iterator[memoryview]:
         buffer = running.popleft().result()
+        if bare and len(digests) == len(archive.chunks) and not running:
+            whole = digest_of_digests(digests[item.key] for item in archive.chunks)
+            if whole != archive.metadata.get("md5"):
+                raise Failure(f"{archive.name} is not what was stored: {min(bare)} has no mark, and"
+                              " the digest of the whole is another")
         yield from buffer.pieces()
         spare.append(buffer)
 
@@ -7860,8 +8009,6 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
             chain.links[-1].name, as_of, progress,
         )
         place = work.restore(kind, options, names[1:])
-    for link in chain.links:
-        _finish_staged(archives[link.archive], bucket)
     for doubt in chain.doubts:
         _say(f"s3napback: {doubt}")
     done = ", ".join(link.archive for link in chain.links)
@@ -7912,20 +8059,6 @@ def _wanted(
         chain = choose_chain(of_source, good[-1])
         doubts.append(f"partial: as of {_moment_text(moment, good[-1])}, the last good moment")
     return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
-
-
-def _finish_staged(archive: Archive, bucket: _Bucket) -> None:
-    """See `finish_replacement`; left to the next run where there is no config, or one is at work.
-
-    It was restored from where it waits, so whatever keeps it there is no failure of the restore.
-    """
-    if archive.staged and bucket.state:
-        try:
-            with bucket.state.lock():
-                objects = archive_objects(bucket.store, archive.name)
-                finish_replacement(bucket.store, archive.name, objects, bucket.parallel)
-        except Failure as failure:
-            _say(f"s3napback: {archive.name} is not yet in its place: {failure}")
 
 
 def _refuse_frozen(chain: Chain) -> None:

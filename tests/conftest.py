@@ -305,6 +305,12 @@ class S3Server:
     fail: a `Fault`, asked before anything else happens; it may also raise ConnectionAbortedError,
         which closes the connection without an answer.
     latency: seconds before each answer.
+
+    Services have their own ways, which are off until they are set:
+    capitals: the names of headers come back as `X-Amz-Meta-Like-This`;
+    forgets_metadata: user metadata is not kept;
+    strips_slash: `/` at the start of a key is dropped;
+    lag: listings that a new key is not shown in.
     """
 
     def __init__(self) -> None:
@@ -313,6 +319,7 @@ class S3Server:
         self.headers: list[Mapping[str, str]] = []
         self.fail: Fault | None = None
         self.latency = 0.0
+        self._be_ordinary()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._moto.start()
@@ -327,9 +334,15 @@ class S3Server:
     def reset(self) -> None:
         """Forgets buckets, requests, faults and latency."""
         self.fail, self.latency = None, 0.0
+        self._be_ordinary()
         self.requests.clear()
         self.headers.clear()
         self._backend.reset()
+
+    def _be_ordinary(self) -> None:
+        self.capitals = self.forgets_metadata = self.strips_slash = False
+        self.lag = 0
+        self._unlisted: dict[str, int] = {}  # keys, and in how many listings they are not shown
 
     def client(
         self, *, key: str = "", secret: str = "", add_md5: bool = True, **config: Any
@@ -429,7 +442,46 @@ class S3Server:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise
         environ["wsgi.input"] = io.BytesIO(request.body)
-        return self._app(environ, start_response)
+        return self._answer_in_its_way(request, environ, start_response)
+
+    def _answer_in_its_way(
+        self, request: Request, environ: dict[str, Any], start_response: Any
+    ) -> Iterable[bytes]:
+        """moto's answer, as a service with the ways that are set would give it."""
+        if self.forgets_metadata:
+            for name in [n for n in environ if n.startswith("HTTP_X_AMZ_META_")]:
+                del environ[name]
+        if self.strips_slash:
+            for name in ("RAW_URI", "REQUEST_URI", "PATH_INFO"):
+                environ[name] = re.sub(r"^(/[^/?]+)(?:/|%2F)+(?=[^/?])", r"\1/", environ[name])
+        if self.capitals:
+            ordinary = start_response
+
+            def start_response(status: str, headers: Any, *more: Any) -> Any:
+                return ordinary(status, [(name.title(), value) for name, value in headers], *more)
+
+        if request.method == "PUT" and self.lag:
+            self._unlisted.setdefault(request.key, self.lag)
+        if request.method != "GET" or request.key or not self._unlisted:
+            return self._app(environ, start_response)
+        return self._list_late(environ, start_response)
+
+    def _list_late(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        started: list[Any] = []
+        text = b"".join(self._app(environ, lambda *given: started.append(given)))
+
+        def shown(match: re.Match[bytes]) -> bytes:
+            name = re.search(b"<Key>(.*?)</Key>", match[0])
+            assert name
+            key = unquote(name[1].decode())
+            self._unlisted[key] = self._unlisted.get(key, 0) - 1
+            return match[0] if self._unlisted[key] < 0 else b""
+
+        text = re.sub(b"<Contents>.*?</Contents>", shown, text, flags=re.S)
+        status, headers, *more = started[0]
+        headers = [(n, v) for n, v in headers if n.lower() != "content-length"]
+        start_response(status, [*headers, ("Content-Length", str(len(text)))], *more)
+        return [text]
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:

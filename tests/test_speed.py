@@ -483,7 +483,7 @@ def test_a_role_of_the_aws_configuration(
 # ---- requests ----
 
 
-def test_a_small_archive_costs_a_look_and_a_put(s3_server: Any, tmp_path: Path) -> None:
+def test_a_small_archive_costs_a_look_a_put_and_a_look(s3_server: Any, tmp_path: Path) -> None:
     s3napback.S3Store(
         "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
     ).create()
@@ -492,7 +492,8 @@ def test_a_small_archive_costs_a_look_and_a_put(s3_server: Any, tmp_path: Path) 
     argv = [sys.executable, str(SCRIPT), "js3tream", "-i", "-b", "bkt:a", "-K", keyfile,
             "--endpoint", s3_server.endpoint]
     subprocess.run(argv, input=b"x", check=True)
-    assert s3_server.requests == [("GET", "/bkt"), ("PUT", "/bkt/a:0000000000000")]
+    assert s3_server.requests == [
+        ("GET", "/bkt"), ("PUT", "/bkt/a:0000000000000"), ("GET", "/bkt")]
 
 
 class Crowd(s3napback.FolderStore):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Site
+from conftest import NIGHT, Site, downloaded
 
 import s3napback
-from s3napback import Access
+from s3napback import Access, Failure, FileStream, Store
+
+LOG = logging.getLogger("test")
 
 
 @pytest.fixture
@@ -19,6 +26,11 @@ def service(s3_server: Any) -> s3napback.S3Store:
     store = s3napback.S3Store("bkt", access)
     store.create()
     return store
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3napback, "_LISTING_PAUSES", (0.0,) * 4)
 
 
 # ---- boto3 ----
@@ -38,3 +50,213 @@ def test_no_upload_waits_for_leave(s3_server: Any, service: s3napback.S3Store) -
     service.put("k", b"x" * 2_000_000, {})
     assert ("PUT", "/bkt/k") in s3_server.requests
     assert not any("expect" in headers for headers in s3_server.headers)
+
+
+# ---- what is called stored is in the bucket ----
+
+
+def send(store: Store, data: bytes, name: str = "a", **options: Any) -> s3napback.Stored:
+    """An upload of DATA in chunks of 1000 bytes."""
+    options.setdefault("parallel", 2)
+    return s3napback.upload(
+        FileStream(io.BytesIO(data)), store, name, chunk_size=1000, log=LOG, **options
+    )
+
+
+def found(store: Store, name: str = "a") -> s3napback.Archive | None:
+    objects = s3napback.archive_objects(store, name)
+    return s3napback.assemble(name, objects, store.head)
+
+
+@pytest.fixture(params=["folder", "S3"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "S3":
+        store: Store = request.getfixturevalue("service")
+        return store
+    (tmp_path / "bkt").mkdir()
+    return s3napback.FolderStore(str(tmp_path), "bkt", lambda: NIGHT.timestamp())
+
+
+class Intruded:
+    """A store in which somebody else does something after a number of PUTs."""
+
+    def __init__(self, store: Store, puts: int, act: Callable[[], object]) -> None:
+        self._store, self._left, self._act = store, puts, act
+
+    def put(self, key: str, data: Any, metadata: Mapping[str, str]) -> str:
+        etag = self._store.put(key, data, metadata)
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+        return etag
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("puts", [1, 2, 3, 4])
+@pytest.mark.parametrize("others", [1500, 2500, 4500])
+def test_two_machines_in_one_slot_are_not_both_well(
+    bucket: Store, puts: int, others: int, safe: bool
+) -> None:
+    """One stores all of its archive while the other is in the middle of its own."""
+    old = os.urandom(2500)
+    send(bucket, old)
+    present = s3napback.archive_objects(bucket, "a")
+    mine, theirs = os.urandom(3500), os.urandom(others)
+    ends: list[str] = []
+
+    def other() -> None:
+        try:
+            now = s3napback.archive_objects(bucket, "a")
+            send(bucket, theirs, replaced=now, safe=safe)
+            ends.append("0")
+        except Failure as failure:
+            ends.append(str(failure))
+
+    store: Any = Intruded(bucket, puts, other)
+    try:
+        send(store, mine, replaced=present, safe=safe, parallel=1)
+        ends.append("0")
+    except Failure as failure:
+        ends.append(str(failure))
+    assert any("another machine" in end for end in ends), ends
+    archive = found(bucket)
+    if archive and archive.complete:
+        assert downloaded(archive, bucket, 2) in (old, mine, theirs)
+
+
+def test_what_is_mixed_says_so(bucket: Store) -> None:
+    def other() -> None:
+        send(bucket, os.urandom(3500))
+
+    store: Any = Intruded(bucket, 1, other)
+    with pytest.raises(Failure, match="another machine stored a at the same time"):
+        send(store, os.urandom(3500), parallel=1)
+    archive = found(bucket)
+    assert archive and not archive.complete
+
+
+@pytest.mark.parametrize("safe", ["", "On"])
+def test_a_listing_that_lags(
+    s3_site: Site, s3_server: Any, safe: str
+) -> None:
+    """It is asked again; nothing new is thrown away, and what is stored can be restored."""
+    s3_site.settings["SafeReplace"] = safe
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    s3_server.lag = 2
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run(now=NIGHT + timedelta(days=1)) == 0
+    s3_server.lag = 0
+    for _ in range(3):
+        archives = s3_site.archives()
+    (archive,) = archives.values()
+    assert archive.complete and not archive.staged
+    assert archive.made > NIGHT.timestamp()
+
+
+def test_a_listing_that_never_shows_it(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert s3_site.run() == 0
+    s3_server.lag = 100
+    s3_site.settings["ChunkSize"] = "200"
+    assert s3_site.run(now=NIGHT + timedelta(days=1)) == 1
+    assert "bkt does not list what was stored in it" in capsys.readouterr().err
+
+
+def test_staged_chunks_that_are_half_listed_are_kept(bucket: Store) -> None:
+    """SafeReplace, the next run: only the listing's first chunks of a whole staged archive."""
+    send(bucket, os.urandom(2500))
+    objects = s3napback.archive_objects(bucket, "a")
+    data = os.urandom(3500)
+    store: Any = Intruded(bucket, 0, lambda: None)
+    store.copy = lambda source, target: (_ for _ in ()).throw(Failure("no copies"))
+    assert not send(store, data, replaced=objects, safe=True).tidy
+    staged = [i for i in s3napback.archive_objects(bucket, "a") if s3napback.is_staged(i.key)]
+    assert len(staged) == 4
+    with pytest.raises(Failure, match=r"does not list a:s3napback-new:0+2, which"):
+        s3napback.finish_replacement(bucket, "a", staged[:2], 2)
+    s3napback.finish_replacement(bucket, "a", s3napback.archive_objects(bucket, "a"), 2)
+    archive = found(bucket)
+    assert archive and archive.complete and not archive.staged
+    assert downloaded(archive, bucket, 2) == data
+
+
+def test_a_service_that_strips_the_leading_slash(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_server.strips_slash = True
+    assert s3_site.run() == 1
+    assert "the service strips the leading slash of keys (set Prefix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [(), ("list",), ("check",)])
+def test_an_endpoint_that_holds_the_buckets_name(
+    s3_site: Site, s3_server: Any, service: s3napback.S3Store, command: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    s3_site.settings["S3Endpoint"] += "/bkt"
+    assert s3_site.run(*command) == 1
+    said = capsys.readouterr()
+    assert "already hold the bucket's name" in said.err + said.out
+    assert not [path for method, path in s3_server.requests[1:] if method == "PUT"]
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"<html><body>hello</body></html>", b"<p>hello<br>", b"{}",
+    b"<?xml version='1.0'?><ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>",
+])
+def test_an_answer_that_is_no_listing(
+    s3_site: Site, s3_server: Any, service: s3napback.S3Store, body: bytes,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    monkeypatch.setattr(s3_server, "_app", answer)
+    with pytest.raises(Failure, match="the answer to a request for a listing is none"):
+        service.page("")
+    assert s3_site.run("list") == 1
+    assert "S3Endpoint may be no S3 service" in capsys.readouterr().err
+
+
+# ---- metadata ----
+
+
+@pytest.mark.parametrize("safe", ["", "On"])
+def test_names_of_metadata_in_capitals(s3_site: Site, s3_server: Any, safe: str) -> None:
+    s3_server.capitals = True
+    s3_site.settings["SafeReplace"] = safe
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 1\nFulls 1\n</Directory>"
+    for day in range(4):
+        (s3_site.data / "file").write_bytes(data := os.urandom(5000))
+        assert s3_site.run(now=NIGHT + timedelta(days=day)) == 0
+    assert all("md5" in archive.metadata for archive in s3_site.archives().values())
+    out = s3_site.folder / "out"
+    assert s3_site.run("restore", str(s3_site.data), "--to", str(out)) == 0
+    assert (out / str(s3_site.data).lstrip("/") / "file").read_bytes() == data
+    assert s3_site.run("verify", "--deep") == 0
+
+
+def test_safe_replace_where_no_metadata_is_kept(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused before anything old goes; `check` says it beforehand."""
+    s3_server.forgets_metadata = True
+    s3_site.settings["SafeReplace"] = "On"
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    before = s3_site.content(f"{s3_site.data}-0-FULL")
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run(now=NIGHT + timedelta(days=1)) == 1
+    assert "the service keeps no user metadata" in capsys.readouterr().err
+    assert s3_site.content(f"{s3_site.data}-0-FULL") == before
+    assert not any("s3napback-new" in item.key for item in s3napback.listing(s3_site.store()))
+    assert s3_site.run("check") == 1
+    assert "does not keep the metadata" in capsys.readouterr().out
