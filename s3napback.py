@@ -1448,12 +1448,14 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
 
 def tar_stage(
     names: Sequence[str], excludes: Sequence[str], snapshot: str, *,
-    left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False,
+    left_out: Sequence[str] = (), sparse: bool = True, told: bool = False, shown: bool = False,
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
     excludes: the config's patterns; left_out: paths, none of their letters a wildcard; sparse:
-    holes are stored as such; shown: as the original's line, for test mode.
+    holes are stored as such; told: the archive says which names it was asked for, since tar stores
+    a file that was given to it by name only when it has changed; shown: as the original's line,
+    for test mode.
     """
     words = ["tar", "-f", "-"]
     for pattern in excludes:
@@ -1466,6 +1468,9 @@ def tar_stage(
         words += [*TAR_ATTRIBUTES, *TAR_MEMORY]
         if sparse:
             words.append("--sparse")
+        asked = base64.b64encode(b"\0".join(map(os.fsencode, names))).decode()
+        if told and len(asked) < _LONGEST_WORD:
+            words.append(f"--pax-option=comment={ASKED_FOR}{asked}")
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
@@ -1473,6 +1478,11 @@ def tar_stage(
     # The messages decide what a status of 2 means (`judge`), so they are asked for in English.
     return Stage((*words, *names), (("LC_MESSAGES", "C"), ("LANGUAGE", "C")))
 
+
+# How a comment begins in which an archive says what names it was asked for; readers pass over it
+# (POSIX pax(1), "comment"). Longest word of a command line, bytes (execve(2)), with a margin.
+ASKED_FOR = "s3napback:"
+_LONGEST_WORD = 120_000
 
 # How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
 # by `Draft.keep_in_place`: not to compare them at all would take another disk at the same place, or
@@ -4973,6 +4983,7 @@ class Run:
             names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
             left_out=self._left_out(task, names),
             sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
+            told=names != [task.name],
         )
 
     def _source(self, task: Task) -> Stage:
@@ -5844,7 +5855,8 @@ class Layer:
     paths: what is wanted of it, () for all; extra: further members, to which hard links lead;
     records: (directory, its dumpdir), in an unnamed file; tops: directories that were given to
     tar by name, files: other members that were; renames: of directories; gone: paths that the
-    directory above them no longer names; lacking: members to which hard links lead in vain.
+    directory above them no longer names; lacking: members to which hard links lead in vain;
+    names: those that tar was given, None where the archive does not tell.
     """
 
     paths: tuple[str, ...]
@@ -5855,6 +5867,7 @@ class Layer:
     renames: list[tuple[str, str]] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     lacking: set[str] = field(default_factory=set)
+    names: set[str] | None = None
 
     def wants(self, path: str) -> bool:
         """Whether a member is to be unpacked."""
@@ -5881,6 +5894,13 @@ class Layer:
         if wanted and link is not None and not self.wants(link):
             self.lacking.add(link)
         return wanted
+
+    def note_names(self, comment: bytes) -> None:
+        """Takes down which names tar was given; see `ASKED_FOR`."""
+        if comment.startswith(ASKED_FOR.encode()):
+            with contextlib.suppress(ValueError):
+                names = base64.b64decode(comment[len(ASKED_FOR) :]).split(b"\0")
+                self.names = {path for path in map(member_path, names) if path is not None}
 
     def directories(self) -> Iterator[tuple[str, set[str] | None]]:
         """(path, names in it, None where they are not told) of every directory."""
@@ -6004,7 +6024,9 @@ class TarStream:
                 return header, 0, {**said, b"GNU.dumpdir": data}
             if kind in (b"L", b"K"):
                 said[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
-            elif kind != b"g" and _PAX_OF_INTEREST.search(data):
+            elif kind == b"g":
+                self._layer.note_names(pax_records(data).get(b"comment", b""))
+            elif _PAX_OF_INTEREST.search(data):
                 said.update(pax_records(data))
 
     def _take(self, size: int) -> bytes:
@@ -6212,8 +6234,12 @@ class Unpacker:
         unlocked: list[tuple[str, int]] = []
         for path, names in layer.directories():
             pull(old, new, path, names, unlocked)
-        # A file that was given to tar by name is in no directory's list.
+        # In no directory's list: files that were given to tar by name, and directories that were
+        # and could not be read this time. Without a list of names only these files are kept.
         kept = {path for path in self._files if not is_within(path, layer.tops)}
+        if layer.names is not None:
+            kept = {path for path in kept | self._tops if path in layer.names} - layer.tops
+            layer.tops |= kept & self._tops
         kept.update(
             path for path in self._taken
             if is_within(path, layer.tops) and path not in layer.gone

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, leave_out, require_tool, tmpfs
+from conftest import NIGHT, Site, fake_tool, leave_out, require_tool, tmpfs
 
 import s3napback
 
@@ -124,6 +124,36 @@ def test_files_given_by_name_are_kept_while_they_do_not_change(site: Site) -> No
     assert restore(site, f"{site.data}/*", place) == 0
     found = {path.name: path.read_text() for path in Path(f"{place}{site.data}").iterdir()}
     assert found == {"file": "one", "kept": "one", "changed": "two"}
+
+
+def test_a_file_given_by_name_that_was_deleted_does_not_come_back(site: Site) -> None:
+    for name in ("kept", "gone"):
+        (site.data / name).write_text("one")
+    (site.data / "folder").mkdir()
+    site.jobs = f"Directory {site.data}/*"
+    three_nights(site, (site.data / "gone").unlink, lambda: None)
+    for words in ([], [str(site.data)]):
+        place = site.folder / f"back{len(words)}"
+        assert restore(site, f"{site.data}/*", place, *words) == 0
+        assert sorted(os.listdir(f"{place}{site.data}")) == ["file", "folder", "kept"]
+
+
+def test_a_folder_given_by_name_that_could_not_be_read_is_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "shut"):
+        (site.data / name).mkdir()
+        (site.data / name / "file").write_text(name)
+    site.jobs = f"Directory {site.data}/*"
+    assert site.run("-f", now=NIGHT.replace(day=21)) == 0
+    # Root may read everything: here tar is not told of one folder, as of one that it cannot open.
+    fake_tool(site, monkeypatch, "tar", f'args=(); for a; do [ "$a" = {site.data}/shut ] ||'
+              ' args+=("$a"); done; exec "$REAL" "${args[@]}"')
+    assert site.run("-f", now=NIGHT.replace(day=22)) == 0
+    for words in ([], [f"{site.data}/shut/file"], [f"{site.data}/shut"]):
+        place = site.folder / f"back{words[0].count('/') if words else ''}"
+        assert restore(site, f"{site.data}/*", place, *words) == 0
+        assert (Path(f"{place}{site.data}") / "shut" / "file").read_text() == "shut"
 
 
 # ---- names ----
