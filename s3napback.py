@@ -3951,16 +3951,19 @@ class Notes:
     """What we know of a diff file that we wrote; one without notes is the Perl script's.
 
     reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
-    links: the archives there, oldest first, that together end where the diff file does.
+    links: the archives there, oldest first, that together end where the diff file does; excludes:
+    what was left out of a directory.
     """
 
     reached: str
     place: str
     links: tuple[Link, ...]
+    excludes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         links = [[link.archive, link.upload, link.md5, link.modified] for link in self.links]
-        return {"reached": self.reached, "place": self.place, "links": links}
+        excludes = list(self.excludes)
+        return {"reached": self.reached, "place": self.place, "links": links, "excludes": excludes}
 
     @staticmethod
     def from_json(given: Any) -> Notes:
@@ -3971,7 +3974,8 @@ class Notes:
         )
         if not links:
             raise ValueError("no links")
-        return Notes(str(given["reached"]), str(given["place"]), links)
+        excludes = tuple(map(str, given["excludes"]))
+        return Notes(str(given["reached"]), str(given["place"]), links, excludes)
 
 
 @contextlib.contextmanager
@@ -4064,10 +4068,13 @@ class State:
 
         Now is what the file system says, since tar compares with the times of files.
         """
-        with _diff_dir_errors(), open(self.diff_file(name), "rb") as file:
-            head = re.match(rb"GNU tar-[^\n]*\n(\d{1,18})\0", file.read(200))
-            with tempfile.TemporaryFile(dir=self._folder) as new:
-                return head is not None and int(head[1]) > os.fstat(new.fileno()).st_mtime
+        with (
+            _diff_dir_errors(), contextlib.suppress(ValueError),
+            open(self.diff_file(name), "rb") as file,
+            tempfile.TemporaryFile(dir=self._folder) as new,
+        ):
+            return Snapshot.read(file).made > os.fstat(new.fileno()).st_mtime
+        return False
 
     def chain(self, name: str) -> tuple[Notes, ...]:
         """What was noted for the name, newest first: after a run that was ended between the notes
@@ -4713,6 +4720,11 @@ class Run:
                 "what it continues was made when the clock was ahead, and tar would miss what"
                 " changed since; everything is stored in it"
             )
+        elif set(task.notes.excludes) != set(task.job.excludes):
+            # tar would take the files that an Exclude left out for files that it has stored.
+            task.torn = logging.INFO, (
+                "its Excludes are not those of the last backup; everything is stored in it"
+            )
 
     def _plan_revisions(self, task: Task) -> None:
         name = task.name
@@ -5101,7 +5113,8 @@ class Run:
                 # Before: the archive is there, DiffDir still describes the one before it, and the
                 # next DIFF repeats this one's changes. After: the next DIFF continues this one.
                 reached = str(task.revisions[1]) if task.revisions else draft.digest()
-                notes = Notes(reached, self._place, (*task.chain, stored.link))
+                links = (*task.chain, stored.link)
+                notes = Notes(reached, self._place, links, task.job.excludes)
                 self._state.keep_chain(task.name, notes)
                 draft.keep()
         if stored.size * 10 < size_before:

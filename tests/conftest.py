@@ -22,6 +22,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -759,6 +760,46 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     # The stock logconfig writes to /var/log; here the screen is enough.
     monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
     return Site(tmp_path)
+
+
+NOBODY = 65534
+
+
+def run_as_nobody(
+    site: Site, *words: str, now: datetime = NIGHT, locale: str = "C.UTF-8"
+) -> subprocess.CompletedProcess[str]:
+    """A run of a site by an ordinary user, to whom all but what a test takes from him belongs."""
+    code = "import s3napback, sys; sys.exit(s3napback.main(sys.argv[2:], now=float(sys.argv[1])))"
+    done = subprocess.run(
+        [*_as_nobody(), "-c", code, str(now.timestamp()), *words, "-c", str(site.write())],
+        capture_output=True, text=True, errors="replace", cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/", "LC_ALL": locale, "PYTHONUTF8": "1",
+             "PYTHONPATH": str(site.folder)},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def _as_nobody() -> list[str]:
+    who = f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"
+    return [require_tool("setpriv"), *who, sys.executable]
+
+
+@pytest.fixture
+def nobodys(site: Site, short_folder: Callable[[str], Path]) -> Site:
+    """A site of an ordinary user, outside pytest's folders, which are root's alone."""
+    if os.geteuid():
+        leave_out("to be another user needs root")
+    trial = [*_as_nobody(), "-c", "import boto3"]
+    if subprocess.run(trial, cwd="/", capture_output=True).returncode:
+        leave_out("this Python is not for every user")
+    folder = short_folder("")
+    folder.chmod(0o755)
+    shutil.copy(s3napback.__file__, folder)
+    other = Site(folder)
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    return other
 
 
 @pytest.fixture

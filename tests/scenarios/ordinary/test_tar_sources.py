@@ -2,23 +2,22 @@
 
 import os
 import shutil
-import stat
 import subprocess
-import sys
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, leave_out, require_tool, tmpfs
+from conftest import NIGHT, Site, leave_out, run_as_nobody, tmpfs
 
 import s3napback
 
 FIRST = NIGHT - timedelta(days=2)  # the night of a FULL; six DIFFs follow
+Bind = Callable[[Path, Path], None]
 Capture = pytest.CaptureFixture[str]
 
 
-def night(number: int) -> object:
+def night(number: int) -> datetime:
     return FIRST + timedelta(days=number)
 
 
@@ -45,7 +44,7 @@ def members(site: Site, archive: str) -> list[str]:
 
 
 @pytest.fixture
-def bind() -> Iterator[object]:
+def bind() -> Iterator[Bind]:
     """Mounts one directory at another; undone afterwards."""
     mounted: list[Path] = []
 
@@ -132,44 +131,16 @@ def test_a_mount_point_below_that_is_empty_is_told(site: Site, capsys: Capture) 
     assert site.run(now=night(2)) == 0
 
 
-def as_nobody(site: Site, *words: str, number: int = 0) -> "subprocess.CompletedProcess[str]":
-    """A run as a user to whom the site belongs, but for what a test takes from him."""
-    moment = (FIRST + timedelta(days=number)).timestamp()
-    code = f"import s3napback, sys; sys.exit(s3napback.main(sys.argv[1:], now={moment}))"
-    setpriv = [require_tool("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
-    return subprocess.run(
-        [*setpriv, sys.executable, "-c", code, *words, "-c", str(site.write())],
-        capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.path.dirname(s3napback.__file__), "HOME": "/"},
-    )
-
-
-@pytest.fixture
-def nobodys(site: Site) -> Site:
-    """A site of another user than root."""
-    if os.geteuid():
-        leave_out("to be another user needs root")
-    os.chown(site.folder, 65534, 65534)
-    for path in site.folder.rglob("*"):
-        os.chown(path, 65534, 65534)
-    for parent in site.folder.parents:
-        if not parent.stat().st_mode & stat.S_IXOTH:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return site
-
-
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
 def test_a_top_folder_that_cannot_be_read_fails(nobodys: Site, mode: int) -> None:
     site = nobodys
     site.jobs = f"<Directory {site.data}>\nDiffs 0\n</Directory>"
-    done = as_nobody(site)
-    assert done.returncode == 0, done.stderr
+    assert run_as_nobody(site, now=night(0)).returncode == 0
     before = site.archives()
     site.data.chmod(mode)
-    done = as_nobody(site, number=1)
-    assert done.returncode == 1, done.stderr
+    assert run_as_nobody(site, now=night(1)).returncode == 1
     assert site.archives() == before
-    assert as_nobody(site, "-f", number=2).returncode == 3
+    assert run_as_nobody(site, "-f", now=night(2)).returncode == 3
     assert len(site.archives()) == 2
 
 
@@ -276,8 +247,9 @@ def test_an_exclude_that_excludes_nothing_is_told(
 # ---- one directory under two names ----
 
 
-def test_a_directory_under_two_names_comes_back_whole_under_both(site: Site, bind: object) -> None:
-    assert callable(bind)
+def test_a_directory_under_two_names_comes_back_whole_under_both(
+    site: Site, bind: Bind
+) -> None:
     one, two = site.data / "one", site.data / "two"
     for path in (one / "sub", two):
         path.mkdir(parents=True)
@@ -300,8 +272,7 @@ def test_a_directory_under_two_names_comes_back_whole_under_both(site: Site, bin
     assert not any(m.endswith("file") for m in members(site, last[0]))  # unchanged, so not stored
 
 
-def test_one_of_several_names_mounted_at_another(site: Site, bind: object) -> None:
-    assert callable(bind)
+def test_one_of_several_names_mounted_at_another(site: Site, bind: Bind) -> None:
     one, two = site.data / "one", site.data / "two"
     for path in (one / "sub", two):
         path.mkdir(parents=True)

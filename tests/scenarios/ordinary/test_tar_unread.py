@@ -2,15 +2,13 @@
 
 import os
 import shutil
-import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, leave_out, require_tool
+from conftest import NIGHT, Site, fake_tool, leave_out, run_as_nobody
 
 import s3napback
 
@@ -44,34 +42,8 @@ def members(site: Site, end: str) -> list[str]:
     return [os.path.basename(line) for line in listed.stdout.decode().splitlines()]
 
 
-@pytest.fixture
-def nobodys(site: Site) -> Site:
-    """A site in which user 65534 may write all but the data."""
-    if os.geteuid():
-        leave_out("to be another user needs root")
-    for path in site.folder.rglob("*"):
-        os.chown(path, 65534, 65534)
-    os.chown(site.folder, 65534, 65534)
-    for parent in [site.folder, *site.folder.parents]:
-        if not parent.stat().st_mode & stat.S_IXOTH:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return site
-
-
-def run_as_nobody(site: Site, number: int, locale: str = "C.UTF-8") -> int:
-    code = "import s3napback, sys; sys.exit(s3napback.main(sys.argv[2:], now=float(sys.argv[1])))"
-    done = subprocess.run(
-        [require_tool("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups",
-         sys.executable, "-c", code, str(night(number).timestamp()), "-c", str(site.write())],
-        capture_output=True, text=True, errors="replace", env={
-            "PATH": os.environ["PATH"], "PYTHONPATH": os.path.dirname(s3napback.__file__),
-            "HOME": "/", "LC_ALL": locale, "PYTHONUTF8": "1",
-        },
-    )
-    assert "Traceback" not in done.stderr
-    for path in site.folder.glob("[bd]*s/**/*"):
-        os.chown(path, 65534, 65534)
-    return done.returncode
+def as_nobody(site: Site, number: int, locale: str = "C.UTF-8") -> int:
+    return run_as_nobody(site, now=night(number), locale=locale).returncode
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
@@ -84,8 +56,8 @@ def test_a_file_that_can_be_read_later_is_in_the_next_archive(nobodys: Site, loc
             Path(os.fsdecode(top + b"/" + name + b"/" + file)).write_bytes(name)
         os.chmod(top + b"/" + name + b"/closed", 0o600)
         os.chmod(top + b"/" + name + b"/" + name, 0o600)
-    assert run_as_nobody(site, 0, locale) == 3
-    assert run_as_nobody(site, 1, locale) == 3  # as long as it cannot be read, it is told
+    assert as_nobody(site, 0, locale) == 3
+    assert as_nobody(site, 1, locale) == 3  # as long as it cannot be read, it is told
     assert "open" not in members(site, "-19-DIFF")  # and the others are not stored again
     assert site.run(now=night(2)) == 0  # as one who may read it, like a group that changed
     assert members(site, "-20-DIFF").count("closed") == len(NAMES)
@@ -98,8 +70,8 @@ def test_a_folder_that_can_be_read_later_is_in_the_next_archive(nobodys: Site) -
     (closed / "sub").mkdir(parents=True)
     (closed / "sub/file").touch()
     closed.chmod(0o700)
-    assert run_as_nobody(site, 0) == 3
-    assert run_as_nobody(site, 1) == 3
+    assert as_nobody(site, 0) == 3
+    assert as_nobody(site, 1) == 3
     assert site.run(now=night(2)) == 0
     assert not differences(site.data, restored(site, 2))
 
@@ -109,11 +81,11 @@ def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
     folder = site.data / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub/file").touch()
-    assert run_as_nobody(site, 0) == 0
+    assert as_nobody(site, 0) == 0
     folder.chmod(0o700)
-    assert run_as_nobody(site, 1) == 3
+    assert as_nobody(site, 1) == 3
     folder.chmod(0o755)
-    assert run_as_nobody(site, 2) == 0
+    assert as_nobody(site, 2) == 0
     assert not differences(site.data, restored(site, 2))
 
 
@@ -122,7 +94,7 @@ def test_more_messages_than_are_kept(nobodys: Site) -> None:
     for n in range(20_010):
         handle = os.open(site.data / f"f{n}", os.O_CREAT | os.O_WRONLY, 0o600)
         os.close(handle)
-    assert run_as_nobody(site, 0) == 3
+    assert as_nobody(site, 0) == 3
     assert site.run(now=night(1)) == 0
     assert len(members(site, "-19-DIFF")) == 20_012
     assert not differences(site.data, restored(site, 1))
@@ -194,8 +166,6 @@ def test_a_new_directory_that_moves_while_tar_makes_its_list(
     site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen under both names, tar calls it renamed; the next archive holds all of it."""
-    from conftest import fake_tool
-
     (site.data / "a").mkdir()
     (site.data / "a/file").touch()
     (site.data / "b").mkdir()
