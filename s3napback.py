@@ -2557,7 +2557,8 @@ class FolderStore:
     """A bucket as the folder ROOT/BUCKET: one plain file per object, named by its key as in a URL.
 
     User metadata is in ROOT/BUCKET/.meta, in a file whose name also says size and time of the
-    data that it belongs to, so that the one rename of the data switches both.
+    data that it belongs to, so that the one rename of the data switches both. In a copy that has
+    not kept the times (`rsync -r`), size and content tell which it is, and its name the time.
     """
 
     def __init__(self, root: str, bucket: str, clock: Callable[[], float]) -> None:
@@ -2565,6 +2566,7 @@ class FolderStore:
         self._root = root
         self._folder = os.path.join(root, bucket)
         self._clock = clock
+        self._noted: tuple[int, dict[str, list[str]]] = (-1, {})  # see `_notes_of_size`
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         data = Buffer.of(data)
@@ -2626,7 +2628,9 @@ class FolderStore:
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     info = os.stat(path)
                     etag = self._notes(path)[0] or _file_md5(path, info.st_size)
-                    objects.append(StoredObject(key, info.st_size, etag, info.st_mtime))
+                    noted = re.search(r"-(\d+)\.json$", self._notes_path(path) or "")
+                    modified = int(noted[1]) / 1e9 if noted else info.st_mtime
+                    objects.append(StoredObject(key, info.st_size, etag, modified))
         return objects, False
 
     def copy(self, source: str, target: str) -> None:
@@ -2713,13 +2717,36 @@ class FolderStore:
         except OSError:
             return None
         name = self._notes_name(path, info.st_size, info.st_mtime_ns)
-        return name if os.path.exists(name) else None
+        if os.path.exists(name):
+            return name
+        found = self._notes_of_size(name.rpartition("-")[0])
+        if len(found) > 1:  # a put that was killed left one; the content decides
+            with os_failures("read a copied object"):
+                etag = _file_md5(path, info.st_size)
+            found = [one for one in found if self._read_notes(one)[0] == etag]
+        return max(found, default=None)
+
+    def _notes_of_size(self, start: str) -> list[str]:
+        """The notes of an object with data of some size, whatever its time; start: of their
+        names, up to the size."""
+        try:
+            changed = os.stat(self._meta_folder).st_mtime_ns
+            if self._noted[0] != changed:
+                index: dict[str, list[str]] = {}
+                for name in os.listdir(self._meta_folder):
+                    path = os.path.join(self._meta_folder, name)
+                    index.setdefault(path.rpartition("-")[0], []).append(path)
+                self._noted = changed, index
+        except FileNotFoundError:
+            return []
+        return self._noted[1].get(start, [])
 
     def _notes(self, path: str) -> tuple[str, dict[str, str]]:
         """(etag, metadata) of the file at a path; of a file that was not put here ("", {})."""
         name = self._notes_path(path)
-        if name is None:
-            return "", {}
+        return self._read_notes(name) if name else ("", {})
+
+    def _read_notes(self, name: str) -> tuple[str, dict[str, str]]:
         try:
             with open(name, encoding="utf-8") as file:
                 notes = json.load(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -260,3 +261,87 @@ def test_safe_replace_where_no_metadata_is_kept(
     assert not any("s3napback-new" in item.key for item in s3napback.listing(s3_site.store()))
     assert s3_site.run("check") == 1
     assert "does not keep the metadata" in capsys.readouterr().out
+
+
+# ---- copies of a bucket ----
+
+
+def copy_in_parts(service: Any, smallest: int) -> None:
+    """What `aws s3 sync` makes of larger objects: other ETags, and no metadata."""
+    client = service.client()
+    for item in client.list_objects_v2(Bucket="bkt")["Contents"]:
+        if item["Size"] < smallest:
+            continue
+        key, data = item["Key"], client.get_object(Bucket="bkt", Key=item["Key"])["Body"].read()
+        stored = service.stored("bkt", key)
+        stored.metadata.clear()
+        stored._etag = hashlib.md5(hashlib.md5(data).digest()).hexdigest() + "-2"
+
+
+@pytest.fixture
+def two_nights(s3_site: Site, s3_server: Any) -> tuple[Site, list[bytes]]:
+    """A FULL and a DIFF of several chunks, the last of which are the small ones."""
+    contents = []
+    s3_site.settings["ChunkSize"] = "3000"
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 6\nFulls 1\n</Directory>"
+    for day in range(2):
+        contents.append(os.urandom(7000))
+        (s3_site.data / "file").write_bytes(contents[-1])
+        assert s3_site.run(now=NIGHT + timedelta(days=day - 1)) == 0
+    return s3_site, contents
+
+
+def test_chunks_that_lost_their_marks_are_proved_by_the_whole(
+    two_nights: tuple[Site, list[bytes]], s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, contents = two_nights
+    copy_in_parts(s3_server, 3000)
+    out = site.folder / "out"
+    assert site.run("restore", str(site.data), "--to", str(out)) == 0
+    assert (out / str(site.data).lstrip("/") / "file").read_bytes() == contents[1]
+    assert site.run("verify", "--deep") == 0
+    key = next(i.key for i in s3napback.listing(site.store()) if i.size == 3000)
+    value = s3_server.stored("bkt", key)
+    value.value = bytes(3000)
+    capsys.readouterr()
+    assert site.run("verify", "--deep") == 1
+    said = capsys.readouterr()
+    assert "has no mark, and the digest of the whole is another" in said.out + said.err
+
+
+def test_a_folder_bucket_that_was_copied_without_its_times(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rsync -r`: every night comes back as it was, in the order in which they were made."""
+    contents = []
+    for day in range(4):
+        contents.append(os.urandom(3000))
+        (site.data / "file").write_bytes(contents[-1])
+        assert site.run(now=NIGHT + timedelta(days=day)) == 0
+    before = {name: archive.made for name, archive in site.archives().items()}
+    for n, path in enumerate(sorted((site.folder / "buckets").rglob("*"), reverse=True)):
+        os.utime(path, (1e9 + n, 1e9 + n))
+    assert {name: archive.made for name, archive in site.archives().items()} == before
+    for day, content in enumerate(contents):
+        at = (NIGHT + timedelta(days=day, hours=1)).isoformat(" ")
+        out = site.folder / f"out{day}"
+        assert site.run("restore", str(site.data), "--at", at, "--to", str(out)) == 0
+        assert (out / str(site.data).lstrip("/") / "file").read_bytes() == content
+    assert site.run("verify", "--deep") == 0
+    assert site.run(now=NIGHT + timedelta(days=4)) == 0  # and it goes on from there
+    assert "everything is stored" not in capsys.readouterr().err
+
+
+def test_a_copied_folder_bucket_after_a_killed_put(tmp_path: Path) -> None:
+    """Two notes for data of one size: the content says which of them it is."""
+    (tmp_path / "bkt").mkdir()
+    store = s3napback.FolderStore(str(tmp_path), "bkt", lambda: NIGHT.timestamp())
+    store.put("k", b"old", {"n": "old"})
+    (old,) = (tmp_path / "bkt" / ".meta").iterdir()
+    kept = old.read_bytes()
+    store.put("k", b"new", {"n": "new"})
+    old.write_bytes(kept)
+    os.utime(tmp_path / "bkt" / "k", (1e9, 1e9))
+    assert store.head("k") == {"n": "new"}
+    (tmp_path / "bkt" / "k").write_bytes(b"old")
+    assert store.head("k") == {"n": "old"}
