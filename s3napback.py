@@ -980,7 +980,11 @@ def _job(
         excludes = tuple(found)
     if kind == MYSQL:
         options = _mysql_options(timing, warnings)
-    temp = perl_number(_text(timing, "UseTempFile") or "0") == 1
+    value = timing.first("UseTempFile")
+    temp = value is not None and perl_number(value.text) == 1
+    if value is not None and value.text not in ("0", "1"):
+        answer = "yes" if temp else "no"
+        _warn_once(warnings, f"{value.where}: UseTempFile {value.text} is read as {answer}")
     return Job(kind, name, where, is_block, given, temp, excludes, options)
 
 
@@ -1598,13 +1602,13 @@ class Codec:
 
 
 # What a Compressor may write and a restore can read: RFC 1952; the file formats of bzip2 and xz;
-# LZ4's frame format; RFC 8878, whose skippable frames pzstd puts first, with windows as long as
-# `zstd --long=31` makes them.
+# LZ4's frame format and its legacy one; RFC 8878, whose skippable frames pzstd puts first, with
+# windows as long as `zstd --long=31` makes them.
 CODECS = (
     Codec(("pigz", "gzip"), (b"\x1f\x8b",), (("igzip", "-dc"), ("pigz", "-dc"), ("gzip", "-dc"))),
     Codec(("bzip2",), (b"BZh",), (("lbzip2", "-dc"), ("bzip2", "-dc"))),
     Codec(("xz",), (b"\xfd7zXZ\0",), (("xz", "-dc"),)),
-    Codec(("lz4",), (b"\x04\x22\x4d\x18",), (("lz4", "-dc"),)),
+    Codec(("lz4",), (b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"), (("lz4", "-dc"),)),
     Codec(
         ("zstd",), (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), (("zstd", "-dcq", "--long=31"),)
     ),
@@ -2133,10 +2137,11 @@ def _recipient_failure(
                            "as the user that runs this: gpg --check-trustdb", status=EXIT_USAGE)
         return Failure(
             f"GPG recipient {recipient} not found in {listing.strip() or 'an empty keyring'}",
-            "gpg --import the public key as the user that runs this",
+            "gpg --import the public key as the user that runs this; a name with blanks stands in"
+            " quotes",
             status=EXIT_USAGE,
         )
-    key = keys[0]
+    key = next((key for key in keys if encryption_keys(key)), keys[0])
     name = f"the key {key['keyid']} of GPG recipient {recipient}"
     trust = key.get("trust", "")
     why, hint = said[-1] if said else "gpg gives no reason", ""

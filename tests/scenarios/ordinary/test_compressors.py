@@ -14,7 +14,7 @@ import s3napback
 
 FULL_DAY = NIGHT - timedelta(days=4)
 COMPRESSORS = (
-    "gzip", "pigz -1", "nice gzip -9", "bzip2", "xz", "xz -T0 -6", "lz4", "zstd -3",
+    "gzip", "pigz -1", "nice gzip -9", "bzip2", "xz", "xz -T0 -6", "lz4", "lz4 -l", "zstd -3",
     "zstd --long=31", "pzstd", "cat",
 )
 

@@ -25,6 +25,8 @@ def check(site: Site) -> int:
          "Diffs has one value, and the first counts, 6: 3"),
         ("<MySQL x>\nFrequency 400\nUseTempFile no\nUseTempFile yes\n</MySQL>",
          "UseTempFile has one value, and the first counts, 0: 1 is not used"),
+        ("<MySQL x>\nFrequency 400\nUseTempFile maybe\n</MySQL>",
+         "UseTempFile maybe is read as no"),
         ("<Cycle a>\nGpgRecipient me\n</Cycle>", "GpgRecipient inside <cycle> is ignored"),
         ("<Cycle a>\nStorageClass GLACIER\n</Cycle>", "StorageClass inside <cycle> is ignored"),
     ],
