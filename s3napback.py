@@ -1450,6 +1450,10 @@ TAR_ATTRIBUTES = ("--acls", "--xattrs")
 TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
 
 
+# For programs whose messages decide something (gettext manual, "Locale Environment Variables").
+IN_ENGLISH = (("LC_MESSAGES", "C"), ("LANGUAGE", "C"))
+
+
 def tar_stage(
     names: Sequence[str], excludes: Sequence[str], snapshot: str, *,
     left_out: Sequence[str] = (), sparse: bool = True, told: bool = False, shown: bool = False,
@@ -1479,8 +1483,7 @@ def tar_stage(
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
         words.append("--")
-    # The messages decide what a status of 2 means (`judge`), so they are asked for in English.
-    return Stage((*words, *names), (("LC_MESSAGES", "C"), ("LANGUAGE", "C")))
+    return Stage((*words, *names), IN_ENGLISH)  # its messages decide what a status of 2 means
 
 
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
@@ -5744,7 +5747,7 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
         try:
             process = subprocess.Popen(
                 stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                env=dict(env), bufsize=0,
+                env=_stage_environment(env, stage), bufsize=0,
             )
         except OSError as error:
             raise _start_failure(stage, error) from error
@@ -5777,7 +5780,7 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
                 raise fault[0]
             if status:
                 end = _stage_end(stage, status, errors)
-                raise Failure(str(end), _decrypting_hint(end))
+                raise _filter_failure(end)
         finally:
             process.kill()
             process.wait()
@@ -5785,14 +5788,30 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
             feeder.join()
 
 
-def _decrypting_hint(end: StageEnd) -> str:
+# gpg's reasons where a secret key is locked and nobody was asked, or nobody answered.
+_NO_PASSPHRASE = re.compile(
+    "key decryption failed: (No passphrase|No pinentry|Inappropriate ioctl|Operation cancelled"
+    "|Timeout|End of file|No such device)"
+)
+
+
+def _filter_failure(end: StageEnd) -> Failure:
+    """Why a filter ended badly, and what to do; gpg itself calls a locked key "No secret key"."""
     said = "\n".join(end.said)
-    if end.stage.tool == "gpg" and re.search("[Nn]o secret key|decryption failed", said):
-        ids = re.findall(r"ID ([0-9A-F]{8,})", said)
-        wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
-        wanted = wanted or "the secret key is not here"
-        return f"{wanted}: gpg --import it, or use --secret-key FILE"
-    return ""
+    if end.stage.tool != "gpg":
+        return Failure(str(end))
+    if "Bad passphrase" in said or "Bad session key" in said:
+        return Failure("gpg cannot decrypt it: the passphrase is wrong",
+                       "--passphrase-file FILE names the file that holds it")
+    if _NO_PASSPHRASE.search(said):
+        return Failure("gpg cannot decrypt it: the secret key has a passphrase, and none was given",
+                       "use --passphrase-file FILE")
+    if not re.search("[Nn]o secret key|decryption failed", said):
+        return Failure(str(end))
+    ids = re.findall(r"ID ([0-9A-F]{8,})", said)
+    wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
+    wanted = wanted or "the secret key is not here"
+    return Failure(str(end), f"{wanted}: gpg --import it, or use --secret-key FILE")
 
 
 def content_of(
@@ -5802,7 +5821,7 @@ def content_of(
     ask for (RFC 4880, `CODECS`). gpg: how to call it."""
     start, blocks = _peek(blocks)
     if is_openpgp(start):
-        start, blocks = _peek(through(Stage((*gpg, "-d")), blocks, env))
+        start, blocks = _peek(through(Stage((*gpg, "-d"), IN_ENGLISH), blocks, env))
     codec = codec_of(start)
     if codec is None:
         return blocks
@@ -6117,7 +6136,7 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
     if os.geteuid() == 0:
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
-    stage = Stage((*words, "-C", folder), (("LC_CTYPE", "C.UTF-8"), *tar_stage((), (), "").env))
+    stage = Stage((*words, "-C", folder), (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH))
     with temp_file() as errors:
         try:
             process = subprocess.Popen(
@@ -8148,6 +8167,9 @@ def _decrypting(
     """(environment, command) with which gpg finds the secret key and its passphrase."""
     gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
     if "passphrase-file" in options:
+        if not os.access(options["passphrase-file"], os.R_OK):
+            raise Failure(f"cannot read --passphrase-file {options['passphrase-file']}",
+                          status=EXIT_USAGE)
         gpg += ["--batch", "--pinentry-mode", "loopback",
                 "--passphrase-file", options["passphrase-file"]]
     elif not sys.stdin or not sys.stdin.isatty():

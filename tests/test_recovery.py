@@ -677,6 +677,12 @@ def test_a_secret_key_with_a_passphrase(
     assert (done.returncode, done.stdout) == (0, b"SELECT 1;"), done.stderr
     done = command(*words, str(tmp_path / "wrong"), env={"GNUPGHOME": str(bare)})
     assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the passphrase is wrong (--passphrase-file FILE" in done.stderr
+    # Without one, in any language.
+    done = command(*words[:-1], env={"GNUPGHOME": str(bare), "LANGUAGE": "de"})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the secret key has a passphrase, and none was given" in done.stderr
+    assert command(*words, str(tmp_path / "none"), env={"GNUPGHOME": str(bare)}).returncode == 2
     assert b"Traceback" not in done.stderr
     assert not list(bare.glob("*.kbx"))
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
