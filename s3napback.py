@@ -25,10 +25,12 @@ above does no input or output but reading the config; the effects are below; mai
 
 from __future__ import annotations
 
+import argparse
 import base64
 import bisect
 import contextlib
 import ctypes
+import difflib
 import errno
 import fcntl
 import gc
@@ -90,6 +92,9 @@ DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
     "MySQL",
     "PostgreSQL",
 )
+
+# What js3tream stored under a name of another shape: a stream that came in, and goes out, as it is.
+STREAM = "js3tream"
 
 # Digits of a chunk's number in its key. The manual of js3tream 0.6 shows 13, its program wrote 20;
 # we write the manual's and read any.
@@ -653,17 +658,20 @@ class Settings:
     prefix: str = ""  # before every archive's name, without a slash at its ends
 
 
-def settings_of(config: Block) -> Settings:
-    """The settings of a config. Raises Failure (status 2) in the original's order and words."""
+def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
+    """The settings of a config. Raises Failure (status 2) in the original's order and words.
+
+    needs_diff_dir: whether DiffDir must be there, as for a backup.
+    """
     path = config.where
     diff_dir = _required(config, "DiffDir", "add a line DiffDir /path, for a folder of its own")
     diff_dir = _with_slash(diff_dir)
-    if not os.path.exists(diff_dir):
+    if needs_diff_dir and not os.path.exists(diff_dir):
         raise _config_failure(
             f"DiffDir does not exist, please create: {diff_dir}",
             f"run: mkdir -m 700 {shlex.quote(diff_dir)}", _place(config, "DiffDir"),
         )
-    if not os.path.isdir(diff_dir):
+    if needs_diff_dir and not os.path.isdir(diff_dir):
         raise _config_failure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
     temp_dir = _text(config, "TempDir")
     bucket = _checked(
@@ -1329,12 +1337,12 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
     starts: dict[str, None] = {}
     for own in dict.fromkeys((prefix, shown_prefix(given))):
         name = given.removeprefix(f"{own}/") if own else given
-        kind, slash, rest = name.partition("/")
         parsed = parse_archive_name(name)
-        if parsed and parsed[0]:
-            starts[archive_start(parsed[0], parsed[1], own)] = None
-        elif slash and kind in (MYSQL, POSTGRESQL):
-            starts[archive_start(kind, stored_name(kind, rest), own)] = None
+        for spelled in (name, _bare(name)):
+            kind, _, rest = spelled.partition("/")
+            if kind in (MYSQL, POSTGRESQL):
+                stored = parsed[1] if parsed and parsed[0] else stored_name(kind, rest)
+                starts[archive_start(kind, stored, own)] = None
         bare = _bare(parsed[1] if parsed and not parsed[0] else name)
         for spelled in (bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
             starts[archive_start(DIRECTORY, spelled, own)] = None
@@ -5376,6 +5384,8 @@ def catalogue(
             return None
         own = _prefix_of(archive, prefix)
         parts = parse_archive_name(name, own)
+        if parts is None and not prefix:
+            own, parts = "", (STREAM, name, 0, FULL)
         if parts is None or (prefix and own != prefix):
             return None
         encrypted = None
@@ -5391,7 +5401,11 @@ def catalogue(
         running: deque[Future[tuple[Archive, Found] | None]] = deque()
         start = start or (f"{prefix}/" if prefix else "")
         for name, group in groupby_archive(listing(store, start)):
-            if parse_archive_name(name, prefix) or parse_archive_name(name, shown_prefix(name)):
+            if not parse_archive_name(name, shown_prefix(name)):
+                # Numbers that js3tream writes: of other keys that end in one nothing is known.
+                group = [item for item in group if parse_chunk_key(item.key)
+                         and len(item.key.rpartition(":")[2]) in (CHUNK_DIGITS, MOST_DIGITS)]
+            if group:
                 running.append(pool.submit(look, name, group))
             if len(running) > _CATALOGUE_PARALLEL:
                 looked = running.popleft().result()
@@ -5427,9 +5441,11 @@ def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) 
 
 @dataclass(frozen=True)
 class Chain:
-    """Archives to be restored one upon the other, oldest first. doubts: sentences to be told."""
+    """Archives to be restored one upon the other, oldest first. as_of: the moment that they give,
+    epoch seconds; doubts: sentences to be told."""
 
     links: tuple[Found, ...]
+    as_of: int
     doubts: tuple[str, ...] = ()
 
 
@@ -5630,7 +5646,7 @@ def choose_chain(found: Sequence[Found], at: float, local: Moment | None = None)
                 f"{link.archive} continues an archive that has no marks of its own; by the dates"
                 f" it is {earlier.archive}"
             )
-    return Chain(tuple(links), tuple(doubts))
+    return Chain(tuple(links), history.moments[wanted], tuple(doubts))
 
 
 def _why_broken(links: Sequence[Found], earlier: Sequence[Found]) -> str:
@@ -5683,6 +5699,13 @@ def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
                       f" {_moment_text(local, dates[-1][0])}, long after all others, and may be"
                       f" older than {dates[-2][1].archive}")
     return doubts
+
+
+def begun_with(found: Sequence[Found]) -> Found | None:
+    """A DIFF of the Perl script before which there is nothing: it holds everything if the job began
+    with it, in the middle of a round. Only its content tells."""
+    first = History(found).archives[0]
+    return None if first.self_contained or first.marked or first.fault else first
 
 
 def restorable_moments(found: Sequence[Found]) -> list[int]:
@@ -7325,8 +7348,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
          -c FILE  the config file          -t  show what would be done, change nothing
          -f       do it even if not due    -d  log every command and detail
-       s3napback.py list -h
-         what is in the bucket; restore and verify it
+       s3napback.py {list|restore|restore-script|verify} -h
+         what is in the bucket, and back again; whether it is whole
        s3napback.py check -h
          is this set-up going to work tonight, from cron?
        s3napback.py js3tream -h
@@ -7491,7 +7514,7 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
         if found is None:
             raise Failure(
                 f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
-                "give the path of a config file with -c", status=EXIT_USAGE,
+                _command_hint(name), status=EXIT_USAGE,
             )
         paths.append(found)
     if not paths:
@@ -7500,6 +7523,16 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
             "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
         )
     return paths
+
+
+def _command_hint(name: str) -> str:
+    """What to do about a NAME that is no config: it may be meant for a command."""
+    if name in COMMANDS:
+        return f"{name} is a command if it is the first word: s3napback.py {name} ..."
+    meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+    if meant:
+        return f"did you mean the command {meant[0]}? Else give a config file's path with -c"
+    return "give the path of a config file with -c"
 
 
 def _run_configs(paths: Sequence[str], context: Context) -> int:
@@ -7854,44 +7887,117 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 # Recovery
 # --------------------------------------------------------------------------------------------------
 
-RECOVERY_USAGE = """\
-usage: s3napback.py list    [BUCKET OPTIONS] [--json] [NAME]
-       s3napback.py restore [BUCKET OPTIONS] NAME [--at WHEN] (--to PLACE | --stdout) [PATH...]
-       s3napback.py restore-script [BUCKET OPTIONS] NAME [--at WHEN]
-       s3napback.py verify  [BUCKET OPTIONS] [NAME] [--deep] [--sample N%]
-  NAME             /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF
-  --at WHEN        "2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago"; now
-  --to PLACE       a folder; for a dump a file; for a repository a place for a new one
-  --stdout         the SQL, or the dump of the repository, to standard output
-  --overwrite      into a folder that is not empty: tar DELETES there what was not backed up
-  --force-partial  from what is left of a chain that is not whole
-  --secret-key FILE        decrypt with this key, in a throwaway keyring
-  --passphrase-file FILE   the secret key's passphrase
-  --deep           read every archive to its end, and store nothing
-  --sample N%      fetch and check N percent of the chunks, chosen by chance
-  --json           for programs; README.md has the form
-BUCKET OPTIONS: -c CONFIG, or -b BUCKET [-K KEYFILE] [--endpoint URL] [--region NAME]
-  --prefix NAME    the Prefix of the config that made the archives; without it, list and verify
-                   take those of every one, and NAME is given as list shows it: web1/etc
-"""
+class _Parser(argparse.ArgumentParser):
+    """The options of one command. What it does not know is a Failure (status 2)."""
 
-_RECOVERY_VALUES = (
-    "at", "to", "endpoint", "region", "secret-key", "passphrase-file", "sample", "prefix"
+    def error(self, message: str) -> NoReturn:
+        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
+
+    def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]] | None:
+        """(options that were given, by name; the other words), None where help was shown instead.
+        """
+        words = list(words)
+        end = words.index("--") if "--" in words else len(words)
+        given, others = self.parse_known_args(words[:end])
+        options = dict(vars(given))
+        if "help" in options:
+            self.print_help()
+            return None
+        for word in others:
+            if word.startswith("-") and word != "-":
+                self.error(f"option {word.partition('=')[0]} not recognized")
+        return options, others + words[end + 1 :]
+
+
+def _parent(title: str, *options: tuple[str, str, str]) -> argparse.ArgumentParser:
+    """Options that several commands have: (names, value or "" for a switch, meaning) of each."""
+    parent = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = parent.add_argument_group(title)
+    for names, value, meaning in options:
+        dest = names.split()[-1].lstrip("-")
+        if value:
+            group.add_argument(*names.split(), dest=dest, metavar=value, help=meaning)
+        else:
+            group.add_argument(*names.split(), dest=dest, action="store_true", help=meaning)
+    return parent
+
+
+_BUCKET_OPTIONS = _parent(
+    "where the archives are: -c, or -b with what it needs",
+    ("-c", "CONFIG", "a config file, or the NAME of one"),
+    ("-b", "BUCKET", "the bucket, where there is no config"),
+    ("-K", "FILE", "file with the lines key=... and secret=..."),
+    ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
+    ("--region", "NAME", "where the bucket is"),
+    ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
+     " every one are meant, and NAME is as list shows it: web1/etc"),
 )
-_RECOVERY_SWITCHES = ("stdout", "overwrite", "force-partial", "deep", "json", "help")
+_MOMENT_OPTIONS = _parent(
+    "which state",
+    ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
+     " the local clock showed it then; without it the newest"),
+    ("--force-partial", "", "from what is left of a chain that is not whole"),
+)
+_KEY_OPTIONS = _parent(
+    "decryption",
+    ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
+    ("--passphrase-file", "FILE", "the secret key's passphrase"),
+)
+_HELP_OPTIONS = _parent("help", ("-h --help", "", "show this"))
+_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
+
+
+def _parser(
+    command: str, names: str, about: str, *parents: argparse.ArgumentParser
+) -> _Parser:
+    return _Parser(
+        f"s3napback.py {command}", f"s3napback.py {command} [options] {names}", about,
+        parents=[*parents, _BUCKET_OPTIONS, _HELP_OPTIONS], add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+_LIST = _parser(
+    "list", "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
+    _parent("what is shown", ("--json", "", "for programs; README.md has the form")),
+)
+_RESTORE = _parser(
+    "restore", "NAME {--to PLACE | --stdout} [PATH...]",
+    f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
+    _parent(
+        "where it goes",
+        ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new one"),
+        ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
+        ("--overwrite", "", "into a folder that is not empty: what was not backed up is DELETED"
+         " there"),
+    ),
+    _MOMENT_OPTIONS, _KEY_OPTIONS,
+)
+_RESTORE_SCRIPT = _parser(
+    "restore-script", "NAME",
+    f"Prints a shell script that restores NAME without this program. {_A_NAME}",
+    _MOMENT_OPTIONS, _KEY_OPTIONS,
+)
+_VERIFY = _parser(
+    "verify", "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
+    _parent(
+        "how thoroughly",
+        ("--deep", "", "read every archive to its end, and store nothing"),
+        ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
+    ),
+    _KEY_OPTIONS,
+)
 
 
 @dataclass(frozen=True)
 class _Bucket:
     """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
-    config's, or "" for all that there are; state: the config's DiffDir, None without a config;
-    folder: for large chunks on their way."""
+    config's, or "" for all that there are; folder: for large chunks on their way."""
 
     store: Patience
     parallel: int
     kinds: Mapping[str, str]
     endpoint: str | None
-    state: State | None = None
     folder: str | None = None
     prefix: str = ""
 
@@ -7901,34 +8007,30 @@ class _Bucket:
         return download(archive, self.store, self.parallel, progress, self.folder)
 
 
-def _recovery_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    longs = [*(f"{name}=" for name in _RECOVERY_VALUES), *_RECOVERY_SWITCHES]
-    try:
-        found, names = getopt.gnu_getopt(list(words), "c:b:K:h", longs)
-    except getopt.GetoptError as error:
-        raise Failure(error.msg, "see: s3napback.py list -h", status=EXIT_USAGE) from error
-    return {name.lstrip("-"): value for name, value in found}, names
-
-
 def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
     _js3tream_log(verbose=False, debug=False)
     kinds: dict[str, str] = {}
-    state = folder = None
+    folder = None
     prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
     if "c" in options:
+        for name in ("b", "K", "endpoint", "region"):
+            if name in options:
+                dashes = "-" if len(name) == 1 else "--"
+                raise Failure(f"{dashes}{name} cannot be given with -c: the config says it",
+                              "leave one of them out", status=EXIT_USAGE)
         path = options["c"]
         if not os.path.exists(path) and "/" not in path:
             path = _config_paths("", [path])[0]
         config = read_config(path)
-        settings = settings_of(config)
+        settings = settings_of(config, needs_diff_dir=False)
         prefix = prefix or settings.prefix
         for job in jobs_of(config)[0]:
             name = stored_name(job.kind, job.name)
             # As `parse_archive_name` gives it back.
             kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
         bucket, access = settings.bucket, access_of(settings)
-        state = State(settings.diff_dir, Moment.of(clock()))
-        folder = settings.temp_dir
+        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
+            folder = settings.temp_dir
     elif "b" in options:
         bucket, access = options["b"], _js3tream_access(
             {name: options[short] for name, short in (
@@ -7938,7 +8040,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds, access.endpoint, state, folder, prefix)
+    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix)
 
 
 def _sources(
@@ -7965,12 +8067,10 @@ def _sources(
 
 def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
-    options, names = _recovery_options(words)
-    if "h" in options or "help" in options:
-        print(RECOVERY_USAGE, end="")
+    if (read := _LIST.read(words)) is None:
         return EXIT_OK
-    if len(names) > 1:
-        raise Failure(f"one NAME at a time, not {names[1]}", status=EXIT_USAGE)
+    options, names = read
+    _refuse_more_names(names, 1)
     bucket = _open_bucket(options, clock)
     seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
     sources = _sources((found for _, found in seen), bucket.kinds)
@@ -7978,10 +8078,12 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         meant = _meant(key_text(names[0]), sources, bucket.prefix)
         sources = {key: sources[key] for key in meant}
         if not sources:
-            raise Failure(f"there is no backup of {names[0]} in {bucket.store.bucket}")
+            raise _nothing_found(bucket, names)
     if "json" in options:
         print(json.dumps(_catalogue_json(bucket.store.bucket, sources, moment), indent=1))
         return EXIT_OK
+    if not sources:
+        _say(f"s3napback: {_nothing_found(bucket, names).message}")
     for (kind, name, prefix), found in sorted(sources.items()):
         of_prefix = f" (Prefix {prefix})" if prefix else ""
         print(printable(
@@ -8001,7 +8103,22 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         print(f"  can be restored as of: {shown}")
         for doubt in date_doubts(found, moment):
             print(printable(f"  in doubt: {doubt}", ""))
+        if first := begun_with(found):
+            print(printable(f"  in doubt: no FULL is before {first.archive}; it holds everything if"
+                            " the job began with it, which restore finds out by reading it", ""))
     return EXIT_OK
+
+
+def _refuse_more_names(names: Sequence[str], most: int) -> None:
+    if len(names) > most:
+        raise Failure(f"one NAME at a time, not {names[most]}", status=EXIT_USAGE)
+
+
+def _nothing_found(bucket: _Bucket, names: Sequence[str]) -> Failure:
+    what = f"there is no backup of {names[0]}" if names else "there are no archives"
+    where = f" with the Prefix {bucket.prefix}" if bucket.prefix else ""
+    return Failure(f"{what}{where} in {bucket.store.bucket}",
+                   "see what there is: s3napback.py list")
 
 
 def _remarks(found: Found) -> str:
@@ -8057,16 +8174,18 @@ def _meant(
     """The sources that a NAME of the command line means: as archives have it, or as configs do;
     with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
     end."""
-    exact, near = [], []
+    exact: list[tuple[str, str, str]] = []
+    near: list[tuple[str, str, str]] = []
     for source in sources:
         kind, name, own = source
         bare = given.removeprefix(f"{own}/") if own else given
         if own not in ("", prefix) and bare == given:
             continue
         if kind in (MYSQL, POSTGRESQL):
-            head, slash, rest = bare.partition("/")
-            if slash and head == kind and name in (rest, stored_name(kind, rest)):
-                exact.append(source)
+            for spelled, meant in ((bare, exact), (_bare(bare), near)):
+                head, _, rest = spelled.partition("/")
+                if head == kind and name in (rest, stored_name(kind, rest)):
+                    meant.append(source)
         elif bare == name:
             exact.append(source)
         elif _bare(bare) == _bare(name):
@@ -8080,20 +8199,22 @@ _MOST_SHOWN = 100
 
 def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
-    options, names = _recovery_options(words)
-    if "h" in options or "help" in options or not names:
-        print(RECOVERY_USAGE, end="")
-        return EXIT_OK if names or options else EXIT_USAGE
+    if (read := _RESTORE.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    if not names:
+        raise Failure("no NAME given: what is to be restored?", "see: s3napback.py restore -h",
+                      status=EXIT_USAGE)
     if ("to" in options) == ("stdout" in options):
         raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
-    archives, kind, chain = _wanted(bucket, names[0], options, moment)
-    _refuse_frozen(chain)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
+        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
+        _refuse_frozen(chain)
         size = sum(link.size for link in chain.links)
         progress = stack.enter_context(_progress_display()(names[0], size))
-        as_of = _moment_text(moment, chain.links[-1].made)
+        as_of = _moment_text(moment, chain.as_of)
         work = _Restore(
             bucket, [archives[link.archive] for link in chain.links], env, gpg,
             chain.links[-1].name, as_of, progress,
@@ -8111,14 +8232,15 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
 
 
 def _wanted(
-    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment
+    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment,
+    env: Mapping[str, str], gpg: Sequence[str],
 ) -> tuple[dict[str, Archive], str, Chain]:
     """(archives by name, kind, chain) of what is to be restored."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
     given = key_text(given)
     archives: dict[str, Archive] = {}
     found: dict[str, Found] = {}
-    for start in possible_starts(given, bucket.prefix):
+    for start in (*possible_starts(given, bucket.prefix), f"{given}:"):
         for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
             archives[archive.name], found[archive.name] = archive, one
     of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
@@ -8128,27 +8250,68 @@ def _wanted(
         if named.fault and "force-partial" not in options:
             raise Failure(f"{named.archive} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")
-        return archives, source[0], Chain((named,))
+        return archives, source[0], Chain((named,), math.floor(named.made))
     sources = _sources(found.values(), bucket.kinds)
     meant = _meant(given, sources, bucket.prefix)
     if not meant:
-        raise Failure(f"there is no backup of {given} in {bucket.store.bucket}",
-                      "see what there is: s3napback.py list")
+        raise _nothing_found(bucket, [given])
     if len(meant) > 1:
-        raise Failure(f"{given} is both a directory and a repository; name one archive")
+        kinds = " and ".join(sorted(f"{kind or 'the source'} {name}" for kind, name, _ in meant))
+        raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
     of_source = sources[meant[0]]
     doubts = [f"in doubt: {doubt}" for doubt in date_doubts(of_source, moment)]
     try:
         chain = choose_chain(of_source, at, moment)
-    except Failure:
-        good = [m for m in restorable_moments(of_source) if m <= at]
-        if "force-partial" not in options or not good:
+    except Failure as failure:
+        first = begun_with(of_source)
+        lacking = _lacking(bucket.download(archives[first.archive]), env, gpg) if first else None
+        second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
+        if second is None:
+            if first and lacking:
+                failure.hint = (f"{first.archive} does not hold {lacking}, which was excluded then,"
+                                " or is in an archive that is gone; --force-partial does without")
             for doubt in doubts:
                 _say(f"s3napback: {doubt}")
             raise
-        chain = choose_chain(of_source, good[-1])
-        doubts.append(f"partial: as of {_moment_text(moment, good[-1])}, the last good moment")
+        chain = second
     return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
+
+
+def _second_choice(
+    found: Sequence[Found], at: float, local: Moment, lacking: str | None, partial: bool
+) -> Chain | None:
+    """What can be restored where the chain that is wanted is not whole, None for nothing.
+
+    lacking: what a DIFF that the source begins with does not hold, "" if it holds everything, None
+    if there is no such; partial: whether less than was asked for will do.
+    """
+    if lacking is not None and (partial or not lacking):
+        first = begun_with(found)
+        begun = [replace(one, before="-") if one is first else one for one in found]
+        with contextlib.suppress(Failure):
+            chain = choose_chain(begun, at, local)
+            said = f"partial: {chain.links[0].archive} does not hold {lacking}" if lacking else ""
+            return replace(chain, doubts=(*chain.doubts, said)) if said else chain
+    good = [m for m in restorable_moments(found) if m <= at]
+    if not partial or not good:
+        return None
+    chain = choose_chain(found, good[-1])
+    said = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
+    return replace(chain, doubts=(*chain.doubts, said))
+
+
+def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
+    """The first file that a directory's archive lists and does not hold, "" for none: GNU tar marks
+    such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
+    start, content = _peek(content_of(stored, env, gpg))
+    if start.startswith(b"SVN-fs-dump-format"):
+        return "its first revisions"
+    rest, lacking = b"", b""
+    listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
+    for block in through(listing, content, env):
+        *lines, rest = (rest + block).split(b"\n")
+        lacking = lacking or next((line[2:] for line in lines if line.startswith(b"N ")), b"")
+    return os.fsdecode(lacking)
 
 
 def _refuse_frozen(chain: Chain) -> None:
@@ -8208,9 +8371,11 @@ class _Restore:
         self._bucket, self._archives, self._env, self._gpg = bucket, archives, env, gpg
         self._progress = progress
         self.warnings: list[str] = []
+        self._kind = ""
 
     def restore(self, kind: str, options: Mapping[str, str], members: Sequence[str]) -> str:
         """Does it; where it went, in words."""
+        self._kind = kind
         if not kind:
             start, _ = _peek(self._content(self._archives[0]))
             kind = SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
@@ -8236,12 +8401,13 @@ class _Restore:
 
     def _content(self, archive: Archive) -> Iterator[Piece]:
         blocks = self._bucket.download(archive, self._progress)
-        return content_of(blocks, self._env, self._gpg)
+        return blocks if self._kind == STREAM else content_of(blocks, self._env, self._gpg)
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
             start, blocks = _peek(self._content(archive))
-            _refuse_unreadable(start)
+            if self._kind != STREAM:
+                _refuse_unreadable(start)
             for block in blocks:
                 write_all(output, block)
         except Failure as failure:
@@ -8317,13 +8483,20 @@ class _Restore:
 
 def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
-    options, names = _recovery_options(words)
-    if "h" in options or "help" in options or len(names) != 1:
-        print(RECOVERY_USAGE, end="")
-        return EXIT_OK if options else EXIT_USAGE
+    if (read := _RESTORE_SCRIPT.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    if not names:
+        raise Failure("no NAME given: what is to be restored?",
+                      "see: s3napback.py restore-script -h", status=EXIT_USAGE)
+    _refuse_more_names(names, 1)
     bucket = _open_bucket(options, clock)
-    archives, kind, chain = _wanted(bucket, names[0], options, moment)
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
+        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
     _refuse_frozen(chain)
+    for doubt in chain.doubts:
+        _say(f"s3napback: {doubt}")
     chosen = [archives[link.archive] for link in chain.links]
     script = restore_script(names[0], kind, chosen, bucket)
     # The keys in it are UTF-8, whatever the terminal is.
@@ -8371,7 +8544,9 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
             else:
                 url = shlex.quote(f"s3://{bucket.store.bucket}/{item.key}")
                 lines.append(f'aws s3 cp{endpoint} {url} - >> "$work/a"')
-        if kind in (MYSQL, POSTGRESQL):
+        if kind == STREAM:
+            lines.append('cat "$work/a" > "$to"')
+        elif kind in (MYSQL, POSTGRESQL):
             lines.append('plain "$work/a" > "$to"')
         else:
             lines.append('plain "$work/a" > "$work/b"; unpack')
@@ -8380,10 +8555,10 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
 
 def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
-    options, names = _recovery_options(words)
-    if "h" in options or "help" in options:
-        print(RECOVERY_USAGE, end="")
+    if (read := _VERIFY.read(words)) is None:
         return EXIT_OK
+    options, names = read
+    _refuse_more_names(names, 1)
     sample = options.get("sample", "0").removesuffix("%")
     if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
         raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
@@ -8415,6 +8590,8 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
                         pass
                 except Failure as failure:
                     faults.append(f"{one.archive}: {failure}")
+    if not found:
+        raise _nothing_found(bucket, names)
     for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
         faults += [
             f"{one.archive}: what it continues is not there any more ({name} as of"
@@ -8432,6 +8609,10 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
 def _read_to_the_end(
     archive: Archive, kind: str | None, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
 ) -> None:
+    if kind == STREAM:
+        for _ in bucket.download(archive):
+            pass
+        return
     start, blocks = _peek(content_of(bucket.download(archive), env, gpg))
     if start.startswith(b"SVN-fs-dump-format"):
         last = archive.metadata.get("state", "").partition(":")[2].encode()
@@ -9230,6 +9411,6 @@ def program() -> NoReturn:
 
 
 if __name__ == "__main__":
-    if "-h" not in sys.argv:  # help needs none of them, and should be there at once
+    if not {"-h", "--help"} & set(sys.argv):  # help needs none of them, and should be there at once
         _with_libraries()
     program()
