@@ -2700,7 +2700,8 @@ class FolderStore:
     def path_of(self, key: str) -> str:
         """The file of a key. Raises Failure for a key that S3 would not take either."""
         if len(key.encode()) > LONGEST_KEY:
-            raise Failure(f"the key of {len(key.encode())} bytes is too long: {key[:60]}…")
+            raise Failure(f"the key of {len(key.encode())} bytes is too long: {key[:60]}…",
+                          f"S3 takes {LONGEST_KEY} bytes: shorten the name, or Prefix")
         name = urllib.parse.quote(key, safe="")
         if name.startswith("."):
             name = "%2E" + name[1:]
@@ -3934,7 +3935,8 @@ def download(
     def fetch(item: StoredObject, buffer: Buffer) -> Buffer:
         metadata = store.fetch(item.key, buffer)
         if len(buffer) != item.size:
-            raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced")
+            raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced",
+                          "somebody is writing this archive: try again when that is done")
         digests[item.key] = buffer.md5()
         mark = metadata.get(f"{META}archive")
         if mine and mark and mark != mine:
@@ -7068,7 +7070,9 @@ class _QuietHandler(logging.Handler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._told:
             self._told = True
-            _say(f"s3napback: cannot write to the log {self.get_name()}: {sys.exc_info()[1]}")
+            error = sys.exc_info()[1]
+            reason = getattr(error, "strerror", None) or error
+            _say(f"s3napback: cannot write to the log {self.get_name()}: {reason}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # told above
@@ -7150,7 +7154,8 @@ class _Mail(_QuietHandler, logging.handlers.BufferingHandler):
                 self._send(text.encode("utf-8", "backslashreplace").decode())
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 # smtplib's errors are OSErrors
-                _say(f"s3napback: cannot send the log to {self._options['to']}: {error}")
+                reason = getattr(error, "strerror", None) or error
+                _say(f"s3napback: cannot send the log to {self._options['to']}: {reason}")
 
     def _send(self, text: str) -> None:
         import smtplib
@@ -7430,7 +7435,9 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or EXIT_FAILED
     except OSError as error:
-        _say(f"s3napback: {os_failure(error, 'go on')}")
+        # Of files we say the name; without one it is what was printed that had no room.
+        printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
+        _say(f"s3napback: {os_failure(error, 'write to standard output' if printing else 'go on')}")
         return status or EXIT_FAILED
 
 
@@ -8707,8 +8714,10 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
     try:
         user = pwd.getpwuid(os.geteuid())
     except KeyError as error:
-        raise Failure(f"{error.args[0]}; cron runs nothing for such a user",
-                      "run this as the user whose crontab it is") from error
+        raise Failure(
+            f"user {os.geteuid()} has no entry in /etc/passwd: cron runs nothing for such a user",
+            "run this as the user whose crontab it is",
+        ) from error
     env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
     # Installed by pip, the command is another file than the module.
     installed = os.path.basename(sys.argv[0]) == "s3napback"
@@ -8792,6 +8801,9 @@ class _Check:
             self._say("error", subject, f"{where}{failure.message}", failure.hint)
         except OSError as error:
             self._say("error", subject, str(os_failure(error, "check it")))
+        except Exception as error:  # a fault in one check does not end the others
+            self._say("error", subject, "could not be checked, by a fault of this program:"
+                      f" {type(error).__name__}: {error}", "please report it")
 
     def _say(self, level: str, subject: str, text: str, hint: str = "") -> None:
         self.findings.append(Finding(level, subject, text, hint))
@@ -8959,7 +8971,8 @@ class _Check:
                       f"object lock keeps what is stored ({facts.retention}): until then an archive"
                       " that is replaced or deleted stays, as an old version", "plan room for it")
         if facts.unknown:
-            self._say("ok", "bucket", f"whether it has {' and '.join(facts.unknown)} is not told")
+            unknown = " and ".join(facts.unknown)
+            self._say("ok", "bucket", f"the service does not say whether it has {unknown}")
 
     def _new_bucket(self, store: Patience) -> None:
         """Makes the bucket, to know that it can be made, and takes it away again."""

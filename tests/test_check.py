@@ -562,3 +562,13 @@ def test_a_log_that_cannot_be_written(
     found = check()
     assert "/nowhere/x.log" in found["log"]["text"]
     assert found["status"] == 3
+
+
+def test_a_fault_of_the_program_ends_no_other_check(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback.FolderStore, "exists", lambda self: 1 / 0)
+    found = check()
+    assert found["status"] == 1
+    assert "a fault of this program: ZeroDivisionError" in found["bucket"]["text"]
+    assert found[f"Directory {site.data}"]["level"] == "ok"

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from conftest import Site, leave_out, require_tool
@@ -147,3 +148,18 @@ def test_rights_that_an_ordinary_user_lacks(what: str, site: Site, script: str) 
         assert done.returncode == (1 if status else 3), done.stdout
     finally:
         call(site, script, "chmod -R u+rwX {folder}")
+
+
+@pytest.mark.parametrize("folder", ["absent", "empty", "others"])
+def test_models_of_awss_own_are_looked_for_in_vain(
+    folder: str, s3_site: Site, s3_server: Any, script: str
+) -> None:
+    """AWS_DATA_PATH: where the libraries of AWS look for descriptions of services."""
+    if folder != "absent":
+        (s3_site.folder / folder).mkdir()
+    if folder == "others":
+        (s3_site.folder / folder / "s3").mkdir()
+    line = f"AWS_DATA_PATH={s3_site.folder}/{folder} {{script}} WORDS -c {{conf}}"
+    for words in ("", "check", "list", "verify --deep"):
+        done = call(s3_site, script, line.replace("WORDS", words))
+        assert done.returncode == 0, done.stdout + done.stderr
