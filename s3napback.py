@@ -3997,18 +3997,22 @@ class Notes:
 
     reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
     links: the archives there, oldest first, that together end where the diff file does; excludes:
-    what was left out of a directory.
+    what was left out of a directory; identity: of a repository's last revision, as
+    `revision_identity`.
     """
 
     reached: str
     place: str
     links: tuple[Link, ...]
     excludes: tuple[str, ...] = ()
+    identity: str = ""
 
     def to_json(self) -> dict[str, object]:
         links = [[link.archive, link.upload, link.md5, link.modified] for link in self.links]
-        excludes = list(self.excludes)
-        return {"reached": self.reached, "place": self.place, "links": links, "excludes": excludes}
+        return {
+            "reached": self.reached, "place": self.place, "links": links,
+            "excludes": list(self.excludes), "identity": self.identity,
+        }
 
     @staticmethod
     def from_json(given: Any) -> Notes:
@@ -4020,7 +4024,8 @@ class Notes:
         if not links:
             raise ValueError("no links")
         excludes = tuple(map(str, given["excludes"]))
-        return Notes(str(given["reached"]), str(given["place"]), links, excludes)
+        identity = str(given["identity"])
+        return Notes(str(given["reached"]), str(given["place"]), links, excludes, identity)
 
 
 @contextlib.contextmanager
@@ -4775,10 +4780,12 @@ class Run:
         name = task.name
         saved = int(task.notes.reached) if task.notes and not task.torn else -1
         head = youngest_revision(name, self._context.env)
-        if saved > head:
+        if saved >= 0 and task.notes and (
+            task.notes.identity != revision_identity(name, saved, self._context.env)
+        ):
             task.log.warning(
-                "%s has revision %d, the last backup saw %d: it was replaced; all of it is saved",
-                name, head, saved,
+                "%s, at revision %d, is not what the last backup saw at revision %d: it was"
+                " replaced; all of it is saved", name, head, saved,
             )
             saved = -1
         if saved < 0 or task.mode == FULL:
@@ -5159,7 +5166,10 @@ class Run:
                 # next DIFF repeats this one's changes. After: the next DIFF continues this one.
                 reached = str(task.revisions[1]) if task.revisions else draft.digest()
                 links = (*task.chain, stored.link)
-                notes = Notes(reached, self._place, links, task.job.excludes)
+                identity = revision_identity(
+                    task.name, task.revisions[1], self._context.env
+                ) if task.revisions else ""
+                notes = Notes(reached, self._place, links, task.job.excludes, identity)
                 self._state.keep_chain(task.name, notes)
                 draft.keep()
         if stored.size * 10 < size_before:
@@ -5306,6 +5316,14 @@ def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
         why = (said.strip().splitlines() or ["no revision"])[0]
         raise Failure(f"svnlook cannot read the repository {repository}: {why}")
     return int(output)
+
+
+def revision_identity(repository: str, revision: int, env: Mapping[str, str]) -> str:
+    """The repository's UUID and the moment of the revision, as far as there are any: what another
+    repository at its path, or itself brought back from an older copy, would not share."""
+    at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
+    asked = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
+    return " ".join(output.strip() for status, output, _ in asked if not status)
 
 
 def verify_repository(repository: str, env: Mapping[str, str]) -> None:
