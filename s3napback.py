@@ -3030,6 +3030,7 @@ class S3Store:
         """What botocore raises, as our failures."""
         try:
             import botocore.exceptions as boto
+            import urllib3.exceptions
         except ImportError as error:
             raise missing_library(error) from error
         try:
@@ -3054,13 +3055,51 @@ class S3Store:
                 f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…",
                 status=EXIT_USAGE,
             ) from error
-        except boto.SSLError as error:
-            raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
-        except (boto.HTTPClientError, boto.IncompleteReadError,
+        except (boto.SSLError, urllib3.exceptions.SSLError) as error:
+            raise _tls_failure(f"cannot {doing} {self.bucket}: {error}") from error
+        except boto.EndpointConnectionError as error:
+            text = str(error)
+            if unknown := _cause(error, socket.gaierror):
+                host = urllib.parse.urlsplit(self._client.meta.endpoint_url).hostname
+                text = f"the host name {host} is not known: {unknown.strerror}; check S3Endpoint"
+            raise PassingFailure(f"cannot {doing} {self.bucket}: {text}") from error
+        except (urllib3.exceptions.HTTPError, boto.HTTPClientError, boto.IncompleteReadError,
                 boto.ConnectionError, OSError) as error:
             raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
+
+
+# What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
+# connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
+_TLS_HINTS = (
+    ("CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE",
+     "the certificate is not signed by whom this machine trusts, or not for this host;"
+     " AWS_CA_BUNDLE names a file of certificates to be trusted"),
+    ("No such file|Permission denied",
+     "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be trusted"),
+    ("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL",
+     "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port"),
+    ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE",
+     "the service asks for another version of TLS, another name or a certificate of ours"),
+)
+
+
+def _tls_failure(text: str) -> Failure:
+    """The Failure that an error of TLS is, by its text."""
+    for pattern, hint in _TLS_HINTS:
+        if re.search(pattern, text):
+            return Failure(text, hint)
+    return PassingFailure(text)
+
+
+def _cause(error: BaseException | None, kind: type[OSError]) -> OSError | None:
+    """What of that kind an error was made of."""
+    while error:
+        if isinstance(error, kind):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
@@ -3154,8 +3193,11 @@ def _refuse_other_than_listings(
     response_dict: dict[str, Any], operation_model: Any, **_: Any
 ) -> None:
     # An empty object is parsed, too: as a listing of nothing.
-    if (operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200
-            and b"ListBucketResult" not in response_dict["body"][:2000]):
+    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+        return
+    body = response_dict["body"]
+    cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
+    if not cut and b"ListBucketResult" not in body[:2000]:
         raise Failure("the answer to a request for a listing is none", _WRONG_ENDPOINT)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
+import socket
+import ssl
+import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, downloaded
+from conftest import NIGHT, Site, downloaded, require_tool, run
 
 import s3napback
 from s3napback import Access, Failure, FileStream, Store
@@ -345,3 +349,117 @@ def test_a_copied_folder_bucket_after_a_killed_put(tmp_path: Path) -> None:
     assert store.head("k") == {"n": "new"}
     (tmp_path / "bkt" / "k").write_bytes(b"old")
     assert store.head("k") == {"n": "old"}
+
+
+# ---- TLS ----
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(certificate, key), self-made, for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("tls")
+    run([require_tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt",
+         "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/key",
+         "-out", f"{folder}/cert"])
+    return f"{folder}/cert", f"{folder}/key"
+
+
+class TlsServer(threading.Thread):
+    """Takes connections, does something with each (its number is told), and closes it."""
+
+    def __init__(self, act: Callable[[socket.socket, int], None]) -> None:
+        super().__init__(daemon=True)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._act, self.connections = act, 0
+        self.endpoint = f"https://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            with self._listening.accept()[0] as connection, contextlib.suppress(OSError):
+                self.connections += 1
+                self._act(connection, self.connections)
+
+
+EMPTY = (b"<ListBucketResult><Name>bkt</Name><IsTruncated>false</IsTruncated></ListBucketResult>")
+ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+
+
+@pytest.mark.parametrize("broken", ["handshake", "answer", "body", "damage"])
+def test_a_tls_connection_that_breaks_is_tried_again(
+    certificate: tuple[str, str], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def act(connection: socket.socket, number: int) -> None:
+        if broken == "handshake" and number == 1:
+            connection.recv(65536)  # all of it, so that what follows is an end and no reset
+            return
+        with context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(65536)
+            if number > 1:
+                tls.sendall(ANSWER % (len(EMPTY), EMPTY))
+            elif broken == "answer":
+                os.close(tls.detach())
+            elif broken == "body":
+                tls.sendall(ANSWER % (100_000, b"x" * 5000))
+            else:
+                tls.sendall(ANSWER % (100_000, b"x" * 5000))
+                plain = tls.detach()
+                os.write(plain, b"\x17\x03\x03\x00\x20" + bytes(32))
+                os.close(plain)
+
+    server = TlsServer(act)
+    monkeypatch.setenv("AWS_CA_BUNDLE", certificate[0])
+    store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
+    patient = s3napback.Patience(store, 1, LOG)
+    if broken == "damage":  # of an object: the answer itself has come
+        with pytest.raises(s3napback.PassingFailure):
+            store.fetch("k", s3napback.Buffer(100_000))
+    assert patient.exists()
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("fault, hint", [
+    ("certificate", "AWS_CA_BUNDLE names a file of certificates"),
+    ("ca file", "correct AWS_CA_BUNDLE"),
+    ("no TLS", "S3Endpoint may need http:// in place of https://"),
+])
+def test_tls_that_no_further_try_can_mend_is_final(
+    certificate: tuple[str, str], fault: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def act(connection: socket.socket, _: int) -> None:
+        if fault == "no TLS":
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        else:
+            context.wrap_socket(connection, server_side=True)
+
+    server = TlsServer(act)
+    if fault != "certificate":
+        there = certificate[0] if fault == "no TLS" else "/nonexistent/ca"
+        monkeypatch.setenv("AWS_CA_BUNDLE", there)
+    store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
+    with pytest.raises(Failure) as failure:
+        s3napback.Patience(store, 20, LOG).exists()
+    assert hint in failure.value.hint
+    assert server.connections == 1
+
+
+def test_a_host_name_that_does_not_exist(
+    site: Site, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It is said at once, with the name, and tried again: name servers come back."""
+    site.settings["S3Endpoint"] = "https://s3.no-such-host.invalid"
+    (tmp_path / "key").write_text("key=k\nsecret=s\n")
+    (tmp_path / "key").chmod(0o600)
+    site.settings["S3Keyfile"] = str(tmp_path / "key")
+    assert site.run() == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "no-such-host" in line]
+    assert "the host name s3.no-such-host.invalid is not known" in said[0]
+    assert "trying again" in said[0]
