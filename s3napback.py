@@ -2017,9 +2017,9 @@ def access_fault(name: str) -> str:
 
 
 def is_empty_folder(path: str) -> bool:
-    """Whether it is a directory with nothing in it."""
+    """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
     try:
-        return not os.path.islink(path) and not os.listdir(path)
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
     except OSError:
         return False
 
@@ -4286,11 +4286,11 @@ class Folder(NamedTuple):
         """Whether its path leads to the same directory now."""
         return self.now() == (self.device, self.inode)
 
-    def is_unmounted(self) -> bool:
-        """Whether there is an empty mount point now where a file system was."""
+    def is_on_another(self) -> bool:
+        """Whether it is another directory now, and on another file system that begins above it."""
         device, inode = self.now()
-        return bool(self.entries and inode != self.inode and device != self.device
-                    and is_empty_folder(self.path) and not os.path.ismount(self.path))
+        return (device not in (0, self.device) and inode != self.inode
+                and not os.path.ismount(self.path))
 
 
 @dataclass(frozen=True)
@@ -4352,6 +4352,44 @@ def _read_folders(file: IO[bytes]) -> Iterator[Folder]:
             yield Folder(nfs, seconds, nanoseconds, int(device), int(inode), name, *entries)
     if rest:
         raise ValueError("cut short")
+
+
+@dataclass
+class Survey:
+    """What is to be said of a Directory's names before tar reads them, beside what it saw last.
+
+    faults: why nothing is to be stored; renumbered: paths that only their device number sets apart
+    from what they were; unknown: all are empty, and what they were is not known.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    renumbered: list[str] = field(default_factory=list)
+    unknown: bool = False
+
+
+def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
+    """Looks at the places that a Directory stands for; folders: as tar saw them last."""
+    survey = Survey([fault for name in names if (fault := access_fault(name))], links_among(names))
+    tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
+    survey.unknown = all(tops.values())
+    for folder in folders:
+        survey.unknown = False
+        if folder.name not in tops:
+            if folder.entries and folder.is_on_another() and is_empty_folder(folder.path):
+                survey.warnings.append(f"{folder.path} was on another file system at the last"
+                                       " backup, and is empty: is it not mounted?")
+        elif tops[folder.name] and folder.entries not in (b"", b"Dlost+found"):
+            survey.faults.append(
+                f"directory {folder.path} is empty, and was not at its last backup"
+            )
+        elif folder.is_on_another():
+            survey.warnings.append(f"{folder.path} was on another file system at the last backup:"
+                                   " is that not mounted?")
+        elif folder.now()[1] == folder.inode and not folder.is_in_place():
+            survey.renumbered.append(folder.path)
+    return survey
 
 
 def without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
@@ -4755,6 +4793,10 @@ class Run:
             names = repositories_in(job.name)
         except Failure as failure:
             return [Task(job, SUBVERSION, job.name, failure=failure)]
+        if not names and not self._context.test:
+            return [Task(job, SUBVERSION, job.name, failure=Failure(
+                f"there is no repository in {job.name}", "mount it, or correct the name"
+            ))]
         tasks = []
         for name in names:
             task = self._plan_one(job, SUBVERSION, name, slot, mode, cycle)
@@ -5042,30 +5084,17 @@ class Run:
         """The names that a Directory stands for; adds to the warnings. Raises Failure where there
         is nothing, and was something: a file system that is not mounted is not to be stored."""
         names = expand_name(task.name, self._context.env)
-        warnings += links_among(names)
-        seen: dict[bytes, Folder] = {}
-        known = False
-        for folder in self._state.last_seen(task.name):
-            known = True
-            if any(folder.name == os.fsencode(name.rstrip("/") or "/") for name in names):
-                seen[folder.name] = folder
-                if folder.now()[1] == folder.inode and not folder.is_in_place() and not task.fresh:
-                    task.log.info("the device of %s has another number: everything that was there"
-                                  " is stored again", folder.path)
-            elif folder.is_unmounted():
-                warnings.append(f"{folder.path} was another file system at the last backup, and is"
-                                " empty: is it not mounted?")
-        faults = [fault for name in names if (fault := access_fault(name))]
-        empty = [name for name in names if is_empty_folder(path_of(name))]
-        for name in empty:
-            before = seen.get(os.fsencode(name.rstrip("/") or "/"))
-            if before and before.entries:
-                faults.append(f"directory {before.path} is empty, and was not at its last backup")
-        if empty == names and not known and any(self._archives_of(task)):
+        survey = survey_names(names, self._state.last_seen(task.name))
+        faults = survey.faults
+        if survey.unknown and not faults and any(self._archives_of(task)):
             faults.append(f"directory {task.name} is empty, and archives of it are in the bucket")
         if faults and not self._context.force:
             raise Failure(faults[0], "mount it, or see who may read it; -f stores it as it is")
-        warnings += faults
+        if not task.fresh:
+            for path in survey.renumbered:
+                task.log.info("the device of %s has another number: everything that was there"
+                              " is stored again", path)
+        warnings += [*survey.links, *survey.warnings, *faults]
         return names
 
     def _left_out(self, task: Task, names: Sequence[str]) -> list[str]:
@@ -9131,14 +9160,15 @@ class _Check:
     def _source(self, job: Job) -> None:
         subject = f"{job.kind} {job.name}"
         if job.kind == DIRECTORY:
-            names = expand_name(job.name, self._env)
-            faults = [fault for name in names if (fault := access_fault(name))]
-            for fault in faults:
-                self._say("error", subject, fault, "run this as a user who may read it")
-            links = links_among(names)
-            for text in links:
+            state = State(self._settings.diff_dir, self._moment)
+            survey = survey_names(expand_name(job.name, self._env), state.last_seen(job.name))
+            for text in survey.faults:
+                self._say("error", subject, text, "mount it, or see who may read it")
+            for text in survey.links:
                 self._say("error", subject, text)
-            if not faults and not links:
+            for text in survey.warnings:
+                self._say("warning", subject, text)
+            if not survey.faults and not survey.links:
                 self._say("ok", subject, "can be read")
         elif job.kind in (SUBVERSION, SUBVERSION_DIR):
             places = [job.name] if job.kind == SUBVERSION else repositories_in(job.name)

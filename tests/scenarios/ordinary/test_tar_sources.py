@@ -91,18 +91,30 @@ def test_a_directory_that_was_always_empty_is_stored(site: Site) -> None:
     assert len(site.archives()) == 3
 
 
-def test_a_file_system_that_is_not_mounted_replaces_no_backup(site: Site) -> None:
+def test_a_file_system_that_is_not_mounted_replaces_no_backup(
+    site: Site, capsys: Capture
+) -> None:
     site.jobs = f"<Directory {site.data}>\nDiffs 1\nFulls 2\n</Directory>"
     with tmpfs(site.data, "size=1m"):
         (site.data / "photo").write_text("precious")
+        (site.data / "lost+found").mkdir()
         for number in range(4):
             site.run(now=night(number))
         before = site.archives()
         assert len(before) == 4
     (site.data / "file").unlink()
-    for number in range(4, 10):
+    for number in range(4, 8):
+        assert site.run(now=night(number)) == 1
+    (site.data / "lost+found").mkdir()  # a new disk, say
+    for number in range(8, 10):
         assert site.run(now=night(number)) == 1
     assert site.archives() == before
+    assert s3napback.main(["check", "-c", str(site.write())], now=night(10)) == 1
+    assert "was not at its last backup" in capsys.readouterr().out
+    (site.data / "lost+found").rmdir()
+    (site.data / "note").write_text("mount the disk here")
+    assert site.run(now=night(10)) == 3
+    assert "was on another file system" in capsys.readouterr().err
 
 
 def test_one_of_several_names_that_is_empty_and_was_not_fails(site: Site, capsys: Capture) -> None:
@@ -127,7 +139,7 @@ def test_a_mount_point_below_that_is_empty_is_told(site: Site, capsys: Capture) 
         (site.data / "disk/photo").touch()
         assert site.run(now=FIRST) == 0
     assert site.run(now=night(1)) == 3
-    assert f"{site.data}/disk was another file system" in capsys.readouterr().err
+    assert f"{site.data}/disk was on another file system" in capsys.readouterr().err
     assert site.run(now=night(2)) == 0
 
 
@@ -165,6 +177,13 @@ def test_the_full_before_is_the_one_that_is_replaced_where_there_is_one_slot(sit
     (site.data / "big").unlink()
     assert site.run(now=night(1)) == 3
     assert site.run(now=night(2)) == 0
+
+
+def test_a_folder_of_repositories_that_is_empty_fails(site: Site, capsys: Capture) -> None:
+    (site.data / "file").unlink()
+    site.jobs = f"SubversionDir {site.data}"
+    assert site.run() == 1
+    assert "no repository in" in capsys.readouterr().err
 
 
 # ---- links ----
