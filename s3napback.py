@@ -7208,15 +7208,28 @@ class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
         super().__init__(path, maxBytes=limit, backupCount=kept, encoding="utf-8",
                          errors="surrogateescape")
         self._periods, self._zone = periods, zone
-        info = os.stat(path)
-        self._period = self._period_of(info.st_mtime) if info.st_size else None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file = os.stat(self.baseFilename)
+        self._period = self._period_of(self._file.st_mtime) if self._file.st_size else None
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(self._file, os.stat(self.baseFilename)):
+                if self.stream:  # another run has rotated it; the new one is opened when needed
+                    self.stream.close()
+                self.stream = None
+                self._begin()
         before, self._period = self._period, self._period_of(record.created)
         # An empty file is not rotated for one long line (Python before 3.12 does).
         return before not in (None, self._period) or bool(
             os.path.getsize(self.baseFilename) and super().shouldRollover(record)
         )
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        self._file = os.stat(self.baseFilename)
 
     def _period_of(self, epoch: float) -> str:
         return datetime.fromtimestamp(epoch, self._zone).strftime(self._periods)
@@ -8836,7 +8849,12 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
 
 
 def _check_log() -> list[Finding]:
-    problems = open_log(_read_logconfig())
+    config = _read_logconfig()
+    kept = {name: replace(one, options={**one.options, "header_text": "", "mode": (
+                "append" if one.options.get("mode") in ("write", "clobber")  # the log is to stay
+                else one.options.get("mode", "append"))})
+            for name, one in config.appenders.items()}
+    problems = open_log(replace(config, appenders=kept))
     close_log()
     return [Finding("warning", "log", problem, "correct s3napback.logconfig")
             for problem in problems] or [Finding("ok", "log", "can be written")]

@@ -572,3 +572,18 @@ def test_a_fault_of_the_program_ends_no_other_check(
     assert found["status"] == 1
     assert "a fault of this program: ZeroDivisionError" in found["bucket"]["text"]
     assert found[f"Directory {site.data}"]["level"] == "ok"
+
+
+def test_check_leaves_the_log_as_it_is(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = site.folder / "x.log"
+    file.write_text("last night's\n")
+    text = (
+        "log4perl.rootLogger = INFO, F\nlog4perl.appender.F = Log::Log4perl::Appender::File\n"
+        f"log4perl.appender.F.filename = {file}\nlog4perl.appender.F.mode = write\n"
+        "log4perl.appender.F.header_text = of tonight\n"
+    )
+    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "x"))
+    assert check()["log"]["level"] == "ok"
+    assert file.read_text() == "last night's\n"

@@ -124,7 +124,7 @@ def test_the_stock_file_is_good() -> None:
     uncommented = re.sub(r"^#(log4perl)", r"\1", text, flags=re.MULTILINE)
     config = s3napback.parse_logconfig(uncommented, str(path))
     assert config.problems == ()
-    assert set(config.appenders) == {"Screen", "Logfile", "Email", "Syslog"}
+    assert set(config.appenders) == {"Screen", "Logfile", "Detail", "Email", "Syslog"}
 
 
 def test_additivity_and_threshold(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +256,24 @@ def test_rotation_by_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     log.handle(record)
     assert "today, too" in (tmp_path / "x.log.1").read_text()
     assert "yesterday" in (tmp_path / "x.log.2").read_text()
+
+
+def test_two_runs_rotate_one_log(tmp_path: Path) -> None:
+    """Each goes on in the new file when the other one has rotated, and does not rotate again."""
+    file = tmp_path / "x.log"
+    file.write_text("yesterday's\n")
+    os.utime(file, (time.time() - 86400,) * 2)
+    config = s3napback.parse_logconfig("log4perl.rootLogger = INFO, F\n" + appender(
+        "F", ROTATE, filename=str(file), DatePattern="yyyy-MM-dd", max="3"), "log.conf")
+    others = [s3napback._handler(config.appenders["F"]) for _ in range(2)]
+    for n, handler in enumerate(others * 2):
+        handler.setFormatter(s3napback.PatternFormatter("%m%n"))
+        handler.handle(log.makeRecord(log.name, 20, "", 0, f"line {n}", (), None))
+    for handler in others:
+        handler.close()
+    assert file.read_text() == "line 0\nline 1\nline 2\nline 3\n"
+    assert (tmp_path / "x.log.1").read_text() == "yesterday's\n"
+    assert not (tmp_path / "x.log.2").exists()
 
 
 class Smtp(socketserver.StreamRequestHandler):
