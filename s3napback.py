@@ -7319,15 +7319,19 @@ def _handler(appender: Appender) -> logging.Handler:
     )
 
 
+_EMPTYING_MODES = ("write", "clobber", ">")
+
+
 def _make_log_file(options: Mapping[str, str]) -> None:
     """Makes the file, or empties it, as its options say. Raises OSError or ValueError."""
     path, mode = options["filename"], options.get("mode", "append")
-    if mode not in ("append", "write", "clobber"):
+    if mode not in ("append", ">>", *_EMPTYING_MODES):
         raise ValueError(f"mode {mode} is unknown")
     if _is_true(options.get("mkpath", "")):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     is_new = not os.path.exists(path)
-    with open(path, "a" if mode == "append" else "w", encoding="utf-8", errors="replace") as file:
+    how = "w" if mode in _EMPTYING_MODES else "a"
+    with open(path, how, encoding="utf-8", errors="replace") as file:
         if options.get("umask") and is_new:
             os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
         if options.get("header_text"):
@@ -8850,11 +8854,13 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
 
 def _check_log() -> list[Finding]:
     config = _read_logconfig()
-    kept = {name: replace(one, options={**one.options, "header_text": "", "mode": (
-                "append" if one.options.get("mode") in ("write", "clobber")  # the log is to stay
-                else one.options.get("mode", "append"))})
-            for name, one in config.appenders.items()}
-    problems = open_log(replace(config, appenders=kept))
+    appenders = dict(config.appenders)
+    for name, one in appenders.items():  # a log stays as it is
+        options = {**one.options, "header_text": ""}
+        if options.get("mode") in _EMPTYING_MODES:
+            options["mode"] = "append"
+        appenders[name] = replace(one, options=options)
+    problems = open_log(replace(config, appenders=appenders))
     close_log()
     return [Finding("warning", "log", problem, "correct s3napback.logconfig")
             for problem in problems] or [Finding("ok", "log", "can be written")]

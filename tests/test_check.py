@@ -587,3 +587,19 @@ def test_check_leaves_the_log_as_it_is(
     monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "x"))
     assert check()["log"]["level"] == "ok"
     assert file.read_text() == "last night's\n"
+
+
+def test_a_filter_of_the_log_that_is_not_understood(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "log4perl.rootLogger = INFO, S\nlog4perl.appender.S = Log::Dispatch::Screen\n"
+        "log4perl.appender.S.Filter = F\nlog4perl.filter.F = Log::Log4perl::Filter::StringMatch\n"
+        "log4perl.filter.F.StringToMatch = x\n"
+    )
+    monkeypatch.setattr(
+        s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "my.logconfig")
+    )
+    found = check()
+    assert found["status"] == 3
+    assert found["log"]["text"].startswith("my.logconfig:4: filter class Log::Log4perl::Filter::St")

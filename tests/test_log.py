@@ -228,6 +228,16 @@ def test_file_modes_and_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE(other.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("mode", ["append", ">>", ">", "write"])
+def test_the_modes_of_log_dispatch(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    file.write_text("old\n")
+    assert not opened("log4perl.rootLogger = INFO, F\n" + appender(
+        "F", "Log::Dispatch::File", filename=str(file), mode=mode))
+    log.info("new")
+    assert ("old" in file.read_text()) == (mode in ("append", ">>"))
+
+
 def test_rotation_by_size(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     opened("log4perl.rootLogger = INFO, F\n" + appender(
