@@ -2116,7 +2116,7 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
     gpg itself decides, by encrypting nothing; the key list is read to say what is wrong.
     """
     stage = gpg_stage([recipient], keyring)
-    status, _, said = run_tool(stage.argv, env)
+    status, _, said = run_tool(stage.argv, _stage_environment(env, Stage((), IN_ENGLISH)))
     if "keyrings are ignored" in said:  # GnuPG 2.4 with use-keyboxd in common.conf
         raise Failure(
             f"gpg ignores GpgKeyring {keyring}: this GnuPG keeps its keys in keyboxd",
