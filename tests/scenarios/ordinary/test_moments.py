@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -237,6 +238,7 @@ def test_a_moment_that_list_prints_restores_what_it_names_to_the_fraction_of_a_s
         store.put(f"MySQL/shop-{n}:{0:020d}", f"night {n}".encode(), {})
         at = 1_700_000_000 + n * 86400 + 0.75
         os.utime(tmp_path / "b" / f"MySQL%2Fshop-{n}%3A{0:020d}", (at, at))
+    shutil.rmtree(tmp_path / "b" / ".meta")  # what is noted there stands before a date
     place = ["-b", "b", "--endpoint", f"file://{tmp_path}"]
     for env in ({"TZ": "UTC"}, {"TZ": "Asia/Kathmandu"}):
         command = [sys.executable, s3napback.__file__]
@@ -247,3 +249,67 @@ def test_a_moment_that_list_prints_restores_what_it_names_to_the_fraction_of_a_s
         for n, moment in enumerate(moments):
             done = run([*command, "restore", *place, "MySQL/shop", "--at", moment, "--stdout"])
             assert done.stdout == f"night {n}", done.stderr
+
+
+# ---- what marks and dates do not tell ----
+
+
+def unmarked_copy(site: Site, folder: Path) -> list[str]:
+    """The bucket as a tool copies it that keeps neither metadata nor dates."""
+    target = folder / "copies" / "bkt"
+    target.mkdir(parents=True)
+    for path in sorted((site.folder / "buckets" / "bkt").iterdir()):
+        if path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+    return ["-b", "bkt", "--endpoint", f"file://{folder}/copies"]
+
+
+def test_a_copy_without_marks_and_dates_says_what_is_not_known(
+    site: Site, tmp_path: Path, capsys: Any
+) -> None:
+    full = NIGHT - timedelta(days=1)
+    nights(site, [full, full + timedelta(days=1), full + timedelta(days=28)])
+    place = unmarked_copy(site, tmp_path)
+    capsys.readouterr()
+    s3napback.main(["list", *place])
+    assert "in doubt: " in capsys.readouterr().out
+    s3napback.main(["list", "--json", *place])
+    assert "which state is the newest" in json.loads(capsys.readouterr().out)["sources"][0][
+        "doubts"][0]
+    s3napback.main(["restore", *place, str(site.data), "--to", f"{tmp_path}/to"])
+    assert "in doubt: " in capsys.readouterr().err
+    s3napback.main(["verify", *place])
+    assert "in doubt: " in capsys.readouterr().err
+    s3napback.main(["restore-script", *place, str(site.data)])
+    assert "in doubt: " in capsys.readouterr().err
+    # The bucket itself leaves no doubt.
+    assert s3napback.main(["list", "-c", str(site.conf)]) == 0
+    assert "in doubt" not in capsys.readouterr().out
+
+
+def test_an_archive_that_lost_its_marks_is_never_silently_older_or_newer() -> None:
+    found = [one(0, START, "-:a"), one(1, START + DAY, "a:b"), one(2, START + 2 * DAY, "b:c")]
+    lost = one(1, START + 90 * DAY)  # a copy's date
+    local = s3napback.Moment(0)
+    assert s3napback.date_doubts(found, local) == []
+    (doubt,) = s3napback.date_doubts([found[0], lost, found[2]], local)
+    assert doubt.startswith("/d-1-DIFF has no marks, but a later date than /d-0-FULL")
+    # In a chain a gap is never bridged by an archive of a later date.
+    with pytest.raises(Failure, match="/d-2-DIFF continues an archive that is no longer there"):
+        s3napback.choose_chain([found[0], lost, found[2]], START + 3 * DAY)
+
+
+@pytest.mark.parametrize(("made", "said"), [
+    (5 * DAY, "may be newer"), (START + 9000 * DAY, "may be older than /d-1-FULL"),
+])
+def test_a_dump_of_a_wrong_clock_is_doubted(made: int, said: str) -> None:
+    found = [one(n, at, "-:") for n, at in enumerate((START, START + DAY, made))]
+    (doubt,) = s3napback.date_doubts(found, s3napback.Moment(0))
+    assert "/d-2-FULL was made under a clock that said" in doubt
+    assert said in doubt
+
+
+def test_the_perl_scripts_archives_before_ours_leave_no_doubt() -> None:
+    found = [one(n, START + n * DAY) for n in range(5)]
+    found += [one(5, START + 5 * DAY, "-:a"), one(6, START + 6 * DAY, "a:b")]
+    assert s3napback.date_doubts(found, s3napback.Moment(0)) == []
