@@ -8954,6 +8954,13 @@ class _Check:
                         " with a small rest, or HanoiCycle",
                     )
         self._say("ok", "jobs", f"{due} of {len(self._jobs)} are due today")
+        zone = self._env.get("TZ", "")
+        if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
+            from dateutil import tz
+
+            if tz.gettz(zone) is None:
+                self._say("warning", "TZ", f"{zone} is not known here: days are those of UTC",
+                          "correct the variable TZ, or unset it")
 
     # ---- this machine ----
 

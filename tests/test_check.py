@@ -603,3 +603,15 @@ def test_a_filter_of_the_log_that_is_not_understood(
     found = check()
     assert found["status"] == 3
     assert found["log"]["text"].startswith("my.logconfig:4: filter class Log::Log4perl::Filter::St")
+
+
+@pytest.mark.parametrize(
+    ("zone", "known"),
+    [("Nowhere/Land", False), (":%%", False), ("Europe/Berlin", True), (":Europe/Berlin", True),
+     ("CET-1CEST,M3.5.0,M10.5.0/3", True), ("<+0330>-3:30", True), ("UTC", True), ("", True)],
+)
+def test_a_time_zone_that_is_not_known(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, zone: str, known: bool
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    assert ("TZ" in check()) != known
