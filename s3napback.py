@@ -8706,10 +8706,15 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
     if not found:
         raise _nothing_found(bucket, names)
     for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
+        first = begun_with(of_source)
         faults += [
+            f"{one.archive}: no FULL is before it: whether it holds everything is found out by"
+            " restore, which reads it" if one is first else
             f"{one.archive}: what it continues is not there any more ({name} as of"
             f" {_moment_text(moment, at)} cannot be restored)"
-            for one, at, whole in History(of_source).rows() if not one.fault and not whole
+            for one, at, whole in History(of_source).rows()
+            # Of an archive that was named nothing else was looked at.
+            if not one.fault and not whole and one.archive not in map(key_text, names)
         ]
         for doubt in date_doubts(of_source, moment):
             _say(f"s3napback: in doubt: {doubt}")

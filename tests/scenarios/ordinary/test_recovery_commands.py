@@ -223,6 +223,9 @@ def test_a_perl_job_that_began_with_a_diff_comes_back_by_its_name(
     data = tmp_path / "perl"
     text = call("list", str(data), *place).stdout
     assert f"no FULL is before {data}-3-DIFF; it holds everything if the job began with it" in text
+    done = call("verify", str(data), *place)
+    assert f"{data}-3-DIFF: no FULL is before it" in done.stdout
+    assert call("verify", f"{data}-4-DIFF", *place).returncode == 0  # it alone was asked for
     done = call("restore", str(data), "--to", f"{tmp_path}/to", *place)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in Path(f"{tmp_path}/to{data}").iterdir()) == [
