@@ -4277,7 +4277,7 @@ class Folder(NamedTuple):
     def now(self) -> tuple[int, int]:
         """(device, inode) of what its path leads to now, zeros for nothing."""
         try:
-            info = os.lstat(self.path)
+            info = os.lstat(self.name if self.name[:1] == b"/" else b"/" + self.name)
         except OSError:
             return 0, 0
         return info.st_dev, info.st_ino

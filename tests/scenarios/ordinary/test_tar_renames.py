@@ -19,8 +19,10 @@ FIRST = NIGHT - timedelta(days=2)  # the night of a FULL; six DIFFs follow
 class Life:
     """Nights of one Directory, a plain copy of each, and what a restore of each must be."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, name: str = "") -> None:
         self.site, self.nights = site, 0
+        self.name = name or str(site.data)
+        site.jobs = f"Directory {self.name}"
 
     def night(self, *words: str, status: int = 0) -> None:
         now = FIRST + timedelta(days=self.nights)
@@ -34,7 +36,7 @@ class Life:
             back = self.site.folder / f"back{night}"
             back.mkdir()
             at = (FIRST + timedelta(days=night, minutes=1)).isoformat(" ")
-            words = ["restore", "-c", str(self.site.conf), str(self.site.data)]
+            words = ["restore", "-c", str(self.site.conf), self.name]
             now = FIRST + timedelta(days=night + 1)
             assert s3napback.main([*words, "--at", at, "--to", str(back)], now=now) == 0
             came = f"{back}{self.site.data}"
@@ -104,9 +106,16 @@ def child_takes_its_parents_place(data: Path) -> None:
     (data / "t").rename(data / "d")
 
 
+def number_used_again(data: Path) -> None:
+    """On ext4 the new directory gets the inode number of one of the deleted."""
+    shutil.rmtree(data / "d")
+    (data / "x").unlink()
+    (data / "x").mkdir()
+
+
 @pytest.mark.parametrize("change", [
     link_replaced, file_replaced, up_and_back, down, swapped, same_name_again,
-    child_takes_its_parents_place,
+    child_takes_its_parents_place, number_used_again,
 ])
 def test_a_directory_that_moved_comes_back_and_so_does_every_later_night(
     site: Site, change: Callable[[Path], None]
@@ -161,6 +170,22 @@ def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
             meta = file.stat()
             file.write_text(text.replace(before, after))
             os.utime(file, ns=(meta.st_atime_ns, meta.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["{data}/", "{data}//", "/{data}", "{relative}", "{data}/[a-z]*"])
+def test_however_the_name_is_written(site: Site, name: str) -> None:
+    data = tree(site)
+    (data / "v1/file").touch()  # else `old` is empty where it was not, which is an error
+    name = name.format(data=data, relative=str(data)[1:])
+    life = Life(site, name)
+    life.night()
+    up_and_back(data)
+    life.night()
+    link_replaced(data)
+    life.night()
+    (data / "later").write_text("later")
+    life.night()
+    life.check()
 
 
 @pytest.mark.parametrize("seed", range(6))

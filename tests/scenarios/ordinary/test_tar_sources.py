@@ -1,5 +1,6 @@
 """What a Directory leads to: nothing, less than there was, links, mounts, our own files."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -327,3 +328,13 @@ def test_holes_take_no_room_and_come_back_as_holes(site: Site) -> None:
     by_hand.mkdir()
     subprocess.run(["tar", "xz", "-C", by_hand], input=site.content(name), check=True)
     assert same(Path(f"{by_hand}{site.data}"), site.data)
+
+
+def test_on_fuse_no_hole_is_believed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a file may tell of no blocks, and be full: tar would store zeros in its place."""
+    fuse = s3napback.Mount("0:99", str(site.data), "fuse.sshfs")
+    monkeypatch.setattr(s3napback, "mounts", lambda: [fuse])
+    os.truncate(site.data / "file", 10**7)
+    assert site.run(now=FIRST) == 0
+    (name,) = site.archives()
+    assert len(gzip.decompress(site.content(name))) > 10**7
