@@ -904,6 +904,9 @@ def _unread(block: Block, read: Sequence[str]) -> list[str]:
             told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed up:"
                         f" move it out of the <{block.tag}>")
         elif isinstance(entry, Block):
+            if known in KINDS and len(entry.arguments) > 1:
+                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
+                            " block has one name; one with blanks stands in quotes")
             told += _unread(entry, KINDS if known == "Cycle" else ())
     return told
 

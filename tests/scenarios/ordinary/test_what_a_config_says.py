@@ -64,6 +64,8 @@ def test_words_of_a_compressor_and_lists_are_no_repetition(
          "Directory {other} inside <directory> is never backed up"),
         ("<Cycle a>\n<MySQL m>\nFrequency 400\nDirectory {other}\n</MySQL>\n</Cycle>",
          "Directory {other} inside <mysql> is never backed up"),
+        ("<Directory {data}/x {other}>\nFrequency 400\n</Directory>",
+         "Directory {other} is never backed up: a block has one name"),
         ("<Weekly a>\nMySQL shop\n</Weekly>", "MySQL shop inside <weekly> is never backed up"),
         ("<Directory {other}>\nFrequency 1000\nPhase 500\n</Directory>",
          "by its Frequency and Phase no day of the year is its day"),
