@@ -5760,8 +5760,8 @@ def _why_broken(links: Sequence[Found], earlier: Sequence[Found]) -> str:
 # Unmarked archives of one source are made in different nights. Where their dates are closer than
 # that, seconds, they are those of a copy.
 _COPIED_WITHIN = 3600
-# A date so long after all others, seconds, is more likely a clock that was wrong.
-_FAR_AHEAD = 300 * 86400
+# A date so far from all others, seconds, may be that of a clock that was wrong.
+_FAR_OFF = 300 * 86400
 
 
 def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
@@ -5783,15 +5783,17 @@ def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
             f"{unmarked[-1].archive} has no marks, but a later date than {marked.archive}, which"
             f" has: it lost them, or its date is that of a copy: {unknown}"
         )
-    rows = list(History(found).rows())
-    dates = [(at, one) for one, at, _ in rows]
-    if dates[0][0] < _S3_BEGAN:
-        doubts.append(f"{dates[0][1].archive} was made under a clock that said"
-                      f" {_moment_text(local, dates[0][0])}, and may be newer")
-    if len(dates) > 1 and dates[-1][0] - dates[-2][0] > _FAR_AHEAD:
-        doubts.append(f"{dates[-1][1].archive} was made under a clock that said"
-                      f" {_moment_text(local, dates[-1][0])}, long after all others, and may be"
-                      f" older than {dates[-2][1].archive}")
+    # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
+    dates = [(at, one.archive) for one, at, _ in History(found).rows() if one.marked]
+    if len(dates) > 1:
+        (first, oldest), (second, _) = dates[:2]
+        (last_but_one, _), (last, newest) = dates[-2:]
+        if second - first > _FAR_OFF:
+            doubts.append(f"{oldest} is dated {_moment_text(local, first)}, long before all others,"
+                          " and may be newer, if that clock was wrong")
+        if last - last_but_one > _FAR_OFF:
+            doubts.append(f"{newest} is dated {_moment_text(local, last)}, long after all others,"
+                          " and may be older, if that clock was wrong")
     return doubts
 
 
@@ -8380,7 +8382,12 @@ def _wanted(
         chain = choose_chain(of_source, at, moment)
     except Failure as failure:
         first = begun_with(of_source)
-        lacking = _lacking(bucket.download(archives[first.archive]), env, gpg) if first else None
+        lacking = None
+        if first:
+            try:
+                lacking = _lacking(bucket.download(archives[first.archive]), env, gpg)
+            except Failure as unread:
+                failure.hint = f"{first.archive} may hold everything, but cannot be read: {unread}"
         second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
         if second is None:
             if first and lacking:

@@ -244,6 +244,16 @@ def test_a_perl_job_that_began_with_a_diff_comes_back_by_its_name(
     assert (Path(f"{tmp_path}/less{data}") / "night2").exists()
 
 
+def test_a_perl_diff_that_cannot_be_read_is_said_to_hold_maybe_everything(
+    site: Site, place: list[str], tmp_path: Path
+) -> None:
+    perl_archives(site.store(), tmp_path, 1)
+    site.store().put(f"{tmp_path}/perl-3-DIFF:{0:020d}", b"\x85\x01encrypted", {})
+    done = call("restore", f"{tmp_path}/perl", "--to", f"{tmp_path}/to", *place)
+    assert done.returncode == 1
+    assert "/perl-3-DIFF may hold everything, but cannot be read: gpg ended" in done.stderr
+
+
 def test_what_was_excluded_then_is_named_where_a_perl_job_began_with_a_diff(
     site: Site, place: list[str], tmp_path: Path
 ) -> None:
