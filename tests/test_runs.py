@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -92,13 +91,11 @@ class Stage:
         assert match
         bucket = self.folder / "buckets" / match[2]
         bucket.mkdir(exist_ok=True)
+        at = datetime.fromisoformat(match[1]).replace(tzinfo=self.moment.tzinfo)
         store = s3napback.open_store(
-            match[2], s3napback.Access(f"file://{self.folder}/buckets"), time.time
+            match[2], s3napback.Access(f"file://{self.folder}/buckets"), at.timestamp
         )
-        key = f"{match[3]}:{0:020d}"
-        store.put(key, b"x" * 153_380, {})
-        at = datetime.fromisoformat(match[1]).replace(tzinfo=self.moment.tzinfo).timestamp()
-        os.utime(bucket / quote(key, safe=""), (at, at))
+        store.put(f"{match[3]}:{0:020d}", b"x" * 153_380, {})
 
     def play(self) -> int:
         words = [
@@ -347,7 +344,11 @@ def keep_notes(stage: Stage) -> None:
     reached = text.strip() if kind == "Subversion" else hashlib.sha256(text.encode()).hexdigest()
     place = s3napback.bucket_place(endpoint, bucket)
     link = s3napback.Link(f"{name}-9-FULL", "x")
-    state.keep_chain(name, s3napback.Notes(reached, place, (link,)))
+    identity = (
+        s3napback.revision_identity(name, int(reached), dict(os.environ))
+        if kind == "Subversion" else ""
+    )
+    state.keep_chain(name, s3napback.Notes(reached, place, (link,), identity=identity))
 
 
 OF_OURS = ["the diff file was touched today", "svn, a diff", "svn, nothing new", "svn, done today"]
