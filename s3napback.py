@@ -62,6 +62,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -6039,7 +6040,8 @@ class Layer:
     records: (directory, its dumpdir), in an unnamed file; tops: directories that were given to
     tar by name, files: other members that were; renames: of directories; gone: paths that the
     directory above them no longer names; lacking: members to which hard links lead in vain;
-    names: those that tar was given, None where the archive does not tell.
+    names: those that tar was given, None where the archive does not tell; last: a directory that
+    is, or is below, one of `tops`.
     """
 
     paths: tuple[str, ...]
@@ -6051,6 +6053,7 @@ class Layer:
     gone: set[str] = field(default_factory=set)
     lacking: set[str] = field(default_factory=set)
     names: set[str] | None = None
+    last: str | None = None
 
     def wants(self, path: str) -> bool:
         """Whether a member is to be unpacked."""
@@ -6059,8 +6062,13 @@ class Layer:
 
     def note(self, path: str, dumpdir: bytes | None, *, folder: bool, link: str | None) -> bool:
         """Takes down a member; whether it is wanted. link: where a hard link leads."""
-        if not is_within(path, self.tops):
+        above = path.rpartition("/")[0]
+        if above != self.last and not is_within(path, self.tops):
             (self.tops if folder else self.files).add(path)
+        elif not folder:
+            self.last = above  # the next one is most likely in the same directory
+        if not self.paths and not folder:
+            return True
         wanted = self.wants(path)
         below = [p for p in self.paths if p != path and is_below(p, path)]
         if not folder:
@@ -6102,12 +6110,17 @@ def tar_number(text: bytes) -> int:
 
 
 def is_tar_header(block: bytes) -> bool:
-    """Whether a block is the header of a member: its checksum tells."""
+    """Whether a block is the header of a member: the sum of its bytes tells, its own field blank.
+
+    The lower half of Adler-32 is one more than that sum, modulo 65521 (RFC 1950), and takes a
+    twentieth of the time of `sum`, which was a third of all that is done here for a member.
+    """
     try:
-        return len(block) == _TAR_BLOCK and tar_number(block[148:156]) == (
-            sum(block[:148]) + 256 + sum(block[156:]))
+        told = tar_number(block[148:156])
     except ValueError:
         return False
+    seen = zlib.adler32(block[:148] + b" " * 8 + block[156:]) & 0xFFFF
+    return len(block) == _TAR_BLOCK and seen == (told + 1) % 65521
 
 
 def pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -6142,7 +6155,13 @@ class TarStream:
             size, wanted = member
             if wanted:
                 out += self._headers
-            for piece in self._pieces(-(-size // _TAR_BLOCK) * _TAR_BLOCK):
+            size = -(-size // _TAR_BLOCK) * _TAR_BLOCK
+            if size <= len(self._rest) and size + len(out) <= _BLOCK:  # most members, and fast
+                if wanted:
+                    out += self._rest[:size]
+                self._rest = self._rest[size:]
+                continue
+            for piece in self._pieces(size):
                 if not wanted:
                     continue
                 if len(out) + len(piece) > _BLOCK:
@@ -6345,7 +6364,8 @@ class Unpacker:
             self._base = os.path.join(home, f"{self._PREFIX}{secrets.token_hex(8)}")
             os.mkdir(self._base, 0o700)
             self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._top, fcntl.LOCK_EX)  # as long as it is held, we are at work
+            with contextlib.suppress(OSError):  # where the file system has no locks
+                fcntl.flock(self._top, fcntl.LOCK_EX)  # as long as it is held, we are at work
 
     def __enter__(self) -> Unpacker:
         return self
@@ -6378,7 +6398,7 @@ class Unpacker:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(path)
-        except BlockingIOError:
+        except OSError:  # at work, or on a file system where that cannot be known
             pass
         finally:
             os.close(handle)
@@ -8337,14 +8357,16 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
             bucket, [archives[link.archive] for link in chain.links], env, gpg,
             chain.links[-1].name, as_of, progress,
         )
-        place = work.restore(kind, options, names[1:])
+        try:
+            place = work.restore(kind, options, names[1:])
+        finally:
+            for warning in work.warnings[:_MOST_SHOWN]:
+                _say(f"s3napback: {warning}")
+            if len(work.warnings) > _MOST_SHOWN:
+                _say(f"s3napback: and {len(work.warnings) - _MOST_SHOWN} things more like these")
     for doubt in chain.doubts:
         _say(f"s3napback: {doubt}")
     done = ", ".join(link.archive for link in chain.links)
-    for warning in work.warnings[:_MOST_SHOWN]:
-        _say(f"s3napback: {warning}")
-    if len(work.warnings) > _MOST_SHOWN:
-        _say(f"s3napback: and {len(work.warnings) - _MOST_SHOWN} things more like these")
     _say(f"{names[0]} as of {as_of} is in {place}: {done}")
     return EXIT_WARNINGS if work.warnings else EXIT_OK
 
@@ -8569,8 +8591,10 @@ class _Restore:
                     if fresh and unpacker.salvage():
                         failure.hint = failure.hint or f"{folder} holds what came before"
                     raise
-            absent = unpacker.place()
-            self.warnings += unpacker.warnings
+            try:
+                absent = unpacker.place()
+            finally:
+                self.warnings += unpacker.warnings
         if absent:
             raise Failure(f"not in the backup as of {self._as_of}: {', '.join(sorted(absent))}")
 
