@@ -1762,7 +1762,7 @@ def _tool_hint(end: StageEnd) -> str:
     if "access denied" in said or "authentication failed" in said:
         return "let the user that runs this log in, with ~/.my.cnf, ~/.pgpass or the job's options"
     if end.stage.watched and end.status == 2:
-        return "mend what it names; that a dump is whole all the same, only its closing lines tell"
+        return "mend what it names; its closing lines tell whether such a dump is whole"
     return ""
 
 
@@ -2016,7 +2016,7 @@ def access_fault(name: str) -> str:
             os.scandir(path).close()
         except OSError as error:
             return f"directory {path} cannot be opened: {error.strerror}"
-        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} may be opened"
+        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} can be opened"
     return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
 
 
@@ -3078,14 +3078,14 @@ class S3Store:
 # connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
 _TLS_HINTS = (
     ("CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE",
-     "the certificate is not signed by whom this machine trusts, or not for this host;"
+     "this machine does not trust the certificate, or it is for another host;"
      " AWS_CA_BUNDLE names a file of certificates to be trusted"),
     ("No such file|Permission denied",
      "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be trusted"),
     ("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL",
      "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port"),
     ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE",
-     "the service asks for another version of TLS, another name or a certificate of ours"),
+     "the service wants another version of TLS, another host name or a client certificate"),
 )
 
 
@@ -3202,7 +3202,7 @@ def _refuse_other_than_listings(
     body = response_dict["body"]
     cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
     if not cut and b"ListBucketResult" not in body[:2000]:
-        raise Failure("the answer to a request for a listing is none", _WRONG_ENDPOINT)
+        raise Failure("what the service answers to a listing is no listing", _WRONG_ENDPOINT)
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:

@@ -224,7 +224,7 @@ def test_an_answer_that_is_no_listing(
         return [body]
 
     monkeypatch.setattr(s3_server, "_app", answer)
-    with pytest.raises(Failure, match="the answer to a request for a listing is none"):
+    with pytest.raises(Failure, match="what the service answers to a listing is no listing"):
         service.page("")
     assert s3_site.run("list") == 1
     assert "S3Endpoint may be no S3 service" in capsys.readouterr().err
