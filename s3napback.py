@@ -2023,7 +2023,8 @@ def access_fault(name: str) -> str:
 def is_empty_folder(path: str) -> bool:
     """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
     try:
-        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
+        with os.scandir(path) as entries:
+            return not os.path.islink(path) and all(e.name == "lost+found" for e in entries)
     except OSError:
         return False
 
@@ -5102,7 +5103,10 @@ class Run:
         return names
 
     def _left_out(self, task: Task, names: Sequence[str]) -> list[str]:
-        """What tar calls our own files within its names: backups of backups grow without end."""
+        """What tar calls our own files within its names: backups of backups grow without end.
+
+        In TempDir there is nothing of ours: temp files have no names.
+        """
         own = self._state.own_files(task.name)
         if root := folder_root(self._settings.s3_endpoint):
             own += bucket_folders(root, self._settings.bucket)
