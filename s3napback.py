@@ -1459,7 +1459,8 @@ class Stage:
 # What tar keeps only when it is told to (its manual, "Extended File Attributes").
 TAR_ATTRIBUTES = ("--acls", "--xattrs")
 # On the way back it leaves out all but `user.…`, capabilities too, unless it is told otherwise.
-TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*")
+# A time in the future is brought back like any other: no cause for a warning.
+TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 
 
 # For programs whose messages decide something (gettext manual, "Locale Environment Variables").
@@ -8682,7 +8683,8 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         '  *) mkdir -p "$to"',
         f'    tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
         ' -C "$to";; esac; }',
-        "work=$(mktemp -d); trap 'rm -rf \"$work\"' EXIT",
+        'work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")',
+        "trap 'rm -rf \"$work\"' EXIT",
     ]
     for archive in archives:
         # Not echo, which makes escape sequences of backslashes in some shells.
