@@ -1837,8 +1837,10 @@ class Pipeline:
     def check(self) -> None:
         """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
         copying = {n for n, watcher in self._watchers.items() if watcher.thread.is_alive()}
-        ended = [self._end(n) for n, process in enumerate(self._processes)
-                 if process.poll() is not None and n not in copying]
+        # An exception within `poll` may leave its lock locked, on which `kill` would wait for ever.
+        with signals_held():
+            ended = [self._end(n) for n, process in enumerate(self._processes)
+                     if process.poll() is not None and n not in copying]
         # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
         judge([end for end in ended if end.status != -signal.SIGPIPE])
 
@@ -2024,8 +2026,7 @@ def access_fault(name: str) -> str:
 def is_empty_folder(path: str) -> bool:
     """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
     try:
-        with os.scandir(path) as entries:
-            return not os.path.islink(path) and all(e.name == "lost+found" for e in entries)
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
     except OSError:
         return False
 
@@ -4734,7 +4735,7 @@ class Run:
         started = time.monotonic()
         day = self._context.moment.date().isoformat()
         # Planning first: a config that cannot be worked through stores nothing.
-        tasks = [task for job in jobs for task in self._plan(job)]
+        tasks = [task for job in jobs for task in self._plan_safely(job)]
         self._pair(tasks)
         self._see_what_is_there(tasks, day)
         for task in tasks:
@@ -4746,6 +4747,14 @@ class Run:
         return self._tally.status()
 
     # ---- plan ----
+
+    def _plan_safely(self, job: Job) -> list[Task]:
+        try:
+            return self._plan(job)
+        except Failure:  # of the config
+            raise
+        except Exception as error:
+            return [Task(job, job.kind, job.name, failure=error)]
 
     def _plan(self, job: Job) -> list[Task]:
         """The tasks of a job, which are one but for a SubversionDir."""
@@ -5104,10 +5113,7 @@ class Run:
         return names
 
     def _left_out(self, task: Task, names: Sequence[str]) -> list[str]:
-        """What tar calls our own files within its names: backups of backups grow without end.
-
-        In TempDir there is nothing of ours: temp files have no names.
-        """
+        """What tar calls our own files within its names: backups of backups grow without end."""
         own = self._state.own_files(task.name)
         if root := folder_root(self._settings.s3_endpoint):
             own += bucket_folders(root, self._settings.bucket)

@@ -121,3 +121,25 @@ def test_a_signal_in_the_first_tenths_of_a_second(site: Site) -> None:
         assert b"Traceback" not in said
     assert not left_behind(site)
     assert not processes(sessions)
+
+
+def test_a_signal_while_a_stage_is_asked_how_it_does_waits(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within `Popen.poll` it would leave a lock behind, on which the tidying up waits for ever."""
+    (site.data / "big").write_bytes(bytes(range(256)) * 200)
+    inside: list[bool] = []
+    poll = subprocess.Popen.poll
+
+    def asked(process: subprocess.Popen[bytes]) -> int | None:
+        if not inside:
+            inside.append(True)
+            signal.raise_signal(signal.SIGTERM)
+            for _ in range(10):  # bytecode, between which signals are delivered
+                inside.append(True)
+            inside[0] = False
+        return poll(process)
+
+    monkeypatch.setattr(subprocess.Popen, "poll", asked)
+    assert site.run() == 128 + signal.SIGTERM
+    assert inside and not inside[0]
