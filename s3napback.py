@@ -5780,7 +5780,9 @@ def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
     """What the dates of a source's archives leave open, as sentences; local: whose zone they show.
     """
     doubts = []
-    unmarked = sorted((f for f in found if not f.marked), key=lambda f: (f.made, f.archive))
+    # One that was cut has lost its marks with its last chunk.
+    whole = [f for f in found if not f.marked and not f.fault]
+    unmarked = sorted(whole, key=lambda f: (f.made, f.archive))
     marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
     unknown = "which state is the newest, and what continues what, is not known for sure"
     for one, other in itertools.pairwise(unmarked):
@@ -8752,22 +8754,30 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
     if not found:
         raise _nothing_found(bucket, names)
     for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
-        first = begun_with(of_source)
-        faults += [
-            f"{one.archive}: no FULL is before it: whether it holds everything is found out by"
-            " restore, which reads it" if one is first else
-            f"{one.archive}: what it continues is not there any more ({name} as of"
-            f" {_moment_text(moment, at)} cannot be restored)"
-            for one, at, whole in History(of_source).rows()
-            # Of an archive that was named nothing else was looked at.
-            if not one.fault and not whole and one.archive not in map(key_text, names)
-        ]
+        faults += _chain_faults(name, of_source, moment, names)
         for doubt in date_doubts(of_source, moment):
             _say(f"s3napback: in doubt: {doubt}")
     for fault in faults:
         print(printable(fault, ""))
     _say(f"{checked} archives checked, {len(faults)} faults")
     return EXIT_FAILED if faults else EXIT_OK
+
+
+def _chain_faults(
+    name: str, found: Sequence[Found], moment: Moment, asked_for: Sequence[str]
+) -> Iterator[str]:
+    """A sentence for each archive of a source that is whole, but not what it continues."""
+    first = begun_with(found)
+    for one, at, whole in History(found).rows():
+        # Of an archive that was asked for by its name nothing else was looked at.
+        if one.fault or whole or one.archive in map(key_text, asked_for):
+            continue
+        if one is first:
+            yield (f"{one.archive}: no FULL is before it: whether it holds everything is found out"
+                   " by restore, which reads it")
+        else:
+            yield (f"{one.archive}: what it continues is not there any more ({name} as of"
+                   f" {_moment_text(moment, at)} cannot be restored)")
 
 
 def _read_to_the_end(

@@ -292,6 +292,8 @@ def test_an_archive_that_lost_its_marks_is_never_silently_older_or_newer() -> No
     lost = one(1, START + 90 * DAY)  # a copy's date
     local = s3napback.Moment(0)
     assert s3napback.date_doubts(found, local) == []
+    torn = one(3, START + 3 * DAY, fault="its last chunk is not there")
+    assert s3napback.date_doubts([*found, torn], local) == []
     (doubt,) = s3napback.date_doubts([found[0], lost, found[2]], local)
     assert doubt.startswith("/d-1-DIFF has no marks, but a later date than /d-0-FULL")
     # In a chain a gap is never bridged by an archive of a later date.
