@@ -147,8 +147,11 @@ class Failure(Exception):
     """Something the user must know, and never a bug; caught in `main` and around each job.
 
     message: what happened, lower case unless the original worded it; hint: what to do;
-    where: "FILE:LINE" or a directive; status: the exit status it asks for.
+    where: "FILE:LINE" or a directive; status: the exit status it asks for; code: S3's, of an
+    answer that refuses.
     """
+
+    code = ""
 
     def __init__(self, message: str, hint: str = "", *, where: str = "", status: int = 1) -> None:
         super().__init__(message)
@@ -1339,7 +1342,8 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
     """What the names of the archives may begin with that a user means by the name of a source or of
     an archive, with its Prefix or without it: listing prefixes."""
     starts: dict[str, None] = {}
-    for own in dict.fromkeys((prefix, shown_prefix(given))):
+    # With a Prefix nothing outside it is listed: the key may not be allowed to.
+    for own in (prefix,) if prefix else dict.fromkeys(("", shown_prefix(given))):
         name = given.removeprefix(f"{own}/") if own else given
         parsed = parse_archive_name(name)
         for spelled in (name, _bare(name)):
@@ -2429,8 +2433,12 @@ class Store(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; absent ones are no error."""
 
+    def prepare(self, key: str) -> None:
+        """Raises Failure where objects would be refused, for their storage class say; once. The
+        key is of an object that is stored and deleted to see that."""
+
     def exists(self) -> bool:
-        """Whether the bucket is there."""
+        """Whether the bucket is there, as far as the key may know."""
 
     def create(self) -> None:
         """Makes the bucket."""
@@ -2576,6 +2584,15 @@ def bucket_folders(root: str, own: str) -> list[str]:
     return []
 
 
+# Seconds without a write after which a file on its way belongs to no run any more.
+_ABANDONED = 86400.0
+
+
+def _new_prefix() -> str:
+    """How the names of files begin that this machine is writing; the process's number follows."""
+    return f".new-{urllib.parse.quote(os.uname().nodename, safe='').replace('-', '%2D')}-"
+
+
 class FolderStore:
     """A bucket as the folder ROOT/BUCKET: one plain file per object, named by its key as in a URL.
 
@@ -2589,6 +2606,7 @@ class FolderStore:
         self._root = root
         self._folder = os.path.join(root, bucket)
         self._clock = clock
+        self._swept = False
         self._noted: tuple[int, dict[str, list[str]]] = (-1, {})  # see `_notes_of_size`
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
@@ -2602,7 +2620,9 @@ class FolderStore:
             os.makedirs(self._meta_folder, exist_ok=True)
             old_notes = self._notes_path(path)
             stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
-            temp = os.path.join(self._folder, f".new-{secrets.token_hex(8)}")
+            self._sweep()
+            name = f"{_new_prefix()}{os.getpid()}-{secrets.token_hex(8)}"
+            temp = os.path.join(self._folder, name)
             try:
                 _write_durably(temp, data.pieces())
                 os.utime(temp, ns=(stamp, stamp))
@@ -2618,6 +2638,23 @@ class FolderStore:
                 with contextlib.suppress(OSError):
                     os.unlink(str(old_notes))
         return digest
+
+    def _sweep(self) -> None:
+        """Deletes, once, what killed runs left half written: those of this machine whose process
+        is gone, and of any other what is a day old."""
+        if self._swept:
+            return
+        self._swept = True
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".new-"):
+                    continue
+                own = entry.name.startswith(_new_prefix())
+                pid = entry.name.removeprefix(_new_prefix()).partition("-")[0]
+                with contextlib.suppress(OSError):  # gone by now, or somebody else's
+                    old = time.time() - entry.stat().st_mtime > _ABANDONED
+                    if old or (own and pid.isdecimal() and not os.path.exists(f"/proc/{pid}")):
+                        os.unlink(entry.path)
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         path = self.path_of(key)
@@ -2652,7 +2689,8 @@ class FolderStore:
                     info = os.stat(path)
                     etag = self._notes(path)[0] or _file_md5(path, info.st_size)
                     noted = re.search(r"-(\d+)\.json$", self._notes_path(path) or "")
-                    modified = int(noted[1]) / 1e9 if noted else info.st_mtime
+                    # A copy is younger than what it was made of.
+                    modified = min(info.st_mtime, int(noted[1]) / 1e9 if noted else math.inf)
                     objects.append(StoredObject(key, info.st_size, etag, modified))
         return objects, False
 
@@ -2671,6 +2709,9 @@ class FolderStore:
                 os.unlink(path)
                 if notes:
                     os.unlink(notes)
+
+    def prepare(self, key: str) -> None:
+        """A folder takes what there is room for."""
 
     def exists(self) -> bool:
         if not os.path.isdir(self._root):
@@ -2835,7 +2876,7 @@ _PASSING_CODES = frozenset(
 _PASSING_STATUSES = frozenset((408, 429))
 
 _S3_HINTS = {
-    "AccessDenied": "the bucket may be someone else's, or the key lacks the rights for it",
+    "AccessDenied": "the key lacks a right for it, or the bucket is someone else's",
     "AllAccessDisabled": "the account is disabled",
     "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
     "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
@@ -2844,8 +2885,12 @@ _S3_HINTS = {
     "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
     "RequestTimeTooSkewed": "set the clock of this machine",
     "PermanentRedirect": "the bucket is in another region: set S3Region",
+    "AuthorizationHeaderMalformed": "set S3Region to the region of the bucket",
+    "IllegalLocationConstraintException": "set S3Region to the region that S3Endpoint belongs to",
+    "InvalidLocationConstraint": "check S3Region",
+    "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
     "InvalidStorageClass": "check StorageClass",
-    "403": "the bucket may be someone else's, or the key lacks the rights for it",
+    "403": "the key lacks a right for it, or the bucket is someone else's",
 }
 
 
@@ -2868,6 +2913,7 @@ class S3Store:
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
+        self._knows_batches, self._prepared = True, False
         self.stop = threading.Event()  # see `Patience`
 
     @property
@@ -2962,14 +3008,45 @@ class S3Store:
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):
-            batch = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
-            with self._errors("delete from"):
-                answer = self._client.delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True}
-                )
-            for error in answer.get("Errors", ()):
-                raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
-                                  error.get("Code", ""), error.get("Message", ""))
+            batch = keys[start : start + DELETE_BATCH]
+            if self._knows_batches:
+                try:
+                    self._delete_batch(batch)
+                    continue
+                except (PassingFailure, AbsentFailure):
+                    raise
+                except Failure:
+                    # Some services do not know DeleteObjects, and each says that in its own way.
+                    # Whether that is so, or something is not allowed, a plain DELETE tells.
+                    self._delete_one(batch[0])
+                    self._knows_batches = False
+            for key in batch:
+                self._delete_one(key)
+
+    def _delete_batch(self, keys: Sequence[str]) -> None:
+        batch = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        with self._errors("delete from"):
+            answer = self._client.delete_objects(Bucket=self.bucket, Delete=batch)
+        for error in answer.get("Errors", ()):
+            raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
+                              error.get("Code", ""), error.get("Message", ""))
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            with self._errors(f"delete {key} from"):
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+        except AbsentFailure as failure:
+            if failure.code == "NoSuchBucket":
+                raise
+
+    def prepare(self, key: str) -> None:
+        if not self._prepared:
+            with self._errors(f"store {key} in"):
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=b"", **self._class,
+                                        ContentMD5=base64.b64encode(hashlib.md5(
+                                            usedforsecurity=False).digest()).decode())
+            self.delete([key])
+            self._prepared = True
 
     def exists(self) -> bool:
         try:
@@ -2977,6 +3054,11 @@ class S3Store:
             self._list(MaxKeys=1)
         except AbsentFailure:
             return False
+        except Failure as failure:
+            # Of a bucket that is not there everybody is told. A policy may allow only listings of
+            # some prefix: what else it denies is told by the request that needs it.
+            if failure.code != "AccessDenied":
+                raise
         return True
 
     def create(self) -> None:
@@ -2984,8 +3066,12 @@ class S3Store:
         place = {} if region in ("us-east-1", "aws-global") else {
             "CreateBucketConfiguration": {"LocationConstraint": region}
         }
-        with self._errors("make"):
-            self._client.create_bucket(Bucket=self.bucket, **place)
+        try:
+            with self._errors("make"):
+                self._client.create_bucket(Bucket=self.bucket, **place)
+        except Failure as failure:
+            if failure.code != "BucketAlreadyOwnedByYou":  # another run was faster
+                raise
 
     def remove(self) -> None:
         with self._errors("remove"):
@@ -3054,7 +3140,8 @@ class S3Store:
                 said = _skew_text(about.get("HTTPHeaders", {}).get("date", "")) or said
             failure = _s3_failure(doing, self.bucket, code, said, status)
             region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
-            if 300 <= status < 400 and region:
+            region = region or error.response.get("Error", {}).get("Region")
+            if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
                 failure.hint = f"the bucket is in another region: set S3Region {region}"
             raise failure from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
@@ -3109,15 +3196,34 @@ def _cause(error: BaseException | None, kind: type[OSError]) -> OSError | None:
     return None
 
 
+# The right that a request needs, by what it does (AWS Service Authorization Reference, "Actions
+# defined by Amazon S3").
+_RIGHTS = {
+    "store": "s3:PutObject", "fetch": "s3:GetObject", "look": "s3:GetObject",
+    "list": "s3:ListBucket", "delete": "s3:DeleteObject", "copy": "s3:GetObject and s3:PutObject",
+    "make": "s3:CreateBucket", "remove": "s3:DeleteBucket",
+}
+
+
+def _s3_hint(doing: str, code: str) -> str:
+    if code in ("AccessDenied", "403") and (right := _RIGHTS.get(doing.split()[0])):
+        hint = f"the key lacks the right {right}, or the bucket is someone else's"
+        return f"check Bucket, or make it by hand: {hint}" if doing == "make" else hint
+    return _S3_HINTS.get(code, "")
+
+
 def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
     text = f"cannot {doing} bucket {bucket}: {code}" + (f", {said}" if said else "")
+    kind, hint = Failure, _s3_hint(doing, code)
     if doing == "list" and code == "NoSuchKey":  # the request was for an object
-        return Failure(text, _WRONG_ENDPOINT)
-    if code in ("404", "NoSuchKey", "NoSuchBucket"):
-        return AbsentFailure(text, _S3_HINTS.get(code, ""))
-    if code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
-        return PassingFailure(text)
-    return Failure(text, _S3_HINTS.get(code, ""))
+        hint = _WRONG_ENDPOINT
+    elif code in ("404", "NoSuchKey", "NoSuchBucket"):
+        kind = AbsentFailure
+    elif code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
+        kind, hint = PassingFailure, ""
+    failure = kind(text, hint)
+    failure.code = code
+    return failure
 
 
 def _skew(server_date: str) -> float | None:
@@ -3274,6 +3380,9 @@ class Patience:
 
     def delete(self, keys: Sequence[str]) -> None:
         self._persist(lambda: self._store.delete(keys))
+
+    def prepare(self, key: str) -> None:
+        self._persist(lambda: self._store.prepare(key))
 
     def exists(self) -> bool:
         return self._persist(self._store.exists)
@@ -3468,6 +3577,17 @@ def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObjec
 def archive_objects(store: Store, archive: str) -> list[StoredObject]:
     """The chunks of one archive, of every upload that left some."""
     return chunks_of(listing(store, f"{archive}:" if archive else ""), archive)
+
+
+def is_there(store: Store, key: str) -> bool:
+    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
+    bucket is not told (S3 API Reference, HeadObject), and gets False."""
+    try:
+        return store.head(key) is not None
+    except Failure as failure:
+        if failure.code not in ("403", "AccessDenied"):
+            raise
+        return False
 
 
 def groupby_archive(
@@ -3673,7 +3793,7 @@ def upload(
                 elif number == 0:
                     # From here until the last chunk is stored this slot holds no archive: the
                     # price of a slot that is not kept twice. The other slots are untouched.
-                    delete_chunks(store, [i for i in replaced if not is_staged(i.key)])
+                    _make_room(store, archive, [i for i in replaced if not is_staged(i.key)])
                 uploader.submit(number, chunk)
                 number += 1
             last = dict(closing())
@@ -3683,7 +3803,7 @@ def upload(
             # One who waited for hours, was refused or was told to end does not wait for hours once
             # more.
             passing = isinstance(error, PassingFailure) or not isinstance(error, Failure)
-            uploader.abandon(log, patiently=not passing and not uploader.refused)
+            uploader.abandon(log, error, patiently=not passing and not uploader.refused)
             raise
     sent, identity = uploader.sent, marks[f"{META}archive"]
     objects = confirm(store, archive, sent, identity)
@@ -3757,7 +3877,7 @@ def confirm(
 def _unlisted_failure(
     store: Store, archive: str, sent: Mapping[str, tuple[int, str]], absent: Sequence[str]
 ) -> Failure:
-    if store.head(absent[0]) is None:
+    if not is_there(store, absent[0]):
         return Failure(f"another machine stores {archive} at the same time: {absent[0]} was stored"
                        " and is gone", _ONE_SLOT_EACH)
     text = f"{store.bucket} does not list what was stored in it: {absent[0]}"
@@ -3796,7 +3916,7 @@ def finish_replacement(
     old = assemble(archive, placed, store.head)
     if not (new and new.complete and new.metadata):
         following = staged_key(archive, 1 + max(map(_number, staged)))
-        if store.head(following) is not None:
+        if is_there(store, following):
             raise Failure(f"{store.bucket} does not list {following}, which is there",
                           "back up again when it does")
         return objects
@@ -3810,7 +3930,7 @@ def _move(
     store: Store, new: Archive, placed: Sequence[StoredObject], parallel: int
 ) -> list[StoredObject]:
     """Copies a staged archive to the place of another. Returns the chunks that are there then."""
-    delete_chunks(store, placed)  # the staged one is complete, and counts (`assemble`)
+    _make_room(store, new.name, placed)  # the staged one is complete, and counts (`assemble`)
     *first, last = [(item.key, chunk_key(new.name, _number(item))) for item in new.chunks]
     with workers(store, parallel, "copy") as pool:
         for _ in pool.map(lambda keys: store.copy(*keys), first):
@@ -3831,6 +3951,13 @@ def _supersedes(placed: Archive | None, staged: Archive) -> bool:
         and (placed.metadata.get("archive") == staged.metadata.get("archive")
              or ("made" in placed.metadata and placed.made > staged.made))
     )
+
+
+def _make_room(store: Store, archive: str, items: Sequence[StoredObject]) -> None:
+    """Deletes an archive, if what is to take its place will not be refused."""
+    if items:
+        store.prepare(f"{archive}:s3napback-probe")
+        delete_chunks(store, items)
 
 
 def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
@@ -3921,7 +4048,7 @@ class _Uploader:
             self._whole = True
         self._put(number, chunk, {**self._marks, **closing, **last}, last=True)
 
-    def abandon(self, log: logging.Logger, *, patiently: bool) -> None:
+    def abandon(self, log: logging.Logger, error: BaseException, *, patiently: bool) -> None:
         """Removes what was uploaded, unless that is whole; what is on its way is waited for first.
 
         patiently: whether the removal is tried again like everything else, or just once.
@@ -3929,6 +4056,8 @@ class _Uploader:
         with _hurried(self._store):
             self._pool.shutdown(cancel_futures=True)
         if self._keys and not self._whole:
+            if self.refused:  # what it says comes first: tidying up may fail, and take its time
+                log.error("%s", error)
             log.error("Deleting any partial backup")
             try:
                 with contextlib.nullcontext() if patiently else _hurried(self._store):
@@ -8393,10 +8522,11 @@ def _wanted(
     given = key_text(given)
     archives: dict[str, Archive] = {}
     found: dict[str, Found] = {}
-    for start in (*possible_starts(given, bucket.prefix), f"{given}:"):
+    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
+    whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
+    for start in (*possible_starts(given, bucket.prefix), f"{whole}:"):
         for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
             archives[archive.name], found[archive.name] = archive, one
-    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
     named = found.get(given) or found.get(of_prefix)
     if named:
         (source,) = _sources([named], bucket.kinds)
@@ -9194,7 +9324,7 @@ class _Check:
                 store.delete(keys)
             raise
         store.delete(keys)
-        if store.head(keys[0]) is not None:
+        if is_there(store, keys[0]):
             raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
 
     def _compare_probe(self, store: Patience, archive: str, keys: Sequence[str]) -> None:

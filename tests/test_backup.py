@@ -542,7 +542,7 @@ def test_a_full_bucket_disk(site: Site, capsys: pytest.CaptureFixture[str]) -> N
     [
         ({"secret": "wrong"}, "the secret in S3Keyfile is wrong", 1),
         ({"key": "AKIANOBODY"}, "the key in S3Keyfile is unknown there", 1),
-        ({"bucket": "denied-bucket"}, "the bucket may be someone else's", 1),
+        ({"bucket": "denied-bucket"}, "or the bucket is someone else's", 1),
         ({"keyfile": "secret=x\n"}, "has no line key=…", 2),
         ({"keyfile": "key=x\n"}, "has no line secret=…", 2),
         ({"keyfile": None}, "cannot read S3Keyfile", 2),

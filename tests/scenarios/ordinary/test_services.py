@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
+import html
 import io
+import json
 import logging
 import os
+import re
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -324,7 +332,7 @@ def test_a_folder_bucket_that_was_copied_without_its_times(
         assert site.run(now=NIGHT + timedelta(days=day)) == 0
     before = {name: archive.made for name, archive in site.archives().items()}
     for n, path in enumerate(sorted((site.folder / "buckets").rglob("*"), reverse=True)):
-        os.utime(path, (1e9 + n, 1e9 + n))
+        os.utime(path, (2e9 + n, 2e9 + n))
     assert {name: archive.made for name, archive in site.archives().items()} == before
     for day, content in enumerate(contents):
         at = (NIGHT + timedelta(days=day, hours=1)).isoformat(" ")
@@ -463,3 +471,170 @@ def test_a_host_name_that_does_not_exist(
     said = [line for line in capsys.readouterr().err.splitlines() if "no-such-host" in line]
     assert "the host name s3.no-such-host.invalid is not known" in said[0]
     assert "trying again" in said[0]
+
+
+# ---- what a service does not know, or refuses ----
+
+
+@pytest.mark.parametrize("refusal", [
+    (501, "NotImplemented"), (405, "MethodNotAllowed"), (400, "MalformedXML"), (400, "Unknown"),
+])
+def test_a_service_without_delete_objects(
+    service: s3napback.S3Store, s3_server: Any, refusal: tuple[int, str]
+) -> None:
+    def fault(method: str, _: str, query: dict[str, str], __: bytes | None) -> Any:
+        return (*refusal, "unknown") if method == "POST" and "delete" in query else None
+
+    s3_server.fail = fault
+    send(service, os.urandom(3500))
+    send(service, data := os.urandom(2500), replaced=s3napback.archive_objects(service, "a"))
+    archive = found(service)
+    assert archive and downloaded(archive, service, 2) == data
+    service.delete([item.key for item in archive.chunks] + ["absent"])
+    assert service.page("") == ([], False)
+    assert sum(method == "POST" for method, _ in s3_server.requests) == 1
+
+
+def test_a_key_without_the_right_to_delete(service: s3napback.S3Store, s3_server: Any) -> None:
+    s3_server.fail = lambda method, path, query, body: (
+        (403, "AccessDenied", "no") if method == "DELETE" or "delete" in query else None
+    )
+    with pytest.raises(Failure, match="cannot delete k from bucket bkt: AccessDenied") as failure:
+        service.delete(["k"])
+    assert "lacks the right s3:DeleteObject" in failure.value.hint
+
+
+def test_a_refused_upload_says_so_first(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is not followed by hours of tidying up where that does not work either."""
+    def fault(method: str, path: str, query: dict[str, str], _: bytes | None) -> Any:
+        if method == "PUT" and path.endswith("02"):
+            return 403, "AccessDenied", "no more"
+        return (503, "SlowDown", "later") if method == "POST" else None
+
+    s3_server.fail = fault
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    s3_site.settings["RetryHours"] = "1"
+    assert s3_site.run() == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if " ERROR " in line]
+    assert "AccessDenied, no more" in lines[0] and "lacks the right s3:PutObject" in lines[0]
+    assert "Deleting any partial backup" in lines[1]
+    assert "Could not delete partial backup" in lines[2]
+
+
+@pytest.mark.parametrize("safe", ["", "On"])
+def test_a_storage_class_that_is_unknown_costs_no_old_archive(
+    s3_site: Site, safe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_site.settings["SafeReplace"] = safe
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    name = f"{s3_site.data}-0-FULL"
+    before = [i.etag for i in s3_site.archives()[name].chunks]
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    s3_site.settings["StorageClass"] = "GLACIAL"
+    assert s3_site.run(now=NIGHT + timedelta(days=1)) in (1, 3)
+    assert "check StorageClass" in capsys.readouterr().err
+    placed = [i.etag for i in s3napback.archive_objects(s3_site.store(), name)
+              if not s3napback.is_staged(i.key)]
+    assert placed == before
+
+
+@pytest.mark.parametrize("answer, hint", [
+    ((400, "AuthorizationHeaderMalformed", "expecting 'eu-1'"), "set S3Region to the region"),
+    ((400, "IllegalLocationConstraintException", ""), "set S3Region"),
+    ((403, "AccessDenied", ""), "check Bucket, or make it by hand: the key lacks the right"),
+    ((400, "TooManyBuckets", ""), "set Bucket to another"),
+    ((409, "BucketAlreadyExists", ""), "set Bucket to another"),
+])
+def test_a_bucket_that_cannot_be_made(
+    s3_site: Site, s3_server: Any, answer: tuple[int, str, str], hint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    s3_server.fail = lambda method, path, query, body: (
+        answer if method == "PUT" and path.strip("/") == "bkt" else None
+    )
+    assert s3_site.run() == 1
+    assert hint in capsys.readouterr().err
+
+
+ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
+           "DELETE": "s3:DeleteObject"}
+
+
+def enforced(policy: dict[str, Any], s3_server: Any) -> Callable[..., Any]:
+    """A fault that refuses whatever a policy does not allow, as IAM would."""
+
+    def allowed(action: str, resource: str, prefix: str = "") -> bool:
+        return any(
+            action in one["Action"]
+            and fnmatch.fnmatchcase(f"arn:aws:s3:::{resource}", one["Resource"])
+            and fnmatch.fnmatchcase(
+                prefix, one.get("Condition", {}).get("StringLike", {}).get("s3:prefix", "*"))
+            for one in policy["Statement"]
+        )
+
+    def fault(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
+        bucket, _, key = path.lstrip("/").partition("/")
+        keys = [key]
+        if "delete" in query:
+            keys = [html.unescape(k.decode()) for k in re.findall(b"<Key>(.*?)</Key>", body or b"")]
+            method = "DELETE"
+        if not keys[0]:
+            listing = method == "GET" and query.get("list-type") == "2"
+            good = listing and allowed("s3:ListBucket", bucket, query.get("prefix", ""))
+        else:
+            good = all(allowed(ACTIONS[method], f"{bucket}/{key}") for key in keys)
+            absent = key not in s3_server._backend.buckets[bucket].keys
+            good = good and not (method == "HEAD" and absent)  # without ListBucket as a whole
+        return None if good else (403, "AccessDenied", "Access Denied")
+
+    return fault
+
+
+@pytest.mark.parametrize("safe", ["", "On"])
+def test_the_policy_of_the_readme_is_enough(
+    s3_site: Site, s3_server: Any, service: s3napback.S3Store, safe: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    shown = readme.partition("<!-- policy:")[2].partition("```json\n")[2].partition("```")[0]
+    s3_server.fail = enforced(json.loads(shown.replace("BUCKET", "bkt")), s3_server)
+    s3_site.settings.update(Prefix="web1", SafeReplace=safe)
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 1\nFulls 1\n</Directory>"
+    for day in range(4):
+        (s3_site.data / "file").write_bytes(data := os.urandom(5000))
+        assert s3_site.run(now=NIGHT + timedelta(days=day)) == 0, capsys.readouterr().err
+    assert s3_site.run("list") == 0
+    assert s3_site.run("verify", "--deep") == 0
+    out = s3_site.folder / "out"
+    assert s3_site.run("restore", str(s3_site.data), "--to", str(out)) == 0
+    assert (out / str(s3_site.data).lstrip("/") / "file").read_bytes() == data
+    assert s3_site.run("check") in (0, 3)
+    assert "error" not in capsys.readouterr().out
+
+
+# ---- what killed runs leave in a folder bucket ----
+
+
+def test_half_written_files_of_killed_runs_go_with_the_next(site: Site) -> None:
+    """This machine's at once, others' when they are old: those may be writing just now."""
+    assert site.run() == 0
+    folder = site.folder / "buckets" / "bkt"
+    code = ("import os, signal, sys, s3napback\n"
+            "s3napback.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"store = s3napback.FolderStore({str(folder.parent)!r}, 'bkt', lambda: 1e9)\n"
+            "store.put('k', b'x', {})")
+    root = str(Path(s3napback.__file__).parent)
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == -signal.SIGKILL
+    left = {path.name for path in folder.glob(".new-*")}
+    assert len(left) == 1
+    for name, age in (("old", 2 * 86400), ("young", 60)):
+        (folder / f".new-{name}").write_bytes(b"x")
+        os.utime(folder / f".new-{name}", (time.time() - age,) * 2)
+    assert site.run("list") == 0
+    assert len(list(folder.glob(".new-*"))) == 3  # a command that reads deletes nothing
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert [path.name for path in folder.glob(".new-*")] == [".new-young"]
