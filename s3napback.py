@@ -6155,6 +6155,11 @@ def is_within(path: str, folders: set[str]) -> bool:
     return True
 
 
+def depth(renamed: tuple[str, str]) -> int:
+    """How many folders the first path of the two goes down."""
+    return renamed[0].count("/")
+
+
 def parse_dumpdir(data: bytes) -> tuple[set[str], list[tuple[str, str]]]:
     """(names in a directory, renames of directories as (from, to)), as tar has written them.
 
@@ -6494,8 +6499,6 @@ class Unpacker:
         self._tops: set[str] = set()
         self._files: set[str] = set()
         self._count = self._spares = 0
-        self._set_aside: dict[str, str] = {}
-        self._renamed: list[tuple[str, str]] = []
         self._unlocked: list[tuple[str, int]] = []
         self._torn = False
         self.warnings: list[str] = []
@@ -6545,8 +6548,10 @@ class Unpacker:
         finally:
             os.close(handle)
 
-    def add(self, content: Callable[[], Iterator[Piece]]) -> None:
-        """Unpacks the next archive; content: its bytes from their start, at each call."""
+    def add(self, content: Callable[[], Iterator[Piece]], *, alone: bool = False) -> None:
+        """Unpacks the next archive; content: its bytes from their start, at each call; alone: it
+        is the only one, all of it is wanted, and nothing is there: what it tells does not matter.
+        """
         new = f"{self._base}/{self._count}"
         extra: frozenset[str] = frozenset()
         with os_failures("unpack"), contextlib.ExitStack() as stack:
@@ -6554,7 +6559,8 @@ class Unpacker:
                 os.mkdir(new, 0o700)
                 records = stack.enter_context(tempfile.TemporaryFile(dir=self._base))
                 layer = Layer(self._taken, extra, records)
-                warnings = run_tar(TarStream(content(), layer), new, self._env)
+                pieces = content() if alone else TarStream(content(), layer)
+                warnings = run_tar(pieces, new, self._env)
                 if not layer.lacking:
                     break
                 extra |= layer.lacking  # hard links, and what they lead to was passed over
@@ -6571,11 +6577,7 @@ class Unpacker:
     def _carry_over(self, layer: Layer, old: str, new: str) -> None:
         """Moves what is still there, and not in the archive, from the folder before."""
         self._torn = True
-        self._renamed.clear()
-        for renamed in layer.renames:
-            source, target = (member_path(os.fsencode(name)) for name in renamed)
-            if source is not None and target is not None:
-                self._rename(old, source, target)
+        self._rename(old, layer.renames)
         unlocked: list[tuple[str, int]] = []
         for path, names in layer.directories():
             pull(old, new, path, names, unlocked)
@@ -6600,41 +6602,59 @@ class Unpacker:
         remove_tree(old)
         self._torn = False
 
-    def _rename(self, old: str, source: str, target: str) -> None:
-        """Does one renaming of a directory as tar has written it; "" is a place aside."""
-        top, path = self._whereabouts(old, source)
-        onto = (self._base, self._spare("")) if not target else (old, target)
-        with opened(top, os.path.dirname(path)) as there, opened(
-            onto[0], os.path.dirname(onto[1]), make=True
-        ) as here:
-            names = os.path.basename(path), os.path.basename(onto[1])
-            if there is None or here is None or not exists(names[0], there):
-                self.warnings.append(f"cannot rename {source} to {target}: it is not there")
-                return
-            if target and exists(names[1], here):  # it is gone, or will get another name
-                move(names[1], here, self._top, self._spare(target))
-            move(names[0], there, here, names[1])
-        if top == self._base:
-            del self._set_aside[source]
-        self._renamed.append((source, target))
+    def _rename(self, old: str, renames: Sequence[tuple[str, str]]) -> None:
+        """Does what an archive says of renamed directories, all of it at once.
 
-    def _whereabouts(self, old: str, path: str) -> tuple[str, str]:
-        """(folder, path in it) where a directory to be renamed is now."""
-        if path in self._set_aside:
-            return self._base, self._set_aside[path]
-        with opened(old, os.path.dirname(path)) as above:
-            if above is not None and exists(os.path.basename(path), above):
-                return old, path
-        for source, target in reversed(self._renamed):  # with a folder above it
-            if target and is_below(path, source):
-                return old, target + path[len(source) :]
-        return old, path
+        One after the other, as tar does it, often fails: a name that is taken still, a folder that
+        has moved along with the one above it. So each is put aside, the inner ones first, and
+        then given its new name, the outer ones first, in the place of whatever has it.
+        """
+        moved: list[tuple[str, str]] = []
+        for source, target in sorted(self._origins(old, renames), key=depth, reverse=True):
+            with opened(old, os.path.dirname(source)) as there:
+                if there is None or not is_folder(os.path.basename(source), there):
+                    self.warnings.append(f"cannot rename {source} to {target}: it is not there")
+                    continue
+                spare = self._spare()
+                move(os.path.basename(source), there, self._top, spare)
+                moved.append((target, spare))
+        for target, spare in sorted(moved, key=depth):
+            parts = target.split("/")
+            for inner in range(1, len(parts) + 1):
+                above, name = "/".join(parts[: inner - 1]), parts[inner - 1]
+                with opened(old, above, make=True) as here:
+                    assert here is not None
+                    if exists(name, here) and (inner == len(parts) or not is_folder(name, here)):
+                        move(name, here, self._top, self._spare())
+                    if inner == len(parts):
+                        move(spare, self._top, here, name)
 
-    def _spare(self, path: str) -> str:
-        """A free name in the private folder, where the directory of that path is put aside."""
+    @staticmethod
+    def _origins(old: str, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """(where it was before all, its new path) of renamed directories."""
+        pairs: list[tuple[str, str]] = []
+        aside = ""
+        for given in renames:
+            source, target = (member_path(os.fsencode(name)) for name in given)
+            if not target:  # "": aside, so that two can change their names
+                aside = source or ""
+            elif source is not None:
+                pairs.append((source or aside, target))
+        found = []
+        for source, target in pairs:
+            origin = source
+            with opened(old, source) as there:
+                known = there is not None
+            for before, after in pairs:  # else named by the new name of a folder above it
+                if not known and source != after and is_below(source, after):
+                    origin = before + source[len(after) :]
+            found.append((origin, target))
+        return found
+
+    def _spare(self) -> str:
+        """A free name in the private folder."""
         self._spares += 1
-        self._set_aside[path] = f"aside-{self._spares}"
-        return self._set_aside[path]
+        return f"aside-{self._spares}"
 
     def place(self) -> list[str]:
         """Moves what is wanted to where it goes; the paths that are not there."""
@@ -6734,7 +6754,7 @@ class Unpacker:
                 try:
                     exchange(name, new, there)
                 except OSError:
-                    move(name, there, self._top, self._spare(path))
+                    move(name, there, self._top, self._spare())
                     move(name, new, there)
             else:
                 move(name, new, there)
@@ -6762,7 +6782,7 @@ class Unpacker:
             self.warnings.append(f"{path} is left: another file system is mounted there")
             return
         try:
-            move(name, there, self._top, self._spare(path))
+            move(name, there, self._top, self._spare())
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -8728,7 +8748,10 @@ class _Restore:
         with Unpacker(folder, near, paths, self._env, whole=whole) as unpacker:
             for archive in self._archives:
                 try:
-                    unpacker.add(partial(self._content, archive))
+                    unpacker.add(
+                        partial(self._content, archive),
+                        alone=fresh and whole and not paths and len(self._archives) == 1,
+                    )
                 except Failure as failure:
                     failure.where = archive.name
                     if fresh and unpacker.salvage():

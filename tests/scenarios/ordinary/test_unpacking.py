@@ -156,6 +156,64 @@ def test_a_folder_given_by_name_that_could_not_be_read_is_kept(
         assert (Path(f"{place}{site.data}") / "shut" / "file").read_text() == "shut"
 
 
+# ---- directories that were renamed, as the Perl script stored them ----
+
+
+def current_is_a_release(data: Path) -> None:
+    (data / "current").unlink()
+    (data / "release").rename(data / "current")
+
+
+def a_file_is_a_folder(data: Path) -> None:
+    (data / "x").unlink()
+    (data / "d").rename(data / "x")
+
+
+def one_out_of_another(data: Path) -> None:
+    (data / "v1").rename(data / "old")
+    (data / "old" / "data").rename(data / "data")
+
+
+def two_change_their_names(data: Path) -> None:
+    (data / "d").rename(data / "t")
+    (data / "v1").rename(data / "d")
+    (data / "t").rename(data / "v1")
+
+
+@pytest.mark.parametrize("change", [current_is_a_release, a_file_is_a_folder, one_out_of_another,
+                                    two_change_their_names])
+def test_renames_of_the_perl_script_come_back(site: Site, change: Any) -> None:
+    """tar stores these and cannot do them on the way back; a later DIFF is there, too."""
+    for name in ("release", "d", "v1/data"):
+        (site.data / name).mkdir(parents=True)
+        (site.data / name / "file").write_text(name)
+    (site.data / "current").symlink_to("release")
+    (site.data / "x").write_text("x")
+    store = site.store()
+    store.create()
+    nights = [lambda data: None, change, lambda data: (data / "later").write_text("later")]
+    if change is two_change_their_names:
+        nights.pop()  # tar forgets that it has stored such a pair, and stores it again
+    for night, of_night in enumerate(nights):
+        of_night(site.data)
+        archive = subprocess.run(
+            ["tar", "-f", "-", "-g", site.folder / "snapshot", "-C", "/", "-czp", site.data],
+            capture_output=True, check=True,
+        )
+        mode = "DIFF" if night else "FULL"
+        store.put(f"{site.data}-{night}-{mode}:{0:020d}", archive.stdout, {})
+        (file,) = (site.folder / "buckets" / "bkt").glob(f"*-{night}-{mode}*")
+        os.utime(file, (1e9 + night * 86400, 1e9 + night * 86400))
+    whole = site.folder / "whole"
+    assert restore(site, str(site.data), whole) == 0
+    subprocess.run(["diff", "-r", "--no-dereference", site.data, f"{whole}{site.data}"], check=True)
+    for number, path in enumerate(site.data.iterdir()):
+        part = site.folder / f"part{number}"
+        assert restore(site, str(site.data), part, str(path)) == 0
+        subprocess.run(["diff", "-r", "--no-dereference", path, f"{part}{path}"], check=True)
+        assert os.listdir(f"{part}{site.data}") == [path.name]
+
+
 # ---- names ----
 
 
