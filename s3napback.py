@@ -1343,8 +1343,8 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
     an archive, with its Prefix or without it: listing prefixes."""
     starts: dict[str, None] = {}
     # With a Prefix nothing outside it is listed: the key may not be allowed to.
-    for own in (prefix,) if prefix else dict.fromkeys(("", shown_prefix(given))):
-        name = given.removeprefix(f"{own}/") if own else given
+    shown = prefix or shown_prefix(given)
+    for own, name in ((prefix, given), (shown, given.removeprefix(f"{shown}/"))):
         parsed = parse_archive_name(name)
         for spelled in (name, _bare(name)):
             kind, _, rest = spelled.partition("/")
@@ -8474,23 +8474,25 @@ def _meant(
     """The sources that a NAME of the command line means: as archives have it, or as configs do;
     with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
     end."""
-    exact: list[tuple[str, str, str]] = []
-    near: list[tuple[str, str, str]] = []
+    near: dict[int, list[tuple[str, str, str]]] = {}
     for source in sources:
         kind, name, own = source
         bare = given.removeprefix(f"{own}/") if own else given
-        if own not in ("", prefix) and bare == given:
+        spelled = [bare, _bare(bare)]
+        if own == prefix:
+            spelled.append(_bare(given))  # a name that begins as its Prefix does
+        elif own and bare == given:
             continue
-        if kind in (MYSQL, POSTGRESQL):
-            for spelled, meant in ((bare, exact), (_bare(bare), near)):
-                head, _, rest = spelled.partition("/")
-                if head == kind and name in (rest, stored_name(kind, rest)):
-                    meant.append(source)
-        elif bare == name:
-            exact.append(source)
-        elif _bare(bare) == _bare(name):
-            near.append(source)
-    return exact or near
+        for rank, one in enumerate(spelled):
+            if kind in (MYSQL, POSTGRESQL):
+                head, _, rest = one.partition("/")
+                same = head == kind and name in (rest, stored_name(kind, rest))
+            else:
+                same = one == (_bare(name) if rank else name)
+            if same:
+                near.setdefault(rank, []).append(source)
+                break
+    return near[min(near)] if near else []
 
 
 # Of what tar could not do, lines on the screen: in a container it is the owner of every file.

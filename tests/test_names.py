@@ -41,6 +41,35 @@ def test_dump_archive_names_parse_back(kind: str, name: str, slot: int) -> None:
         assert s3napback.parse_archive_name(archive) == (kind, name, slot, FULL)
 
 
+prefixes = st.lists(st.text("abW1. -é", min_size=1, max_size=9), min_size=1, max_size=3).map(
+    "/".join
+).filter(lambda text: not {".", ".."} & set(text.split("/")))
+
+
+@given(prefixes, names, st.integers(0, 9999), st.sampled_from([FULL, DIFF]))
+def test_names_with_a_prefix_parse_back(prefix: str, name: str, slot: int, mode: str) -> None:
+    assert s3napback.check_prefix(prefix) == prefix
+    archive = s3napback.archive_name("Directory", f"/{name}", slot, mode, prefix)
+    assert archive.startswith(f"{prefix}/")
+    assert s3napback.parse_archive_name(archive, prefix) == (None, f"/{name}", slot, mode)
+    assert s3napback.parse_archive_name(f"/{archive}", prefix) is None
+    assert s3napback.parse_archive_name(archive, f"{prefix}x") is None
+
+
+@given(st.just("") | prefixes, names, st.sampled_from(["Directory", "MySQL", "PostgreSQL"]))
+def test_what_a_user_types_is_looked_for_where_it_is(prefix: str, name: str, kind: str) -> None:
+    """By its name, by its name with the Prefix, by its archive's, with a slash more or less."""
+    stored = s3napback.stored_name(kind, name)
+    start = s3napback.archive_start(kind, stored, prefix)
+    shown = name if kind == "Directory" else f"{kind}/{name}"
+    typed = [shown, s3napback.archive_name(kind, stored, 3, FULL, prefix)]
+    typed += [f"{prefix}/{shown.removeprefix('/')}"] if prefix else []
+    typed += [f"/{name}/"] if kind == "Directory" else []
+    for given_name in typed:
+        starts = s3napback.possible_starts(given_name, prefix)
+        assert any(start.startswith(one) for one in starts), (given_name, start, starts)
+
+
 @given(names.filter(bool), st.integers(0, 10**13 - 1))
 def test_chunk_keys_parse_back(archive: str, number: int) -> None:
     assert s3napback.parse_chunk_key(s3napback.chunk_key(archive, number)) == (archive, number)

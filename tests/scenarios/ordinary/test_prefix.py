@@ -230,3 +230,14 @@ def test_a_restore_script_names_the_prefix(site: Site, capfdbinary: Any, tmp_pat
     assert b"web1" in script.read_bytes()
     subprocess.run(["sh", str(script), str(tmp_path / "out")], check=True, capture_output=True)
     assert (tmp_path / "out" / str(site.data).lstrip("/") / "file").read_text() == "one"
+
+
+def test_a_name_that_begins_as_its_prefix_does(site: Site) -> None:
+    first = str(site.data)[1:].partition("/")[0]
+    site.settings["Prefix"] = first
+    relative = str(site.data)[1:]
+    site.jobs = f"Directory {relative}"
+    assert site.run(now=FULL_DAY) == 0
+    conf = str(site.write())
+    for name in (relative, f"/{relative}", f"{first}/{relative}"):
+        assert restored(site, "-c", conf, name) == {f"{relative}/file": "one"}
