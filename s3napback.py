@@ -5008,8 +5008,9 @@ class Run:
         name = task.name
         saved = int(task.notes.reached) if task.notes and not task.torn else -1
         head = youngest_revision(name, self._context.env)
-        if saved >= 0 and task.notes and (
-            task.notes.identity != revision_identity(name, saved, self._context.env)
+        noted = task.notes.identity if task.notes and saved >= 0 else ""
+        if saved > head or (
+            noted and noted != revision_identity(name, saved, self._context.env)
         ):
             task.log.warning(
                 "%s, at revision %d, is not what the last backup saw at revision %d: it was"
