@@ -4028,7 +4028,9 @@ class _Uploader:
         return bool(done)
 
     def submit(self, number: int, chunk: Buffer) -> None:
-        self._running.add(self._pool.submit(self._put, number, chunk, self._marks))
+        # A thread that the pool did not get to note down is not waited for by `abandon`.
+        with signals_held():
+            self._running.add(self._pool.submit(self._put, number, chunk, self._marks))
 
     def finish_with(self, number: int, chunk: Buffer, last: Mapping[str, str]) -> None:
         """Stores the last chunk, which makes the archive complete, when all others are there."""
