@@ -6386,7 +6386,8 @@ class TarStream:
         if size <= len(self._rest):
             piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
             return piece
-        return b"".join(self._pieces(size))
+        # A block's memory is used again for the next one.
+        return b"".join(map(bytes, self._pieces(size)))
 
     def _pieces(self, size: int) -> Iterator[memoryview]:
         while size > 0:
