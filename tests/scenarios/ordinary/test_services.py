@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import hashlib
 import html
@@ -638,3 +639,32 @@ def test_half_written_files_of_killed_runs_go_with_the_next(site: Site) -> None:
     assert len(list(folder.glob(".new-*"))) == 3  # a command that reads deletes nothing
     assert site.run(now=NIGHT + timedelta(days=1)) == 0
     assert [path.name for path in folder.glob(".new-*")] == [".new-young"]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_chunks_whose_etags_say_nothing_are_known_by_their_marks(
+    tmp_path: Path, mixed: bool
+) -> None:
+    """Encryption by KMS where listings and answers differ."""
+
+    class Kms(s3napback.FolderStore):
+        def page(self, prefix: str, after: str = "") -> tuple[list[s3napback.StoredObject], bool]:
+            objects, more = super().page(prefix, after)
+            return [dataclasses.replace(one, etag=os.urandom(16).hex()) for one in objects], more
+
+        def head(self, key: str) -> dict[str, str] | None:
+            told = super().head(key)
+            return told and {**told, s3napback.OPAQUE: "yes"}
+
+    (tmp_path / "bkt").mkdir()
+    bucket = Kms(str(tmp_path), "bkt", lambda: NIGHT.timestamp())
+    if not mixed:
+        send(bucket, os.urandom(2500), safe=True)
+        present = s3napback.archive_objects(bucket, "a")
+        assert send(bucket, os.urandom(3500), safe=True, replaced=present).tidy
+    else:
+        store: Any = Intruded(bucket, 1, lambda: send(bucket, os.urandom(3500)))
+        with pytest.raises(Failure, match="another machine stored a"):
+            send(store, os.urandom(3500), parallel=1)
+    archive = found(bucket)
+    assert archive and archive.complete == (not mixed)
