@@ -50,6 +50,12 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def leads_away(root: Path, folder: Path) -> bool:
+    """Whether a symbolic link is on the way to a folder."""
+    return os.path.realpath(folder) != os.path.join(
+        os.path.realpath(root), folder.relative_to(root)).rstrip("/.")
+
+
 def apply(root: Path, change: tuple[str, str, str]) -> None:
     """Does one change to a tree, whatever stands in its way."""
     what, name, other = change
@@ -65,7 +71,7 @@ def apply(root: Path, change: tuple[str, str, str]) -> None:
         elif not path.is_dir():
             remove(path)
             path.mkdir()
-    elif not os.path.lexists(path) or path.resolve() != root.resolve() / name:
+    elif not os.path.lexists(path) or leads_away(root, path.parent):
         return
     elif what == "delete":
         remove(path)
@@ -73,7 +79,7 @@ def apply(root: Path, change: tuple[str, str, str]) -> None:
         path.chmod(int(other, 8) | 0o100 * path.is_dir())
     elif what in ("rename", "hard link"):
         target = root / other
-        if target.parent.resolve() != (root / other).parent or not target.parent.is_dir():
+        if leads_away(root, target.parent) or not target.parent.is_dir():
             return
         if f"{other}/".startswith(f"{name}/") or f"{name}/".startswith(f"{other}/"):
             return
