@@ -436,8 +436,7 @@ def test_a_small_life(machine: Machine, svn_repo_factory: Any) -> None:
     assert not left
 
 
-@pytest.mark.parametrize("safe", [False, True], ids=["in place", "SafeReplace"])
-def test_runs_that_cross_midnight(safe: bool, short_folder: Callable[[str], Path]) -> None:
+def test_runs_that_cross_midnight(short_folder: Callable[[str], Path]) -> None:
     """Three nights, each begun two seconds before midnight by the script itself: nothing is taken
     for done, whatever the clock says when its turn comes."""
     faketime = [require_tool("faketime"), "-f"]
@@ -449,7 +448,7 @@ def test_runs_that_cross_midnight(safe: bool, short_folder: Callable[[str], Path
           f"cat {folder}/rows\necho '-- Dump completed'\n", 0o755)
     conf = write(folder / "my.conf", "\n".join([
         f"DiffDir {folder}/diffs", f"TempDir {folder}/temp", "Bucket b", "ChunkSize 1000",
-        f"S3Endpoint file://{folder}/buckets", f"SafeReplace {'On' if safe else 'Off'}",
+        f"S3Endpoint file://{folder}/buckets", "SafeReplace On",
         f"<Cycle c>\nDiffs 2\nFulls 1\nDirectory {folder}/one\nDirectory {folder}/two",
         "MySQL first\nMySQL second\nMySQL third", "</Cycle>", ""]))
     env = {"PATH": f"{folder}/bin:{CRON_PATH}", "HOME": str(folder), "TZ": "Europe/Berlin",
