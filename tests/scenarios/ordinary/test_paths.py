@@ -76,7 +76,8 @@ def apply(root: Path, change: tuple[str, str, str]) -> None:
     elif what == "delete":
         remove(path)
     elif what == "mode":
-        path.chmod(int(other, 8) | 0o100 * path.is_dir())
+        if not path.is_symlink():
+            path.chmod(int(other, 8) | 0o100 * path.is_dir())
     elif what in ("rename", "hard link"):
         target = root / other
         if leads_away(root, target.parent) or not target.parent.is_dir():
@@ -86,7 +87,7 @@ def apply(root: Path, change: tuple[str, str, str]) -> None:
         if what == "rename":
             remove(target)
             path.rename(target)
-        elif not path.is_dir():
+        elif not path.is_dir() and not path.is_symlink():
             remove(target)
             os.link(path, target)
     elif what == "symbolic link":
