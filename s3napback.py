@@ -233,6 +233,8 @@ _MAIN_LEVEL = (
 )
 # ... those that have one value, the first, ...
 _SINGLE = (*TIMING, "UseTempFile", *(name for name in _MAIN_LEVEL if name != "GpgRecipient"))
+# ... those whose value is yes or no, ...
+_SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
 # ... and all that are known, by their lower case.
 _KNOWN = {
     name.lower(): name
@@ -388,7 +390,7 @@ def _open_source(path: str) -> _Source:
             f"more than {_LARGEST_CONFIG} bytes", "is this a config file?",
             where=path, status=EXIT_USAGE,
         )
-    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
     if lines[-1] == "":
         lines.pop()
     return _Source(path, lines, frozenset([(status.st_dev, status.st_ino)]))
@@ -520,8 +522,13 @@ class _Reader:
             return self._include(words, source)
         self._check_name(name, source)
         place = _encode(f"{source.name}:{source.line}")
-        values = (_encode(_BOOLEANS.get(word.lower(), word)) for word in words)
-        self.canonical.append(f"{name.lower()} {':'.join((place, *values))}")
+        values = [_BOOLEANS.get(word.lower(), word) for word in words]
+        known = _KNOWN.get(name.lower(), name)
+        for word, value in zip(words, values, strict=True):
+            if known not in _SWITCHES and (text is None or value != word):
+                given = "without a value" if text is None else word
+                self._warn(source, f"{known} {given} is read as {value}")
+        self.canonical.append(f"{name.lower()} {':'.join((place, *map(_encode, values)))}")
         return source
 
     def _include(self, words: list[str], source: _Source) -> _Source:
@@ -577,14 +584,11 @@ class _Reader:
         )
 
     def _check_name(self, name: str, source: _Source) -> None:
-        """Warns of an unknown name, which the original ignores, if it looks like a known one."""
+        """Warns of an unknown name, which the original ignores."""
         if name.lower() not in _KNOWN:
-            import difflib
-
             near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.8)
-            if near:
-                meant = _KNOWN[near[0]]
-                self._warn(source, f'unknown directive "{name}" (did you mean {meant}?)')
+            meant = f" (did you mean {_KNOWN[near[0]]}?)" if near else "; it is ignored"
+            self._warn(source, f'unknown directive "{name}"{meant}')
 
     def _warn(self, source: _Source, text: str) -> None:
         self.warnings.append(f"{source.name}:{source.line}: {text}")
@@ -884,6 +888,8 @@ def _warn_of_unused(block: Block, warnings: list[str]) -> None:
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     """What the config names and no run ever backs up: one sentence each."""
     told = _unread(config, ("Cycle", *KINDS))
+    if not jobs and not told:
+        told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
         cycle = CycleSpec.of(job.timing)
         if cycle.cycle_type not in CYCLE_TYPES:
@@ -989,9 +995,11 @@ def _job(
             assert isinstance(entry, Value)
             found.append(entry.text)
             # tar's names have no slash at the end, no two in a row, and no "." for a part.
-            if re.search(r"^\./|//|.[/]$", entry.text):
+            parts = [part for part in entry.text.split("/") if part not in ("", ".")]
+            plain = "/" * entry.text.startswith("/") + "/".join(parts)
+            if parts and entry.text != plain:
                 _warn_once(warnings, f"{entry.where}: Exclude {entry.text} excludes nothing; write"
-                                     f" {os.path.normpath(entry.text)}")
+                                     f" {plain}")
         excludes = tuple(found)
     if kind == MYSQL:
         options = _mysql_options(timing, warnings)
@@ -1121,13 +1129,17 @@ def perl_number(text: str) -> float:
     return number if math.isfinite(number) else 0.0
 
 
+# What to do where perl_modulo fails, or a number grows beyond all bounds.
+ROTATION_HINT = "correct Frequency, Fulls, Diffs or Discs"
+
+
 def perl_modulo(left: float, right: float) -> int:
     """Perl's `%`: both sides lose their fraction, the result has the right side's sign.
 
     Raises Failure where the right side is 0 without its fraction (perlop, "Illegal modulus zero").
     """
     if int(right) == 0:
-        raise Failure("Illegal modulus zero", status=EXIT_USAGE)
+        raise Failure("Illegal modulus zero", ROTATION_HINT, status=EXIT_USAGE)
     return int(left) % int(right)
 
 
@@ -1229,7 +1241,7 @@ def slot_of_full_before(cycle: CycleSpec, moment: Moment, dumps: bool) -> int | 
 
 def _require_frequency(cycle: CycleSpec) -> None:
     if cycle.frequency == 0:
-        raise Failure("Illegal modulus zero", status=EXIT_USAGE)
+        raise Failure("Illegal modulus zero", ROTATION_HINT, status=EXIT_USAGE)
 
 
 def _is_whole(number: float) -> bool:
@@ -1573,8 +1585,8 @@ _FIRST_OPTIONS = re.compile(
 )
 
 
-# Options that leave nothing to be stored.
-_NO_OUTPUT = re.compile("--(result-file|tab|print-defaults|help|version)(=|$)|-[rTV?]")
+# Options that leave nothing to be stored; `--result_file` and `--result` are the same to mysqldump.
+_NO_OUTPUT = re.compile("--(res[a-z_-]*|tab|print.defaults|help|version)(=|$)|-[rTV?]")
 
 
 def mysql_stage(name: str, options: Sequence[str], tool: str = "mysqldump") -> Stage:
@@ -4905,7 +4917,7 @@ class Run:
             raise
         except (OverflowError, ZeroDivisionError) as error:
             raise Failure(
-                "its numbers make no rotation", "correct Frequency, Fulls, Diffs or Discs",
+                "its numbers make no rotation", ROTATION_HINT,
                 where=job.where, status=EXIT_USAGE,
             ) from error
         if job.kind == SUBVERSION_DIR:
@@ -6111,7 +6123,7 @@ def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
                 break
         why = "" if back == sample else "what it writes cannot be read back"
     except Failure as failure:
-        why = str(failure)
+        why = failure.message
     if why:
         raise Failure(f"Compressor {compressor} cannot be used: {why}", hint, status=EXIT_USAGE)
 
@@ -7406,12 +7418,12 @@ class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
         self._period = self._period_of(self._file.st_mtime) if self._file.st_size else None
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            if not os.path.samestat(self._file, os.stat(self.baseFilename)):
-                if self.stream:  # another run has rotated it; the new one is opened when needed
-                    self.stream.close()
-                self.stream = None
-                self._begin()
+        if not (os.path.exists(self.baseFilename)
+                and os.path.samestat(self._file, os.stat(self.baseFilename))):
+            if self.stream:  # another run, or logrotate, has moved it
+                self.stream.close()
+            self.stream = self._open()
+            self._begin()
         before, self._period = self._period, self._period_of(record.created)
         # An empty file is not rotated for one long line (Python before 3.12 does).
         return before not in (None, self._period) or bool(
@@ -9053,6 +9065,7 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
         done = subprocess.run(
             ["/bin/sh", "-c", shlex.join(words)], env=env, cwd=user.pw_dir, check=False,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace",
+            start_new_session=True,  # cron has no terminal on which a password could be typed
         )
     said = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
     if done.returncode == EXIT_USAGE and not done.stdout:
@@ -9163,8 +9176,7 @@ class _Check:
                     slot_number(cycle, self._moment.day, ignore_diffs=dumps)
                     loss = new_year_loss(cycle, self._moment.local().year, dumps)
                 except (OverflowError, ZeroDivisionError) as error:
-                    raise Failure("its numbers make no rotation",
-                                  "correct Frequency, Fulls, Diffs or Discs") from error
+                    raise Failure("its numbers make no rotation", ROTATION_HINT) from error
                 if loss:
                     self._say(
                         "warning", f"{job.kind} {job.name}",
@@ -9229,18 +9241,19 @@ class _Check:
             if failure.status != EXIT_LOCKED:
                 raise
             self._say("warning", "DiffDir", failure.message)
-        self._writable("DiffDir", folder)
-        largest = max((os.stat(entry).st_size for entry in os.scandir(folder)), default=0)
+        self._writable(folder)
+        largest = max((size_of_tree(entry.path) for entry in os.scandir(folder)), default=0)
         self._room("DiffDir", folder, max(_LITTLE_ROOM, 2 * largest))
 
     def _temp_dir(self) -> None:
         _check_temp_dir(self._settings, self._jobs)
         folder = self._settings.temp_dir
         if folder and any(job.use_temp_file for job in self._jobs):
-            self._writable("TempDir", folder)
+            self._writable(folder)
             self._room("TempDir", folder, _LITTLE_TEMP_ROOM)
 
-    def _writable(self, subject: str, folder: str) -> None:
+    @staticmethod
+    def _writable(folder: str) -> None:
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(4096))
@@ -9504,8 +9517,8 @@ class _Check:
             parts = postgresql_parts if kind == POSTGRESQL else mysql_parts
             dumped = [parts(job.name)[1] for job in self._jobs if job.kind == kind]
             if dumped and not set(whole) & set(dumped):
-                self._say("warning", kind, f"{what} are in no backup: they belong to no database of"
-                                           " their own", f"add a line {kind} all")
+                self._say("warning", kind, f"{what} are in no backup: a dump of one database holds"
+                                           " none", f"add a line {kind} all")
 
 
 def size_of_tree(path: str) -> int:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,22 @@ def test_as_cron_the_script_runs_by_its_first_line(site: Site) -> None:
     assert "no-such-python" in said and "try by hand: cd; env -i PATH=/usr/bin:/bin HOME=" in said
 
 
+def test_as_cron_there_is_no_terminal(site: Site) -> None:
+    """On one, pg_dump and mysqldump would ask for a password that nobody types at night."""
+    asks = site.folder / "asks"
+    asks.write_text("#!/bin/bash\n(: </dev/tty) 2>/dev/null && exec echo asked\nexec gzip\n")
+    asks.chmod(0o755)
+    site.settings["Compressor"] = str(asks)
+    words = [*installed(site), "check", "-c", str(site.write())]
+
+    def on_a_terminal(*more: str) -> str:
+        call = [require_tool("script"), "-qec", shlex.join([*words, *more]), "/dev/null"]
+        return subprocess.run(call, capture_output=True, text=True).stdout
+
+    assert "what it writes cannot be read back" in on_a_terminal()
+    assert "can be read back" in on_a_terminal("--cron")
+
+
 def test_as_cron_a_relative_config_is_not_found(site: Site) -> None:
     site.write()
     status, said = as_cron(installed(site), "my.conf", site.folder)
@@ -206,6 +223,11 @@ def test_another_run_at_work(site: Site, check: Check) -> None:
         found = check()
     assert "another run is at work" in found["DiffDir"]["text"]
     assert found["status"] == 3
+
+
+def test_what_comes_and_goes_in_diff_dir_is_no_fault(site: Site, check: Check) -> None:
+    Path(site.settings["DiffDir"], "draft").symlink_to("gone")
+    assert check()["status"] == 0
 
 
 def test_little_room(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

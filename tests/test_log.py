@@ -268,6 +268,16 @@ def test_rotation_by_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "yesterday" in (tmp_path / "x.log.2").read_text()
 
 
+def test_a_rotating_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    opened("log4perl.rootLogger = INFO, F\n" + appender("F", ROTATE, filename=str(file)))
+    log.info("before")
+    file.rename(tmp_path / "x.old")  # by logrotate, with nocreate
+    log.info("behind")
+    log.info("and on")
+    assert len(file.read_text().splitlines()) == 2
+
+
 def test_two_runs_rotate_one_log(tmp_path: Path) -> None:
     """Each goes on in the new file when the other one has rotated, and does not rotate again."""
     file = tmp_path / "x.log"

@@ -118,7 +118,10 @@ def test_a_large_dump_is_watched_without_harm(
     assert len(lines) == 1_000_001 and lines[-2] == "1000000"
 
 
-@pytest.mark.parametrize("option", ["--result-file=/x", "--tab=/x", "-r/x", "--print-defaults"])
+@pytest.mark.parametrize(
+    "option",
+    ["--result-file=/x", "--result_file=/x", "--resu=/x", "--tab=/x", "-r/x", "--print-defaults"],
+)
 def test_options_that_leave_no_dump_are_told(
     site: Site, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,11 @@ def check(site: Site) -> int:
          "UseTempFile has one value, and the first counts, 0: 1 is not used"),
         ("<MySQL x>\nFrequency 400\nUseTempFile maybe\n</MySQL>",
          "UseTempFile maybe is read as no"),
+        ("Exclude", "Exclude without a value is read as 1"),
+        ("Exclude no", "Exclude no is read as 0"),
+        ("Prefix off", "Prefix off is read as 0"),
+        ("Exclude /x/./y", "Exclude /x/./y excludes nothing; write /x/y"),
+        ("Exclude //x/y", "Exclude //x/y excludes nothing; write /x/y"),
         ("<Cycle a>\nGpgRecipient me\n</Cycle>", "GpgRecipient inside <cycle> is ignored"),
         ("<Cycle a>\nStorageClass GLACIER\n</Cycle>", "StorageClass inside <cycle> is ignored"),
     ],
@@ -85,3 +90,10 @@ def test_what_is_never_backed_up_is_told(
     assert check(site) == 1
     out = capsys.readouterr().out
     assert [t for t in out.splitlines() if told.format(**places) in t and t.startswith("error")]
+
+
+def test_a_config_without_a_job_is_told(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.jobs = ""
+    assert site.run() == 3
+    assert "nothing is backed up: the config names nothing" in capsys.readouterr().err
+    assert check(site) == 1
