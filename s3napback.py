@@ -3818,7 +3818,7 @@ def upload(
             uploader.abandon(log, error, patiently=not passing and not uploader.refused)
             raise
     sent, identity = uploader.sent, marks[f"{META}archive"]
-    objects = confirm(store, archive, sent, identity)
+    objects: Sequence[StoredObject] = confirm(store, archive, sent, identity)
     if staged:
         _refuse_unmarked(store, sent)
     strange = {item.key for item in objects} - sent.keys() - {item.key for item in replaced}
@@ -3829,7 +3829,7 @@ def upload(
     tidy = True
     try:
         if staged:
-            finish_replacement(store, archive, objects, parallel)
+            objects = finish_replacement(store, archive, objects, parallel)
         else:
             delete_chunks(store, [item for item in replaced if item.key not in sent and (
                 number == 0 or is_staged(item.key))])
@@ -3839,7 +3839,8 @@ def upload(
         )
         log.error("Could not %s: %s", what, failure)
         tidy = False
-    return Stored(Link(archive, identity, uploader.md5), number + 1, size, tidy)
+    newest = max(item.modified for item in objects)
+    return Stored(Link(archive, identity, uploader.md5, newest), number + 1, size, tidy)
 
 
 # Pauses before a listing that lacks something is asked again, seconds: half a minute in all. Amazon
@@ -4320,7 +4321,7 @@ class State:
 
     def chain(self, name: str) -> tuple[Notes, ...]:
         """What was noted for the name, newest first: after a run that was ended between the notes
-        and the diff file, the second are those of the diff file."""
+        and the diff file, the next are those of the diff file, after two the third."""
         try:
             return tuple(map(Notes.from_json, self._read_notes(self._digest(name))["states"]))
         except (LookupError, TypeError, ValueError):
@@ -4328,7 +4329,7 @@ class State:
 
     def keep_chain(self, name: str, notes: Notes) -> None:
         """Call it before the diff file gets there."""
-        states = [one.to_json() for one in (notes, *self.chain(name)[:1])]
+        states = [one.to_json() for one in (notes, *self.chain(name)[:2])]
         file = os.path.basename(self.diff_file(name))
         kept = {"name": key_text(name), "file": file, "states": states}
         with _diff_dir_errors(), _new_file(self._folder) as temp:
@@ -4564,9 +4565,11 @@ def _upwards(path: bytes) -> Iterator[bytes]:
 
 
 def _snapshot_state(path: str) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        content = file.read()
-    return hashlib.sha256(content).hexdigest() if content else "-"
+        while block := file.read(_PIECE):  # of millions of files it has hundreds of megabytes
+            digest.update(block)
+        return digest.hexdigest() if file.tell() else "-"
 
 
 def _diff_dir_errors() -> contextlib.AbstractContextManager[None]:
@@ -5060,20 +5063,25 @@ class Run:
         what a DIFF continues. there: whether the bucket was there before this run."""
 
         def look(task: Task) -> None:
-            task.present = archive_objects(self._store, task.archive)
-            if not self._context.test:
+            test = self._context.test
+            guarded = not test and task.notes and not task.torn and (
+                task.mode == DIFF or not there
+            )
+            find = self._finder(task, one_page=bool(guarded))
+            present = task.present = find(task.archive)
+            if not test:
                 try:
                     task.present = finish_replacement(
-                        self._store, task.archive, task.present, self._settings.parallel
+                        self._store, task.archive, present, self._settings.parallel
                     )
                 except Failure as failure:  # the only complete one may be the staged one
                     task.failure = failure
                     return
             self._see_what_is_done(task)
             made = not (task.skip or task.failure or (task.done and not self._context.force))
-            continuing = task.notes and not task.torn and (task.mode == DIFF or not there)
-            if made and continuing and not self._context.test:
-                self._guard_chain(task)
+            if made and guarded:
+                moved = task.present is not present
+                self._guard_chain(task, self._finder(task, one_page=True) if moved else find)
 
         def look_safely(task: Task) -> None:
             try:
@@ -5086,6 +5094,14 @@ class Run:
         with workers(self._store, self._settings.parallel, "look up") as pool:
             for _ in pool.map(look_safely, tasks):
                 pass
+
+    def _finder(self, task: Task, *, one_page: bool) -> Callable[[str], list[StoredObject]]:
+        """Tells what is stored of an archive of the task's source, all of them by one request
+        where one page of a listing holds them."""
+        page, more = self._store.page(self._archive_start(task)) if one_page else ([], True)
+        return lambda archive: (
+            archive_objects(self._store, archive) if more else chunks_of(page, archive)
+        )
 
     def _see_what_is_done(self, task: Task) -> None:
         """Fills in `done` and `foreign`: a day is done by an archive in the bucket, of a run of
@@ -5118,6 +5134,7 @@ class Run:
                     if task.kind == DIRECTORY
                     else f"Skipping {task.name} -- was already backed up today"
                 )
+
     def _has_full(self, task: Task, *, besides: str = "") -> bool:
         """Whether a complete FULL of the task's source is in the bucket, besides that archive;
         True if it cannot be told."""
@@ -5150,15 +5167,13 @@ class Run:
             task.kind, stored_name(task.kind, task.name), self._settings.prefix
         )
 
-    def _guard_chain(self, task: Task) -> None:
+    def _guard_chain(
+        self, task: Task, find: Callable[[str], Sequence[StoredObject]]
+    ) -> None:
         """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
-        objects, more = self._store.page(self._archive_start(task))
         links: list[Link] = []
         for link in task.notes.links if task.notes else ():
-            own = archive_objects(self._store, link.archive) if more else (
-                chunks_of(objects, link.archive)
-            )
-            if checked := link.checked(own, self._store.head):
+            if checked := link.checked(find(link.archive), self._store.head):
                 links.append(checked)
             else:
                 task.hold_everything(logging.WARNING, (
@@ -5171,7 +5186,7 @@ class Run:
         ):
             task.hold_everything(logging.INFO, "it takes the place of an archive that it continues;"
                                  " everything is stored in it")
-        if not task.torn:
+        if not task.fresh:
             task.chain = links
 
     # ---- one task ----

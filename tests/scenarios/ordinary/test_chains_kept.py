@@ -1,0 +1,60 @@
+"""A DIFF continues what it should: no more, no less, and at the price of few requests."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from conftest import NIGHT, Site
+
+import s3napback
+
+FULL_NIGHT = NIGHT + timedelta(days=3)
+
+
+def test_a_night_without_changes_costs_four_requests(s3_site: Site, s3_server: Any) -> None:
+    assert s3_site.run() == 0
+    for night in range(1, 6):
+        s3_server.requests.clear()
+        assert s3_site.run(now=NIGHT + timedelta(days=night)) == 0
+        methods = [method for method, _ in s3_server.requests]
+        full = night == 3  # its slot is looked at, and that of the FULL before it
+        assert methods == (["GET"] * 3 + ["PUT", "GET"] if full else ["GET"] * 2 + ["PUT", "GET"])
+
+
+def test_a_full_continues_nothing_though_the_bucket_seemed_gone(
+    s3_site: Site, s3_server: Any
+) -> None:
+    """One passing 404 on the night of a FULL; then what was before the FULL is deleted."""
+    assert s3_site.run(now=FULL_NIGHT - timedelta(days=1)) == 0
+    (before,) = s3_site.archives()
+    answered = []
+
+    def once(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
+        if path.strip("/") == "bkt" and not answered:
+            answered.append(method)
+            return 404, "NoSuchBucket", "The specified bucket does not exist"
+        return None
+
+    s3_server.fail = once
+    assert s3_site.run(now=FULL_NIGHT) == 0
+    s3_server.fail = None
+    assert answered
+    store = s3_site.store()
+    store.delete([item.key for item in s3napback.archive_objects(store, before)])
+    assert s3_site.run(now=FULL_NIGHT + timedelta(days=1)) == 0
+
+
+def test_two_runs_that_end_between_the_notes_and_the_diff_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> None:
+        raise s3napback.Interrupted(15)
+
+    assert site.run() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(s3napback.Draft, "keep", ended)
+        assert site.run(now=NIGHT + timedelta(days=1)) == 143
+        assert site.run(now=NIGHT + timedelta(days=2)) == 143
+    assert site.run(now=FULL_NIGHT + timedelta(days=1)) == 0
+    states = [archive.metadata["state"] for archive in site.archives().values()]
+    assert len([state for state in states if state.startswith("-:")]) == 1
