@@ -6534,10 +6534,8 @@ class Unpacker:
         self._torn = False
         self.warnings: list[str] = []
         with os_failures("make a folder to unpack in"):
-            home = self._home(near)
-            for name in filter(self.is_ours, os.listdir(home)):
-                self._remove_if_dead(os.path.join(home, name))
-            self._base = os.path.join(home, f"{self._PREFIX}{secrets.token_hex(8)}")
+            self._mounts = mount_points()
+            self._base = os.path.join(self._home(near), f"{self._PREFIX}{secrets.token_hex(8)}")
             os.mkdir(self._base, 0o700)
             self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
             with contextlib.suppress(OSError):  # where the file system has no locks
@@ -6563,6 +6561,10 @@ class Unpacker:
             if not name or os.path.islink(inner) or not os.path.isdir(inner):
                 break
             found.append(inner)
+        for folder in found:
+            with contextlib.suppress(PermissionError):
+                for name in filter(self.is_ours, os.listdir(folder)):
+                    self._remove_if_dead(os.path.join(folder, name))
         *above, last = found
         if above and os.access(above[-1], os.W_OK) and not os.path.ismount(last):
             return above[-1]
@@ -6570,14 +6572,17 @@ class Unpacker:
 
     @staticmethod
     def _remove_if_dead(path: str) -> None:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(path)
-        except OSError:  # at work, or on a file system where that cannot be known
-            pass
-        finally:
-            os.close(handle)
+        """Takes away what a killed restore left, unless that cannot be known, or done."""
+        with contextlib.suppress(OSError):
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except NotADirectoryError:
+                return os.unlink(path)  # of `_copy`
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(path)
+            finally:
+                os.close(handle)
 
     def add(self, content: Callable[[], Iterator[Piece]], *, alone: bool = False) -> None:
         """Unpacks the next archive; content: its bytes from their start, at each call; alone: it
@@ -6703,6 +6708,8 @@ class Unpacker:
                         raise self._in_the_way(folder)
                     if not name or (is_folder(name, new) and is_folder(name, there)):
                         self._merge(result, path)
+                    elif name in self._mounted(there):
+                        self._leave(path)
                     else:
                         self._put(name, new, there, f"{result}/{path}")
             self._lock(self._folder, self._unlocked)
@@ -6754,7 +6761,9 @@ class Unpacker:
         while todo:
             path, done = todo.pop()
             exact = self._is_backed_up(path)
-            with opened(result, path) as new, self._there(path) as there:
+            with (
+                self._or_told(path), opened(result, path) as new, self._there(path) as there,
+            ):
                 if new is None or there is None:
                     continue
                 if done:
@@ -6763,6 +6772,7 @@ class Unpacker:
                 if exact:
                     todo.append((path, True))
                 names = os.listdir(new)
+                mounted = self._mounted(there)
                 for name in names:
                     inner = f"{path}/{name}" if path else name
                     follow = self._folder == "/" and not self._is_backed_up(inner)
@@ -6772,11 +6782,20 @@ class Unpacker:
                         not self._is_backed_up(inner)
                     ):
                         raise self._in_the_way(inner)
+                    elif name in mounted:
+                        self._leave(inner)
                     else:
-                        self._put(name, new, there, f"{result}/{inner}")
+                        with self._or_told(inner):
+                            self._put(name, new, there, f"{result}/{inner}")
                 for name in set(os.listdir(there)).difference(names) if exact else ():
-                    if not self.is_ours(name):
-                        self._discard(name, there, os.path.join(self._folder, path, name))
+                    inner = f"{path}/{name}" if path else name
+                    with self._or_told(inner):
+                        if self.is_ours(name):
+                            self._remove_if_dead(os.path.join(self._folder, inner))
+                        elif name in mounted or is_on_other_device(name, there):
+                            self._leave(inner)
+                        else:
+                            self._discard(name, there, inner)
 
     def _put(self, name: str, new: int, there: int, path: str) -> None:
         """Gives an entry its place; what was there goes to the private folder. path: the new's."""
@@ -6785,14 +6804,22 @@ class Unpacker:
                 try:
                     exchange(name, new, there)
                 except OSError:
-                    move(name, there, self._top, self._spare())
-                    move(name, new, there)
+                    self._exchange_slowly(name, new, there)
             else:
                 move(name, new, there)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             self._copy(name, there, path)
+
+    def _exchange_slowly(self, name: str, new: int, there: int) -> None:
+        spare = self._spare()
+        move(name, there, self._top, spare)
+        try:
+            move(name, new, there)
+        except BaseException:
+            move(spare, self._top, there, name)  # else it went with the private folder
+            raise
 
     def _copy(self, name: str, there: int, path: str) -> None:
         """`_put` into another file system below the folder: a copy beside it, then a rename."""
@@ -6807,17 +6834,38 @@ class Unpacker:
         os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
 
     def _discard(self, name: str, there: int, path: str) -> None:
-        """Takes away what was not backed up; what is mounted there stays."""
-        info = os.stat(name, dir_fd=there, follow_symlinks=False)
-        if info.st_dev != os.fstat(there).st_dev:
-            self.warnings.append(f"{path} is left: another file system is mounted there")
-            return
+        """Takes away what was not backed up."""
         try:
             move(name, there, self._top, self._spare())
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            remove_tree(path)
+            remove_tree(os.path.join(self._folder, path))
+
+    def _mounted(self, folder: int) -> set[str]:
+        """The entries of an open folder where something is mounted, or in which it is."""
+        if not self._mounts:
+            return set()
+        start = os.readlink(f"/proc/self/fd/{folder}").rstrip("/") + "/"
+        return {
+            point[len(start) :].partition("/")[0]
+            for point in self._mounts if point.startswith(start)
+        }
+
+    def _leave(self, path: str) -> None:
+        self.warnings.append(f"{os.path.join(self._folder, path)} is left as it is: another file"
+                             " system is mounted there, or in it")
+
+    @contextlib.contextmanager
+    def _or_told(self, path: str) -> Iterator[None]:
+        """What this user may not do is told, and the rest goes on."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
+                raise
+            place = os.path.join(self._folder, path)
+            self.warnings.append(f"{place} could not be brought back whole: {error.strerror}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -6900,6 +6948,23 @@ def is_folder(name: str, folder: int, *, follow: bool = False) -> bool:
         return False
 
 
+def is_on_other_device(name: str, folder: int) -> bool:
+    """Whether an entry is on another file system, or another subvolume, than its open folder."""
+    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_dev != os.fstat(folder).st_dev
+
+
+def mount_points() -> list[str]:
+    """Where something is mounted (proc_pid_mountinfo(5), field 5), as this process sees it; []
+    where that is not told, as in a chroot without /proc."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = [line.split(b" ")[4] for line in file]
+    except OSError:
+        return []
+    return [os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), point))
+            for point in points]
+
+
 def move(name: str, source: int, target: int, as_name: str = "") -> None:
     """Renames an entry of one open folder into another, over what is no folder there."""
     as_name = as_name or name
@@ -6968,11 +7033,13 @@ def copy_attributes(source: int, target: int) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a folder and all in it, however deep, whatever may not be written in there."""
+    """Removes a folder and all in it, however deep, whatever may not be written in there. What is
+    mounted in it stays."""
     plain = {"PATH": os.defpath}
-    if run_tool(("rm", "-rf", "--", path), plain)[0]:
+    remove = ("rm", "-rf", "--one-file-system", "--", path)
+    if run_tool(remove, plain)[0]:
         run_tool(("chmod", "-R", "u+rwX", "--", path), plain)
-        run_tool(("rm", "-rf", "--", path), plain)
+        run_tool(remove, plain)
 
 
 # ==================================================================================================
@@ -8876,7 +8943,8 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         f'    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;',
         '  *) mkdir -p "$to"',
         f'    tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
-        ' -C "$to";; esac; }',
+        ' -C "$to" || bad=3;; esac; }',
+        "bad=0",
         'work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")',
         "trap 'rm -rf \"$work\"' EXIT",
     ]
@@ -8897,7 +8965,7 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
             lines.append('plain "$work/a" > "$to"')
         else:
             lines.append('plain "$work/a" > "$work/b"; unpack')
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "exit $bad", ""])
 
 
 def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:

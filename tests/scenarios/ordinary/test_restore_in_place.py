@@ -1,0 +1,98 @@
+"""A restore into a folder that is in use: what is mounted there, what others own, what is left."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NIGHT, Site, leave_out, require_tool, run_as_nobody, tmpfs
+
+import s3napback
+
+
+def restore(site: Site, place: Path, *words: str) -> int:
+    return s3napback.main(["restore", "-c", str(site.write()), str(site.data), "--overwrite",
+                           "--to", str(place), *words])
+
+
+@pytest.mark.parametrize("how", ["not backed up", "a file in the backup", "bind"])
+def test_what_is_mounted_in_a_folder_that_goes_is_not_deleted(
+    site: Site, how: str, capsys: Any
+) -> None:
+    (site.data / "keep").write_text("stored")
+    if how == "a file in the backup":
+        (site.data / "other").write_text("stored")
+    assert site.run() == 0
+    place = site.folder / "place"
+    mounted = Path(f"{place}{site.data}") / "other" / "deep" / "disk"
+    mounted.mkdir(parents=True)
+    source = site.folder / "source"
+    source.mkdir()
+    with tmpfs(source if how == "bind" else mounted, "size=1m"):
+        try:
+            if how == "bind":
+                subprocess.run(["mount", "--bind", site.folder / "diffs", mounted], check=True)
+                (mounted / "precious").write_text("mine")
+            else:
+                (mounted / "precious").write_text("mine")
+            assert restore(site, place) == 3
+            said = capsys.readouterr().err
+            assert "data/other is left as it is: another file system is mounted there" in said
+            assert (mounted / "precious").read_text() == "mine"
+        finally:
+            if how == "bind":
+                subprocess.run(["umount", mounted], check=True)
+
+
+def test_what_a_killed_restore_left_goes_with_the_next(site: Site) -> None:
+    inner = site.data / "inner"
+    inner.mkdir()
+    (inner / "file").write_text("stored")
+    assert site.run() == 0
+    place = site.folder / "place"
+    assert restore(site, place) == 0
+    there = Path(f"{place}{inner}")
+    (there / ".s3napback-restore-0123").mkdir()
+    (there / ".s3napback-restore-4567").write_text("copy")
+    (place / ".s3napback-restore-89ab").mkdir()
+    assert restore(site, place, str(inner / "file")) == 0
+    assert restore(site, place) == 0
+    assert not list(place.rglob(".s3napback*"))
+
+
+def test_an_ordinary_user_restores_into_a_folder_of_another(nobodys: Site) -> None:
+    site = nobodys
+    """The file takes its place; to set the folder's mode and times is not the user's right."""
+    assert run_as_nobody(site).returncode == 0
+    place = site.folder / "place"
+    there = Path(f"{place}{site.data}")
+    there.mkdir(parents=True)
+    for path in (there, *there.parents):
+        if path.is_relative_to(place):
+            path.chmod(0o777)
+    os.chmod(there, 0o777)
+    done = run_as_nobody(site, "restore", str(site.data), "--overwrite", "--to", str(place))
+    assert (there / "file").read_text() == "one"
+    assert done.returncode == 3, done.stderr
+    assert f"{there} could not be brought back whole: Operation not permitted" in done.stderr
+
+
+def test_the_script_goes_on_past_what_tar_cannot_do(site: Site, capfdbinary: Any) -> None:
+    if os.geteuid():
+        leave_out("owners need root")
+    os.chown(site.data / "file", 1234, 1235)
+    os.mknod(site.data / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    assert site.run() == 0
+    (site.data / "later").write_text("later")
+    assert site.run("-f", now=NIGHT.replace(day=22)) == 0
+    capfdbinary.readouterr()
+    assert s3napback.main(["restore-script", "-c", str(site.write()), str(site.data)]) == 0
+    script = site.folder / "restore.sh"
+    script.write_bytes(capfdbinary.readouterr().out)
+    lesser = [require_tool("setpriv"), "--bounding-set=-chown,-mknod", "--inh-caps=-chown,-mknod"]
+    done = subprocess.run([*lesser, "sh", script, site.folder / "back"], capture_output=True)
+    found = sorted(p.name for p in Path(f"{site.folder}/back{site.data}").iterdir())
+    assert found == ["file", "later"], done.stderr
+    assert done.returncode == 3
