@@ -136,11 +136,11 @@ def test_devices_and_set_user_id_stay_what_they_are_inside(site: Site) -> None:
 
 
 def bomb(site: Site, gigabytes: int) -> list[str]:
-    """Words that restore an archive of so many zeros, which are a thousandth of that in gzip."""
+    """Words that restore an archive of so many blanks, which are a thousandth of that in gzip."""
     store = site.store()
     store.create()
-    zeros = gzip.compress(bytes(100_000_000), 9)
-    store.put("MySQL/bomb-0:0000000000000", zeros * (gigabytes * 10), {})
+    blanks = gzip.compress(b" " * 100_000_000, 9)
+    store.put("MySQL/bomb-0:0000000000000", blanks * (gigabytes * 10), {})
     return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "MySQL/bomb"]
 
 
