@@ -682,19 +682,20 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     if needs_diff_dir and not os.path.isdir(diff_dir):
         raise _config_failure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
     temp_dir = _text(config, "TempDir")
+    _required(config, "Bucket", "add a line Bucket NAME")
     bucket = _checked(
-        config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name",
-        _required(config, "Bucket", "add a line Bucket NAME"),
+        config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name"
     )
     if config.first("S3Keyfile"):
         _required(config, "S3Keyfile", "name a file, or leave the line out")
     _required(config, "ChunkSize", "add a line ChunkSize 25000000")
-    recipients = _texts(config, "GpgRecipient", [])
+    keyring, recipients = _text(config, "GpgKeyring"), _texts(config, "GpgRecipient", [])
     if config.first("GpgRecipient") and not all(text.strip() for text in recipients or ("",)):
         raise _config_failure(
             "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
             _place(config, "GpgRecipient"),
         )
+    hours = _checked(config, "RetryHours", r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours")
     return Settings(
         path,
         diff_dir,
@@ -702,15 +703,15 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
         _whole(config, "ChunkSize", 0, 1, LARGEST_CHUNK),
         _with_slash(temp_dir) if temp_dir else None,
         _text(config, "S3Keyfile"),
-        None if _text(config, "GpgKeyring") in ("", "0") else _text(config, "GpgKeyring"),
+        keyring if keyring not in ("", "0") else None,
         tuple(dict.fromkeys(recipients)),
         _endpoint(config),
-        _checked(config, "S3Region", "[A-Za-z0-9._-]+", "a region's name", None),
-        _checked(config, "StorageClass", "[A-Z_]+", "a storage class", None),
+        _checked(config, "S3Region", "[A-Za-z0-9._-]+", "a region's name"),
+        _checked(config, "StorageClass", "[A-Z_]+", "a storage class"),
         _whole(config, "Parallel", 4, 1, 64),
         _compressor(config),
         _whole(config, "BandwidthLimit", 0, 1, 10**15) or None,
-        _hours(config),
+        float(hours or 20),
         _switch(config, "SafeReplace"),
         _prefix(config),
     )
@@ -737,10 +738,8 @@ def _with_slash(folder: str) -> str:
     return folder if folder.endswith("/") else f"{folder}/"
 
 
-def _checked(
-    config: Block, name: str, pattern: str, meaning: str, value: str | None
-) -> Any:
-    value = _text(config, name) if value is None else value
+def _checked(config: Block, name: str, pattern: str, meaning: str) -> Any:
+    value = _text(config, name)
     if value is not None and not re.fullmatch(pattern, value):
         raise _config_failure(f"{name} {value} is not {meaning}", where=_place(config, name))
     return value
@@ -756,17 +755,6 @@ def _whole(config: Block, name: str, default: int, smallest: int, largest: int) 
             where=_place(config, name),
         )
     return int(value)
-
-
-def _hours(config: Block) -> float:
-    value = _text(config, "RetryHours")
-    if value is None:
-        return 20.0
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-        raise _config_failure(
-            f"RetryHours {value} is not a number of hours", where=_place(config, "RetryHours")
-        )
-    return float(value)
 
 
 def _switch(block: Block, name: str) -> bool:
@@ -861,8 +849,7 @@ def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
 
 def _texts(block: Block, name: str, warnings: list[str]) -> list[str]:
     """The values of a directive that has several."""
-    entries = _names(name, block.values(name), warnings)
-    return [entry.text for entry in entries if isinstance(entry, Value)]
+    return [value.text for value in _names(name, block.values(name), warnings)]
 
 
 def _warn_of_unused(block: Block, warnings: list[str]) -> None:
@@ -934,9 +921,7 @@ def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
     return jobs
 
 
-def _names(
-    kind: str, entries: Iterable[Value | Block], warnings: list[str]
-) -> Iterator[Value | Block]:
+def _names(kind: str, entries: Iterable[T], warnings: list[str]) -> Iterator[T]:
     """A `#` in a list of names ends the list: the rest of its line is meant as a comment."""
     ended = ""
     for entry in entries:
@@ -987,22 +972,8 @@ def _job(
             if directive != "CycleType" and not re.fullmatch(r"-?[0-9]+", value.text):
                 _warn_once(warnings, f"{value.where}: {directive} {value.text} is read as"
                                      f" {perl_number(value.text):g}")
-    excludes: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    if kind == DIRECTORY:
-        found: list[str] = []
-        for entry in _names("Exclude", timing.values("Exclude"), warnings):
-            assert isinstance(entry, Value)
-            found.append(entry.text)
-            # tar's names have no slash at the end, no two in a row, and no "." for a part.
-            parts = [part for part in entry.text.split("/") if part not in ("", ".")]
-            plain = "/" * entry.text.startswith("/") + "/".join(parts)
-            if parts and entry.text != plain:
-                _warn_once(warnings, f"{entry.where}: Exclude {entry.text} excludes nothing; write"
-                                     f" {plain}")
-        excludes = tuple(found)
-    if kind == MYSQL:
-        options = _mysql_options(timing, warnings)
+    excludes = _excludes(timing, warnings) if kind == DIRECTORY else ()
+    options = _mysql_options(timing, warnings) if kind == MYSQL else ()
     value = timing.first("UseTempFile")
     temp = value is not None and perl_number(value.text) == 1
     if value is not None and value.text not in ("0", "1"):
@@ -1011,13 +982,21 @@ def _job(
     return Job(kind, name, where, is_block, given, temp, excludes, options)
 
 
+def _excludes(block: Block, warnings: list[str]) -> tuple[str, ...]:
+    values = list(_names("Exclude", block.values("Exclude"), warnings))
+    for value in values:
+        # tar's names have no slash at the end, no two in a row, and no "." for a part.
+        parts = [part for part in value.text.split("/") if part not in ("", ".")]
+        plain = "/" * value.text.startswith("/") + "/".join(parts)
+        if parts and value.text != plain:
+            _warn_once(warnings, f"{value.where}: Exclude {value.text} excludes nothing; write"
+                                 f" {plain}")
+    return tuple(value.text for value in values)
+
+
 def _mysql_options(block: Block, warnings: list[str]) -> tuple[str, ...]:
     """The words of MySQLOptions, each of its lines split as a shell would."""
-    values = [
-        value
-        for value in _names("MySQLOptions", block.values("MySQLOptions"), warnings)
-        if isinstance(value, Value)
-    ]
+    values = list(_names("MySQLOptions", block.values("MySQLOptions"), warnings))
     words: list[str] = []
     for where, line in itertools.groupby(values, lambda value: value.where):
         text = " ".join(value.text for value in line)
@@ -7793,16 +7772,7 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     def clock() -> float:
         return start + time.monotonic() - started
 
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # closed: what is opened next must not be the standard error of a tool
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # A core dump would hold the secret key.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_process()
     command: Command = cmd_backup
     if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
         command = cmd_js3tream
@@ -7830,6 +7800,19 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
         _say(f"s3napback: {os_failure(error, 'write to standard output' if printing else 'go on')}")
         return status or EXIT_FAILED
+
+
+def _prepare_process() -> None:
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: what is opened next must not be the standard error of a tool
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # A core dump would hold the secret key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -104,14 +104,15 @@ def test_a_subkey_that_has_expired(
     site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     who = "past@example.com"
-    gpg = [require_tool("faketime"), "2020-01-01", "gpg", "--batch", "-q", "--passphrase", ""]
-    run([*gpg, "--quick-generate-key", who, "ed25519", "cert,sign", "0"], env=keys.env)
-    run([*gpg, "--quick-add-key", fingerprint(keys, who), "cv25519", "encr", "1y"], env=keys.env)
+    gpg = ["gpg", "--batch", "-q", "--passphrase", ""]
+    then, later = ([require_tool("faketime"), day, *gpg] for day in ("2020-01-01", "2020-01-02"))
+    run([*then, "--quick-generate-key", who, "ed25519", "cert,sign", "0"], env=keys.env)
+    run([*later, "--quick-add-key", fingerprint(keys, who), "cv25519", "encr", "1y"], env=keys.env)
     site.settings["GpgRecipient"] = who
     assert site.run() == 2
     said = capsys.readouterr().err
     assert f"GPG recipient {who} has no subkey for encryption that is valid: " in said
-    assert "expired on 2020-12-31" in said
+    assert "expired on 2021-01-01" in said
     assert [f["level"] for f in checked(site, capsys)] == ["error"]
 
 
