@@ -868,8 +868,26 @@ def _warn_of_unused(block: Block, warnings: list[str]) -> None:
                         else "; a value with blanks stands in quotes")
             warnings.append(f"{later[0].where}: {known} has one value, and the first counts,"
                             f" {found[0].text}: {later[0].text} is not used{hint}")
+        if found and known in _OF_JOBS and not _counts(known, block):
+            why = f"<{block.tag}> is no {_OF_JOBS[known]}" if _KNOWN.get(block.tag) in KINDS else (
+                f"there is no {_OF_JOBS[known]} line beside it, and a block has its own"
+            )
+            warnings.append(f"{found[0].where}: {known} is not used: {why}")
         for inner in block.blocks(name):
             _warn_of_unused(inner, warnings)
+
+
+# The directives of jobs, and the kind of job that each is for.
+_OF_JOBS = dict.fromkeys((*TIMING, "UseTempFile"), "job") | {
+    "Exclude": DIRECTORY, "MySQLOptions": MYSQL,
+}
+
+
+def _counts(directive: str, block: Block) -> bool:
+    """Whether a directive of jobs counts for anything where it stands."""
+    kinds = [kind for kind in KINDS if _OF_JOBS[directive] in ("job", kind)]
+    own = _KNOWN.get(block.tag)
+    return own in kinds if own in KINDS else any(map(block.values, kinds))
 
 
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
