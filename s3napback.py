@@ -64,7 +64,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -6012,6 +6012,11 @@ def parse_when(text: str, moment: Moment) -> float:
             # Of a zone that it does not know dateutil only warns, and takes local time.
             simplefilter("error", parser.UnknownTimezoneWarning)
             at = parser.parse(text, default=end_of_day)
+            # 11.12.2026 has its month first for some, and its day for others.
+            if not re.match(r"\d{4}", words) and at != parser.parse(
+                text, default=end_of_day, dayfirst=True
+            ):
+                raise ValueError
         return at.timestamp() if at.tzinfo else moment.epoch_of(at)
     except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:
         raise Failure(
@@ -6031,6 +6036,15 @@ _BLOCK = 1 << 18
 def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> Iterator[bytes]:
     """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
     stream raised; then the filter is gone, and its last bytes are not handed on."""
+    end = yield from _filtered(stage, blocks, env)
+    if end.status:
+        raise _filter_failure(end)
+
+
+def _filtered(
+    stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
+) -> Generator[bytes, None, StageEnd]:
+    """`through`, for those who judge by themselves how the filter ended."""
     fault: list[BaseException] = []
     with temp_file() as errors:
         try:
@@ -6048,9 +6062,12 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
             assert process.stdin
             try:
                 for block in blocks:
-                    write_all(process.stdin, block)
-            except BrokenPipeError:
-                pass  # it ended early, and its status says whether it may
+                    try:
+                        write_all(process.stdin, block)
+                    except BrokenPipeError:
+                        if process.wait():
+                            break  # its status tells why
+                        # It needs no more, but whether the rest is whole is still to be seen.
             except BaseException as error:
                 fault.append(error)
                 process.kill()  # it must not take the cut stream for a whole one
@@ -6067,9 +6084,7 @@ def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> It
             status = process.wait()
             if fault:
                 raise fault[0]
-            if status:
-                end = _stage_end(stage, status, errors)
-                raise _filter_failure(end)
+            return _stage_end(stage, status, errors)
         finally:
             process.kill()
             process.wait()
@@ -6180,11 +6195,6 @@ def is_within(path: str, folders: set[str]) -> bool:
             return False
         path = path.rpartition("/")[0]
     return True
-
-
-def depth(renamed: tuple[str, str]) -> int:
-    """How many folders the first path of the two goes down."""
-    return renamed[0].count("/")
 
 
 def parse_dumpdir(data: bytes) -> tuple[set[str], list[tuple[str, str]]]:
@@ -6450,33 +6460,12 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
     stage = Stage((*words, "-C", folder), (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH))
-    with temp_file() as errors:
+    unpacking = _filtered(stage, pieces, env)
+    while True:
         try:
-            process = subprocess.Popen(
-                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                env=_stage_environment(env, stage), bufsize=0,
-            )
-        except OSError as error:
-            raise _start_failure(stage, error) from error
-        assert process.stdin
-        widen_pipe(process.stdin)
-        try:
-            for piece in pieces:
-                try:
-                    write_all(process.stdin, piece)
-                except BrokenPipeError:
-                    if process.wait():
-                        break  # its status tells why
-                    # It needs no more, but whether the rest is whole is still to be seen.
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            status = process.wait()
-        end = _stage_end(stage, status, errors)
-    return judge_unpacking(end)
+            next(unpacking)
+        except StopIteration as done:
+            return judge_unpacking(done.value)
 
 
 def judge_unpacking(end: StageEnd) -> list[str]:
@@ -6643,7 +6632,7 @@ class Unpacker:
         then given its new name, the outer ones first, in the place of whatever has it.
         """
         moved: list[tuple[str, str]] = []
-        for source, target in sorted(self._origins(old, renames), key=depth, reverse=True):
+        for source, target in sorted(self._origins(old, renames), reverse=True):
             with opened(old, os.path.dirname(source)) as there:
                 if there is None or not is_folder(os.path.basename(source), there):
                     self.warnings.append(f"cannot rename {source} to {target}: it is not there")
@@ -6651,7 +6640,7 @@ class Unpacker:
                 spare = self._spare()
                 move(os.path.basename(source), there, self._top, spare)
                 moved.append((target, spare))
-        for target, spare in sorted(moved, key=depth):
+        for target, spare in sorted(moved):
             parts = target.split("/")
             for inner in range(1, len(parts) + 1):
                 above, name = "/".join(parts[: inner - 1]), parts[inner - 1]
@@ -6721,10 +6710,11 @@ class Unpacker:
     def salvage(self) -> bool:
         """After a failure of `add`: puts in place what there is, if it is of one moment or all of
         the first archive that could be read; whether it did."""
-        whole = self._count == 0 or os.path.isdir(f"{self._base}/{self._count - 1}")
-        if whole and not self._torn:
-            self.place()
-        return whole and not self._torn
+        result = f"{self._base}/{max(self._count - 1, 0)}"
+        if self._torn or not os.path.isdir(result) or not os.listdir(result):
+            return False
+        self.place()
+        return True
 
     def _lock(self, top: str, unlocked: list[tuple[str, int]]) -> None:
         """Gives folders that had to be unlocked their modes back."""

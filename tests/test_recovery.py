@@ -248,6 +248,8 @@ def test_nights_that_were_missed_are_a_doubt() -> None:
         ("1 hour ago", "2026-11-24T11:00:00"), ("2026-11-20", "2026-11-20T23:59:59"),
         ("2026-11-20 03:00", "2026-11-20T03:00:59"), ("2026-11-20T03:00Z", "2026-11-20T03:00:59"),
         ("2026-11-20 03:00:00+02:00", "2026-11-20T01:00:00"),
+        ("20.11.2026", "2026-11-20T23:59:59"), ("12 Nov 2026 3:00", "2026-11-12T03:00:59"),
+        ("11.11.2026", "2026-11-11T23:59:59"),
     ],
 )
 def test_moments_as_people_write_them(text: str, expected: str) -> None:
@@ -256,7 +258,7 @@ def test_moments_as_people_write_them(text: str, expected: str) -> None:
     assert at.replace(microsecond=0, tzinfo=None).isoformat() == expected
 
 
-@pytest.mark.parametrize("text", ["soon", "", "2026-13-45", "9" * 400])
+@pytest.mark.parametrize("text", ["soon", "", "2026-13-45", "9" * 400, "11.12.2026", "11/12/26"])
 def test_moments_that_are_none(text: str) -> None:
     with pytest.raises(Failure, match="cannot read the moment"):
         s3napback.parse_when(text, s3napback.Moment(0))

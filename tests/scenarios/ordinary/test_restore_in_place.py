@@ -96,3 +96,25 @@ def test_the_script_goes_on_past_what_tar_cannot_do(site: Site, capfdbinary: Any
     found = sorted(p.name for p in Path(f"{site.folder}/back{site.data}").iterdir())
     assert found == ["file", "later"], done.stderr
     assert done.returncode == 3
+
+
+def test_a_file_that_is_mounted_stays_and_the_rest_comes_back(site: Site, capsys: Any) -> None:
+    """A container's /etc/hosts."""
+    (site.data / "other").write_text("stored")
+    assert site.run() == 0
+    place = site.folder / "place"
+    there = Path(f"{place}{site.data}")
+    there.mkdir(parents=True)
+    for name in ("file", "other", "more"):
+        (there / name).write_text("mine")
+    mount = ["mount", "--bind", site.conf, there / "file"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        leave_out("mounting needs root")
+    try:
+        assert restore(site, place) == 3
+        assert f"{there}/file is left as it is" in capsys.readouterr().err
+        assert (there / "file").read_bytes() == site.conf.read_bytes()
+    finally:
+        subprocess.run(["umount", there / "file"], check=True)
+    assert sorted(os.listdir(there)) == ["file", "other"]
+    assert (there / "other").read_text() == "stored"
