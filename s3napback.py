@@ -4188,7 +4188,7 @@ class Notes:
     reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
     links: the archives there, oldest first, that together end where the diff file does; excludes:
     what was left out of a directory; identity: of a repository's last revision, as
-    `revision_identity`.
+    `revision_identity`; boot: as `boot_clock` when the backup began.
     """
 
     reached: str
@@ -4196,12 +4196,13 @@ class Notes:
     links: tuple[Link, ...]
     excludes: tuple[str, ...] = ()
     identity: str = ""
+    boot: tuple[str, float] = ("", 0.0)
 
     def to_json(self) -> dict[str, object]:
         links = [[link.archive, link.upload, link.md5, link.modified] for link in self.links]
         return {
             "reached": self.reached, "place": self.place, "links": links,
-            "excludes": list(self.excludes), "identity": self.identity,
+            "excludes": list(self.excludes), "identity": self.identity, "boot": self.boot,
         }
 
     @staticmethod
@@ -4215,7 +4216,22 @@ class Notes:
             raise ValueError("no links")
         excludes = tuple(map(str, given["excludes"]))
         identity = str(given["identity"])
-        return Notes(str(given["reached"]), str(given["place"]), links, excludes, identity)
+        boot, began = given.get("boot", ("", 0.0))
+        return Notes(str(given["reached"]), str(given["place"]), links, excludes, identity,
+                     (str(boot), float(began)))
+
+    def set_back(self, boot: tuple[str, float]) -> float:
+        """By how many seconds the clock was set back since, if that was in this boot."""
+        return max(0.0, self.boot[1] - boot[1]) if boot[0] == self.boot[0] != "" else 0.0
+
+
+def boot_clock() -> tuple[str, float]:
+    """(the id of this boot, the time at which it began, by the clock as it is set now): see
+    random(4) and clock_gettime(2). NTP that slews the clock does not change it."""
+    boot = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        boot = file.read().decode("ascii", "replace").strip()
+    return boot, time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @contextlib.contextmanager
@@ -4475,6 +4491,12 @@ class Snapshot:
         """Epoch seconds."""
         return int(self.start.split(b"\n")[1].split(b"\0")[0])
 
+    def earlier(self, seconds: float) -> Snapshot:
+        """The same from so many seconds before."""
+        version = self.start.partition(b"\n")[0]
+        made = max(0, self.made - math.ceil(seconds))
+        return Snapshot(b"%s\n%d\0000\0" % (version, made), self.folders)
+
 
 # A snapshot before the first backup, to which directories can be added.
 _EMPTY_SNAPSHOT = b"GNU tar-1.34-2\n0\0000\0"
@@ -4606,14 +4628,18 @@ class Draft:
         with _diff_dir_errors():
             return os.stat(self.path).st_mtime_ns != 0
 
-    def keep_in_place(self, twins: Iterable[tuple[bytes, os.stat_result]] = ()) -> None:
+    def keep_in_place(
+        self, twins: Iterable[tuple[bytes, os.stat_result]] = (), set_back: float = 0.0
+    ) -> None:
         """Forgets the directories that are not where tar saw them, by path, device and inode.
 
         tar knows a directory again by device and inode, and stores one that has moved as a rename,
         which on the way back cannot be done where the name is still taken. So the device numbers
         are masked: none is known again but in its place, and there by its inode, since tar does
         not look at the device (`TAR_MEMORY`). What it does not know, it stores whole.
-        twins: (name, status) of what tar would take for another directory of this backup, renamed.
+        twins: (name, status) of what tar would take for another directory of this backup, renamed;
+        set_back: seconds by which the clock was: what changed in them again looks older than the
+        snapshot, whose time is set back with it.
         """
         missing = {
             name: Folder(b"0", b"0", b"0", info.st_dev, info.st_ino, name) for name, info in twins
@@ -4629,13 +4655,17 @@ class Draft:
                     yield folder
             yield from missing.values()
 
-        self._rewrite(lambda old: (f._replace(device=f.device | _MASK) for f in kept(old)))
+        self._rewrite(
+            lambda old: (f._replace(device=f.device | _MASK) for f in kept(old)), set_back
+        )
 
     def forget_unread(self, lost: Unread) -> None:
         """Makes what tar wrote tell of no more than what is in the archive."""
         self._rewrite(partial(without_unread, lost=lost))
 
-    def _rewrite(self, change: Callable[[Iterable[Folder]], Iterable[Folder]]) -> None:
+    def _rewrite(
+        self, change: Callable[[Iterable[Folder]], Iterable[Folder]], set_back: float = 0.0
+    ) -> None:
         """Empties a draft that is no snapshot of the known format: then everything is stored."""
         if not os.path.getsize(self.path):
             return
@@ -4643,6 +4673,8 @@ class Draft:
             with open(self.path, "rb") as old, open(temp, "wb") as new:
                 try:
                     snapshot = Snapshot.read(old)
+                    if set_back:
+                        snapshot = snapshot.earlier(set_back)
                     Snapshot(snapshot.start, change(snapshot.folders)).write(new)
                 except ValueError:
                     new.seek(0)
@@ -5278,12 +5310,15 @@ class Run:
             task.log.info("%s lies in %s, and is left out of the archive", path, task.name)
         return [name for found in left_out.values() for name in found]
 
-    def _tar(self, task: Task, draft: Draft, warnings: list[str]) -> Stage:
+    def _tar(
+        self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]
+    ) -> Stage:
         """The command that reads a Directory, with a draft that fits to it."""
         env = self._context.env
         names = self._survey_directory(task, warnings)
         places = mounts_of(names, mounts())
-        draft.keep_in_place(twins_in(places))
+        set_back = task.notes.set_back(boot) if task.notes and not task.fresh else 0.0
+        draft.keep_in_place(twins_in(places), set_back)
         draft.hand_over()
         return tar_stage(
             names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
@@ -5358,11 +5393,11 @@ class Run:
             draft = None
             if task.kind in (DIRECTORY, SUBVERSION):
                 draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
-            before = ""
+            before, boot = "", boot_clock()
             warnings: list[str] = []
             if draft and task.kind == DIRECTORY:
                 before = draft.digest()
-                source = self._tar(task, draft, warnings)
+                source = self._tar(task, draft, boot, warnings)
             else:
                 source = self._source(task)
             stages = [source, *self._filters()]
@@ -5411,7 +5446,7 @@ class Run:
                 identity = revision_identity(
                     task.name, task.revisions[1], self._context.env
                 ) if task.revisions else ""
-                notes = Notes(reached, self._place, links, task.job.excludes, identity)
+                notes = Notes(reached, self._place, links, task.job.excludes, identity, boot)
                 self._state.keep_chain(task.name, notes)
                 draft.keep()
         if stored.size * 10 < size_before:

@@ -1,10 +1,14 @@
 """A DIFF continues what it should: no more, no less, and at the price of few requests."""
 
+import os
+import subprocess
+import sys
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site
+from conftest import NIGHT, Site, require_tool
 
 import s3napback
 
@@ -58,3 +62,26 @@ def test_two_runs_that_end_between_the_notes_and_the_diff_file(
     assert site.run(now=FULL_NIGHT + timedelta(days=1)) == 0
     states = [archive.metadata["state"] for archive in site.archives().values()]
     assert len([state for state in states if state.startswith("-:")]) == 1
+
+
+def test_a_clock_that_is_set_back_hides_no_change(site: Site) -> None:
+    """It was ahead by some seconds when the archive was made, and is right again before a file
+    changes: which it does at a time that is still to come by tar's snapshot."""
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import s3napback as s;"
+    code += f"sys.exit(s.main(sys.argv[1:], now={NIGHT.timestamp()}))"
+    folder = os.path.dirname(s3napback.__file__)
+    (site.data / "large").write_bytes(os.urandom(10_000))
+    time.sleep(2)
+    ahead = [require_tool("faketime"), "--exclude-monotonic", "-f", "+8s"]
+    words = [*ahead, sys.executable, "-c", code, folder, "-c", str(site.write())]
+    subprocess.run(words, check=True)
+    right = time.time() + 8
+    (site.data / "file").write_text("changed")
+    time.sleep(max(0.0, right + 1 - time.time()))
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    sizes = [archive.size for archive in site.archives().values()]
+    assert min(sizes) < max(sizes) - 9000  # the rest is not stored again
+    back = site.folder / "back"
+    assert s3napback.main(
+        ["restore", "-c", str(site.write()), str(site.data), "--to", str(back)]) == 0
+    assert (back / str(site.data)[1:] / "file").read_text() == "changed"
