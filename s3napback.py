@@ -7464,11 +7464,13 @@ class _QuietHandler(logging.Handler):
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
+        self._tell("write to", sys.exc_info()[1])
+
+    def _tell(self, doing: str, error: BaseException | None) -> None:
         if not self._told:
             self._told = True
-            error = sys.exc_info()[1]
             reason = getattr(error, "strerror", None) or error
-            _say(f"s3napback: cannot write to the log {self.get_name()}: {reason}")
+            _say(f"s3napback: cannot {doing} the log {self.get_name()}: {reason}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # told above
@@ -7535,7 +7537,11 @@ class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
         )
 
     def doRollover(self) -> None:
-        super().doRollover()
+        try:
+            super().doRollover()
+        except OSError as error:  # a folder of root's; lines are worth more than a small file
+            self.maxBytes = 0
+            self._tell("rotate", error)
         self._file = os.stat(self.baseFilename)
 
     def _period_of(self, epoch: float) -> str:

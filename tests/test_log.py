@@ -268,6 +268,19 @@ def test_rotation_by_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "yesterday" in (tmp_path / "x.log.2").read_text()
 
 
+def test_a_log_that_cannot_be_rotated_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.log"
+    (tmp_path / "x.log.1" / "in the way").mkdir(parents=True)
+    opened("log4perl.rootLogger = INFO, F\n" + appender(
+        "F", ROTATE, filename=str(file), size="100", layout="SimpleLayout"))
+    for n in range(12):
+        log.info("%d %s", n, "x" * 30)
+    assert len(file.read_text().splitlines()) == 12
+    assert capsys.readouterr().err == "s3napback: cannot rotate the log F: Is a directory\n"
+
+
 def test_a_rotating_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     opened("log4perl.rootLogger = INFO, F\n" + appender("F", ROTATE, filename=str(file)))
