@@ -3037,8 +3037,9 @@ class S3Store:
         with self._errors("delete from"):
             answer = self._client.delete_objects(Bucket=self.bucket, Delete=batch)
         for error in answer.get("Errors", ()):
-            raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
-                              error.get("Code", ""), error.get("Message", ""))
+            if error.get("Code") != "NoSuchKey":  # it is gone, as it should be
+                raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
+                                  error.get("Code", ""), error.get("Message", ""))
 
     def _delete_one(self, key: str) -> None:
         try:
@@ -5079,10 +5080,8 @@ class Run:
             log.info("Creating bucket %s", bucket)
             self._store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
-        self._look_up([
-            task for task in tasks
-            if task.archive and (there or (task.notes and not self._context.test))
-        ], there)
+        if there or not self._context.test:
+            self._look_up([task for task in tasks if task.archive], there)
         log.info("Buckets already done today:")
         for archive in sorted({task.archive for task in tasks if task.done}):
             log.info("%s:%s", bucket, archive)

@@ -310,19 +310,30 @@ def test_key_files_are_java_properties(tmp_path: Path) -> None:
     assert s3napback.read_key_file(str(path)) == ("AKIA", "a/b+c=d=")
 
 
+class Deleting:
+    """A client to which each key that it deletes is an error."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def delete_objects(self, **_: Any) -> dict[str, Any]:
+        return {"Errors": [{"Key": "k", "Code": self.code, "Message": "said"}]}
+
+
 @pytest.mark.parametrize("code", ["InternalError", "SlowDown", "ServiceUnavailable"])
 def test_single_keys_that_were_not_deleted_may_pass(
-    s3_store: Callable[..., Store], code: str, monkeypatch: pytest.MonkeyPatch
+    s3_store: Callable[..., Store], code: str
 ) -> None:
     store: Any = s3_store()
-
-    class Client:
-        def delete_objects(self, **_: Any) -> dict[str, Any]:
-            return {"Errors": [{"Key": "k", "Code": code, "Message": "later"}]}
-
-    store._made = Client()
+    store._made = Deleting(code)
     with pytest.raises(PassingFailure, match=code):
         store.delete(["k"])
+
+
+def test_a_key_that_a_service_calls_absent_is_deleted(s3_store: Callable[..., Store]) -> None:
+    store: Any = s3_store()
+    store._made = Deleting("NoSuchKey")
+    store.delete(["k"])
 
 
 # ---- patience ----

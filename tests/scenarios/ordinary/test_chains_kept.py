@@ -8,11 +8,25 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, require_tool
+from conftest import NIGHT, Site, fake_tool, require_tool
 
 import s3napback
 
 FULL_NIGHT = NIGHT + timedelta(days=3)
+
+
+def fail_once(server: Any) -> list[str]:
+    """Makes it say once that there is no bucket; what it was asked then."""
+    answered: list[str] = []
+
+    def once(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
+        if path.strip("/") == "bkt" and not answered:
+            answered.append(method)
+            return 404, "NoSuchBucket", "The specified bucket does not exist"
+        return None
+
+    server.fail = once
+    return answered
 
 
 def test_a_night_without_changes_costs_four_requests(s3_site: Site, s3_server: Any) -> None:
@@ -31,15 +45,7 @@ def test_a_full_continues_nothing_though_the_bucket_seemed_gone(
     """One passing 404 on the night of a FULL; then what was before the FULL is deleted."""
     assert s3_site.run(now=FULL_NIGHT - timedelta(days=1)) == 0
     (before,) = s3_site.archives()
-    answered = []
-
-    def once(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
-        if path.strip("/") == "bkt" and not answered:
-            answered.append(method)
-            return 404, "NoSuchBucket", "The specified bucket does not exist"
-        return None
-
-    s3_server.fail = once
+    answered = fail_once(s3_server)
     assert s3_site.run(now=FULL_NIGHT) == 0
     s3_server.fail = None
     assert answered
@@ -85,3 +91,19 @@ def test_a_clock_that_is_set_back_hides_no_change(site: Site) -> None:
     assert s3napback.main(
         ["restore", "-c", str(site.write()), str(site.data), "--to", str(back)]) == 0
     assert (back / str(site.data)[1:] / "file").read_text() == "changed"
+
+
+def test_one_passing_404_before_a_dump_is_no_other_machine(
+    s3_site: Site, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tonight's dump is shorter than the one whose place it takes."""
+    fake_tool(s3_site, monkeypatch, "pg_dump", f"head -c $(cat {s3_site.folder}/size) /dev/urandom")
+    s3_site.jobs = "<Cycle>\nFulls 1\nPostgreSQL shop\n</Cycle>"
+    (s3_site.folder / "size").write_text("4500")
+    assert s3_site.run() == 0
+    (s3_site.folder / "size").write_text("2500")
+    answered = fail_once(s3_server)
+    assert s3_site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert answered
+    (archive,) = s3_site.archives().values()
+    assert len(archive.chunks) == 3
