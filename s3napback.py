@@ -7653,6 +7653,8 @@ def _make_log_file(options: Mapping[str, str]) -> None:
 def _perl_integer(text: str) -> int:
     """0… is octal, and 10_000_000 is one number. Raises ValueError."""
     text = text.strip().replace("_", "")
+    if not text.isdecimal():
+        raise ValueError(f"{text} is no number")
     return int(text, 8 if text.startswith("0") else 10)
 
 
@@ -7725,9 +7727,9 @@ def _passes(limits: LevelRange, record: logging.LogRecord) -> bool:
 
 
 def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
-    for existing in [_LOG_ROOT, *(n for n in logging.root.manager.loggerDict if _is_ours(n))]:
-        logging.getLogger(existing).setLevel(logging.NOTSET)
-        logging.getLogger(existing).propagate = existing != _LOG_ROOT
+    for existing in _our_loggers():
+        existing.setLevel(logging.NOTSET)
+        existing.propagate = existing.name != _LOG_ROOT
     root = logging.getLogger(_LOG_ROOT)
     root.setLevel(_LEVELS["INFO"])
     for name, (level, names) in config.loggers.items():
@@ -7749,10 +7751,14 @@ def _is_ours(name: str) -> bool:
     return name == _LOG_ROOT or name.startswith(f"{_LOG_ROOT}.")
 
 
+def _our_loggers() -> list[logging.Logger]:
+    names = [_LOG_ROOT, *filter(_is_ours, logging.root.manager.loggerDict)]
+    return list(map(logging.getLogger, names))
+
+
 def close_log() -> None:
     """Closes what `open_log` opened; buffered mail is sent here."""
-    for name in [_LOG_ROOT, *(n for n in logging.root.manager.loggerDict if _is_ours(n))]:
-        logger = logging.getLogger(name)
+    for logger in _our_loggers():
         for handler in [h for h in logger.handlers if h in _open_handlers]:
             logger.removeHandler(handler)
     while _open_handlers:
@@ -7981,9 +7987,15 @@ def host_name() -> str:
     return re.sub("[^!-~]", "?", socket.gethostname()) or "?"
 
 
+def _script() -> str:
+    """The file to call. Installed by pip, the command is another one than the module."""
+    installed = os.path.basename(sys.argv[0]) == "s3napback"
+    return os.path.abspath(sys.argv[0] if installed else __file__)
+
+
 def _program() -> str:
     """How to call this program in a shell."""
-    return shlex.quote(os.path.abspath(__file__))
+    return shlex.quote(_script())
 
 
 def _read_logconfig() -> LogConfig:
@@ -9171,9 +9183,7 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
             "run this as the user whose crontab it is",
         ) from error
     env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
-    # Installed by pip, the command is another file than the module.
-    installed = os.path.basename(sys.argv[0]) == "s3napback"
-    script = os.path.abspath(sys.argv[0] if installed else __file__)
+    script = _script()
     words = [script, "check", "--json", *(["-c", file] if file else []), *names]
     with os_failures(f"run anything in {user.pw_dir}, the home of {user.pw_name}, as cron does"):
         done = subprocess.run(
@@ -9567,19 +9577,18 @@ class _Check:
         """What the bucket has of a source from another host; a diff file of the Perl script."""
         prefix = self._settings.prefix
         start = archive_start(kind, stored_name(kind, name), prefix)
-        newest: dict[str, tuple[str, Sequence[StoredObject]]] = {}  # mode → its last
-        groups = archives_of(self._store, start, prefix) if self._store else ()
-        for archive, mode, objects in groups:
-            at = max(item.modified for item in objects)
-            if mode not in newest or at > max(item.modified for item in newest[mode][1]):
-                newest[mode] = archive, objects
-        if self._store and newest:
-            last = max(newest.values(), key=lambda one: max(item.modified for item in one[1]))
-            self._tell_host(f"{kind} {name}", assemble(*last, self._store.head))
+        by_date = sorted(
+            archives_of(self._store, start, prefix) if self._store else (),
+            key=lambda one: max(item.modified for item in one[2]),
+        )
+        newest = {mode: objects for _, mode, objects in by_date}
+        if self._store and by_date:
+            last, _, objects = by_date[-1]
+            self._tell_host(f"{kind} {name}", assemble(last, objects, self._store.head))
         state = State(self._settings.diff_dir, self._moment)
         if kind not in (DIRECTORY, SUBVERSION) or state.chain(name) or not state.written_on(name):
             return
-        size = sum(item.size for item in newest[FULL][1]) if FULL in newest else (
+        size = sum(item.size for item in newest[FULL]) if FULL in newest else (
             sum(map(size_of_tree, expand_name(name, self._env)))
         )
         self._say("ok", f"{kind} {name}", "the diff file is the Perl script's: the next archive"
@@ -9623,14 +9632,12 @@ class _Check:
 
     def _roles(self) -> None:
         """What a dump of one database lacks of its server."""
-        for kind, what, whole in (
-            (POSTGRESQL, "roles and tablespaces", ("",)),
-            (MYSQL, "users and their rights", ("--all-databases", "mysql")),
+        for kind, parts, what, whole in (
+            (POSTGRESQL, postgresql_parts, "roles and tablespaces", {""}),
+            (MYSQL, mysql_parts, "users and their rights", {"--all-databases", "mysql"}),
         ):
-            # (user, database) or (socket, database)
-            parts = postgresql_parts if kind == POSTGRESQL else mysql_parts
             dumped = [parts(job.name)[1] for job in self._jobs if job.kind == kind]
-            if dumped and not set(whole) & set(dumped):
+            if dumped and not whole & set(dumped):
                 self._say("warning", kind, f"{what} are in no backup: a dump of one database holds"
                                            " none", f"add a line {kind} all")
 
