@@ -6536,14 +6536,15 @@ class Unpacker:
     so that links lead nowhere.
 
     folder: where it goes; near: a path in it, for the private folder is to be on its file system;
-    paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it. All methods
-    raise Failure.
+    paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it; kept: folders
+    that are never taken away, as what is mounted is not. All methods raise Failure.
     """
 
     _PREFIX = ".s3napback-restore-"
 
     def __init__(
-        self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool
+        self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool,
+        kept: Sequence[str],
     ) -> None:
         self._folder, self._env = folder, env
         self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
@@ -6554,7 +6555,7 @@ class Unpacker:
         self._torn = False
         self.warnings: list[str] = []
         with os_failures("make a folder to unpack in"):
-            self._mounts = mount_points()
+            self._kept = [*mount_points(), *map(os.path.realpath, kept)]
             self._base = os.path.join(self._home(near), f"{self._PREFIX}{secrets.token_hex(8)}")
             os.mkdir(self._base, 0o700)
             self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
@@ -6728,7 +6729,7 @@ class Unpacker:
                         raise self._in_the_way(folder)
                     if not name or (is_folder(name, new) and is_folder(name, there)):
                         self._merge(result, path)
-                    elif name in self._mounted(there):
+                    elif name in self._kept_in(folder):
                         self._leave(path)
                     else:
                         self._put(name, new, there, f"{result}/{path}")
@@ -6793,7 +6794,7 @@ class Unpacker:
                 if exact:
                     todo.append((path, True))
                 names = os.listdir(new)
-                mounted = self._mounted(there)
+                kept = self._kept_in(path)
                 for name in names:
                     inner = f"{path}/{name}" if path else name
                     follow = self._folder == "/" and not self._is_backed_up(inner)
@@ -6803,7 +6804,7 @@ class Unpacker:
                         not self._is_backed_up(inner)
                     ):
                         raise self._in_the_way(inner)
-                    elif name in mounted:
+                    elif name in kept:
                         self._leave(inner)
                     else:
                         with self._or_told(inner):
@@ -6813,7 +6814,7 @@ class Unpacker:
                     with self._or_told(inner):
                         if self.is_ours(name):
                             self._remove_if_dead(os.path.join(self._folder, inner))
-                        elif name in mounted or is_on_other_device(name, there):
+                        elif name in kept or is_on_other_device(name, there):
                             self._leave(inner)
                         else:
                             self._discard(name, there, inner)
@@ -6863,19 +6864,14 @@ class Unpacker:
                 raise
             remove_tree(os.path.join(self._folder, path))
 
-    def _mounted(self, folder: int) -> set[str]:
-        """The entries of an open folder where something is mounted, or in which it is."""
-        if not self._mounts:
-            return set()
-        start = os.readlink(f"/proc/self/fd/{folder}").rstrip("/") + "/"
-        return {
-            point[len(start) :].partition("/")[0]
-            for point in self._mounts if point.startswith(start)
-        }
+    def _kept_in(self, path: str) -> set[str]:
+        """The entries of a folder that stay: something is mounted there or below, or is our own."""
+        start = os.path.realpath(os.path.join(self._folder, path)).rstrip("/") + "/"
+        return {one[len(start) :].partition("/")[0] for one in self._kept if one.startswith(start)}
 
     def _leave(self, path: str) -> None:
         self.warnings.append(f"{os.path.join(self._folder, path)} is left as it is: another file"
-                             " system is mounted there, or in it")
+                             " system, the bucket or DiffDir is there, or in it")
 
     @contextlib.contextmanager
     def _or_told(self, path: str) -> Iterator[None]:
@@ -7028,14 +7024,25 @@ def pull(
         with opened(old, path, []) as source:
             if source is None:
                 return
-            lacking = set(os.listdir(source)).difference(os.listdir(target))
+            taken = os.listdir(target)
+            lacking = set(os.listdir(source)).difference(taken)
             wanted = lacking if names is None else lacking & names
-            if not wanted:
-                return
-            info = os.fstat(target)
-            for name in wanted:
-                move(name, source, target)
-            os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+            above, own = os.path.split(path)
+            if own and wanted and not taken and wanted == lacking:  # nothing changed: as a whole
+                copy_attributes(target, source)
+                with opened(old, above) as there, opened(new, above) as here:
+                    assert there is not None and here is not None
+                    _move_all({own}, there, here)
+            else:
+                _move_all(wanted, source, target)
+
+
+def _move_all(names: Iterable[str], source: int, target: int) -> None:
+    """Moves entries of one open folder to another, which keeps its times."""
+    info = os.fstat(target)
+    for name in names:
+        move(name, source, target)
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def copy_attributes(source: int, target: int) -> None:
@@ -8433,7 +8440,8 @@ _VERIFY = _parser(
 @dataclass(frozen=True)
 class _Bucket:
     """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
-    config's, or "" for all that there are; folder: for large chunks on their way."""
+    config's, or "" for all that there are; folder: for large chunks on their way; own: folders
+    that backups leave out, and no restore may take away."""
 
     store: Patience
     parallel: int
@@ -8441,6 +8449,7 @@ class _Bucket:
     endpoint: str | None
     folder: str | None = None
     prefix: str = ""
+    own: tuple[str, ...] = ()
 
     def download(
         self, archive: Archive, progress: Callable[[int], None] = lambda size: None
@@ -8452,6 +8461,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     _js3tream_log(verbose=False, debug=False)
     kinds: dict[str, str] = {}
     folder = None
+    own: tuple[str, ...] = ()
     prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
     if "c" in options:
         for name in ("b", "K", "endpoint", "region"):
@@ -8470,6 +8480,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
             # As `parse_archive_name` gives it back.
             kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
         bucket, access = settings.bucket, access_of(settings)
+        own = (settings.diff_dir,)
         if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
             folder = settings.temp_dir
     elif "b" in options:
@@ -8481,7 +8492,9 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
     store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix)
+    if root := folder_root(access.endpoint):
+        own += tuple(bucket_folders(root, bucket))
+    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix, own)
 
 
 def _sources(
@@ -8888,7 +8901,9 @@ class _Restore:
 
     def _unpack(self, folder: str, paths: Sequence[str], *, whole: bool, fresh: bool) -> None:
         near = (paths[0] if paths else self._name).lstrip("/")
-        with Unpacker(folder, near, paths, self._env, whole=whole) as unpacker:
+        with Unpacker(
+            folder, near, paths, self._env, whole=whole, kept=self._bucket.own
+        ) as unpacker:
             for archive in self._archives:
                 try:
                     unpacker.add(

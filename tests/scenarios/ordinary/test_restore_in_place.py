@@ -39,7 +39,7 @@ def test_what_is_mounted_in_a_folder_that_goes_is_not_deleted(
                 (mounted / "precious").write_text("mine")
             assert restore(site, place) == 3
             said = capsys.readouterr().err
-            assert "data/other is left as it is: another file system is mounted there" in said
+            assert "data/other is left as it is: another file system" in said
             assert (mounted / "precious").read_text() == "mine"
         finally:
             if how == "bind":
@@ -118,3 +118,23 @@ def test_a_file_that_is_mounted_stays_and_the_rest_comes_back(site: Site, capsys
         subprocess.run(["umount", there / "file"], check=True)
     assert sorted(os.listdir(there)) == ["file", "other"]
     assert (there / "other").read_text() == "stored"
+
+
+def test_the_bucket_and_the_diffdir_in_a_source_outlive_its_restore(
+    site: Site, capsys: Any
+) -> None:
+    """No archive holds them, and what is in no archive is taken away."""
+    backup = site.data / "backup"
+    for name in ("diffs", "buckets"):
+        (backup / name).mkdir(parents=True)
+    site.settings["DiffDir"] = f"{backup}/diffs"
+    site.settings["S3Endpoint"] = f"file://{backup}/buckets"
+    assert site.run() == 0
+    before = sorted(backup.rglob("*"))
+    (site.data / "file").write_text("mine")
+    (site.data / "more").write_text("mine")
+    assert restore(site, Path("/")) == 3
+    assert sorted(backup.rglob("*")) == before
+    assert sorted(os.listdir(site.data)) == ["backup", "file"]
+    assert (site.data / "file").read_text() == "one"
+    assert f"{backup}/buckets/bkt is left as it is" in capsys.readouterr().err
