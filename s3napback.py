@@ -619,6 +619,9 @@ def read_config(path: str) -> Block:
 
     Raises Failure (status 2), worded as by the original, for a file that cannot be read or parsed.
     """
+    if __doc__ is None:  # apacheconfig's grammar stands in docstrings
+        raise Failure("without docstrings no config can be read",
+                      "unset PYTHONOPTIMIZE, and call python3 without -OO", status=EXIT_USAGE)
     reader = _Reader(path)
     # Imported here: it takes longer than all the rest of `-h`.
     try:

@@ -93,3 +93,11 @@ def test_a_read_only_home_of_gpg_is_called_that(
     )
     assert done.returncode == 2
     assert "gpg cannot list its keys: gpg: Fatal" in done.stderr
+
+
+def test_without_docstrings_a_config_is_refused_with_a_sentence(quiet: Site) -> None:
+    conf = str(quiet.write())
+    done = call("-c", conf, env={"PYTHONOPTIMIZE": "2"})
+    assert done.returncode == 2
+    assert "without docstrings no config can be read (unset PYTHONOPTIMIZE" in done.stderr
+    assert call("-c", conf, env={"PYTHONOPTIMIZE": "1"}).returncode == 0
