@@ -5408,27 +5408,9 @@ class Run:
 
             def closing(said: Sequence[str]) -> dict[str, str]:
                 warnings.extend(said)
-                marks = {
-                    "made": began,
-                    "day": self._context.moment.date().isoformat(),
-                    "host": self._context.host,
-                    "kind": task.kind,
-                    "status": "warnings" if warnings else "ok",
-                }
-                if self._settings.prefix:
-                    marks["prefix"] = urllib.parse.quote(self._settings.prefix)
-                if draft and task.kind == DIRECTORY:
-                    if not draft.was_written():  # GNU tar does it last, whatever it met
-                        raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
-                    # One that is cut short is worse than none: the next night would fail, or lie.
-                    if cut := [text for text in said if draft.path in text]:
-                        raise Failure(cut[0], "make room in DiffDir")
-                    draft.forget_unread(unread(said))
-                    marks["state"] = f"{before}:{draft.digest()}"
-                elif draft and task.revisions:
-                    marks["state"] = "{}:{}".format(*task.revisions)
-                    draft.write(f"{task.revisions[1]}\n")
-                return {META + name: value for name, value in marks.items()}
+                return self._marks(task, draft, said, {
+                    "made": began, "status": "warnings" if warnings else "ok",
+                }, before)
 
             progress = stack.enter_context(self._context.progress(task.archive))
             if task.job.use_temp_file:
@@ -5441,22 +5423,54 @@ class Run:
                     task, pipeline, lambda: closing(pipeline.finish()), progress
                 )
             if draft:
-                # Before: the archive is there, DiffDir still describes the one before it, and the
-                # next DIFF repeats this one's changes. After: the next DIFF continues this one.
-                reached = str(task.revisions[1]) if task.revisions else draft.digest()
-                links = (*task.chain, stored.link)
-                identity = revision_identity(
-                    task.name, task.revisions[1], self._context.env
-                ) if task.revisions else ""
-                notes = Notes(reached, self._place, links, task.job.excludes, identity, boot)
-                self._state.keep_chain(task.name, notes)
-                draft.keep()
+                self._keep_state(task, draft, stored, boot)
         if stored.size * 10 < size_before:
             warnings.append(
                 f"it has {size_text(stored.size)}, the full backup before it"
                 f" {size_text(size_before)}: is all of it there?"
             )
         self._account(task, stored, warnings)
+
+    def _marks(
+        self, task: Task, draft: Draft | None, said: Sequence[str], marks: dict[str, str],
+        before: str,
+    ) -> dict[str, str]:
+        """What an archive's last chunk says besides its size. said: the warnings of its stages;
+        before: the state that the draft had. Brings the draft up to date; raises Failure where it
+        cannot be what the next backup continues."""
+        marks |= {
+            "day": self._context.moment.date().isoformat(), "host": self._context.host,
+            "kind": task.kind,
+        }
+        if self._settings.prefix:
+            marks["prefix"] = urllib.parse.quote(self._settings.prefix)
+        if draft and task.kind == DIRECTORY:
+            if not draft.was_written():  # GNU tar does it last, whatever it met
+                raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
+            # One that is cut short is worse than none: the next night would fail, or lie.
+            if cut := [text for text in said if draft.path in text]:
+                raise Failure(cut[0], "make room in DiffDir")
+            draft.forget_unread(unread(said))
+            marks["state"] = f"{before}:{draft.digest()}"
+        elif draft and task.revisions:
+            marks["state"] = "{}:{}".format(*task.revisions)
+            draft.write(f"{task.revisions[1]}\n")
+        return {META + name: value for name, value in marks.items()}
+
+    def _keep_state(
+        self, task: Task, draft: Draft, stored: Stored, boot: tuple[str, float]
+    ) -> None:
+        """Before: the archive is there, DiffDir still describes the one before it, and the next
+        DIFF repeats this one's changes. After: the next DIFF continues this one."""
+        reached, identity = draft.digest(), ""
+        if task.revisions:
+            reached = str(task.revisions[1])
+            identity = revision_identity(task.name, task.revisions[1], self._context.env)
+        links = (*task.chain, stored.link)
+        self._state.keep_chain(task.name, Notes(
+            reached, self._place, links, task.job.excludes, identity, boot
+        ))
+        draft.keep()
 
     def _filters(self) -> list[Stage]:
         """Compression and encryption."""
