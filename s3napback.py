@@ -5677,6 +5677,8 @@ class Found:
         return self.before
 
 
+# Storage classes of objects that cannot be read at once.
+_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
 # Archives that the catalogue asks about at the same time.
 _CATALOGUE_PARALLEL = 8
 
@@ -5702,7 +5704,7 @@ def catalogue(
         if parts is None or (prefix and own != prefix):
             return None
         encrypted = None
-        frozen = {"GLACIER", "DEEP_ARCHIVE"} & {item.storage_class for item in archive.chunks}
+        frozen = _FROZEN & {item.storage_class for item in archive.chunks}
         if look_inside and not frozen:
             encrypted = is_openpgp(store.peek(archive.chunks[0].key, 32))
         leftovers = len(objects) - len(archive.chunks)
@@ -6929,10 +6931,8 @@ def opened(
             above = handle
             try:
                 handle = _open_unlocked(name, flags, above, done, unlocked)
-            except (FileNotFoundError, NotADirectoryError):
-                handle = None
             except OSError as error:
-                if error.errno != errno.ELOOP:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
                 handle = None
             finally:
@@ -8797,7 +8797,7 @@ def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]
 
 def _refuse_frozen(chain: Chain) -> None:
     for link in chain.links:
-        frozen = {"GLACIER", "DEEP_ARCHIVE"} & set(link.classes)
+        frozen = _FROZEN & set(link.classes)
         if frozen:
             raise Failure(
                 f"{link.archive} is in the storage class {min(frozen)} and cannot be read at once",
