@@ -4907,6 +4907,7 @@ class Run:
         self._state, self._store = state, store
         self._place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
         self._tally = Tally()
+        self._tonights: set[str] = set()  # all that are planned
         self._made: dict[str, str] = {}  # archive → the place of the job that it is for
 
     def work(self, jobs: Sequence[Job]) -> int:
@@ -4915,6 +4916,7 @@ class Run:
         day = self._context.moment.date().isoformat()
         # Planning first: a config that cannot be worked through stores nothing.
         tasks = [task for job in jobs for task in self._plan_safely(job)]
+        self._tonights = {task.archive for task in tasks if task.archive}
         self._pair(tasks)
         self._see_what_is_there(tasks, day)
         for task in tasks:
@@ -5212,11 +5214,10 @@ class Run:
                     " stored in it" if task.mode == DIFF else
                     f"the bucket was there before, and {link.archive} is not in it any more"
                 ))
-        if task.mode == DIFF and not task.unchanged and (
-            task.archive in [link.archive for link in links]
-        ):
-            task.hold_everything(logging.INFO, "it takes the place of an archive that it continues;"
-                                 " everything is stored in it")
+        replaced = self._tonights & {link.archive for link in links}
+        if task.mode == DIFF and not task.unchanged and replaced:
+            task.hold_everything(logging.INFO, f"{min(replaced)}, which it continues, is replaced"
+                                 " tonight; everything is stored in it")
         if not task.fresh:
             task.chain = links
 

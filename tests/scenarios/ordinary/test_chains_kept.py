@@ -107,3 +107,18 @@ def test_one_passing_404_before_a_dump_is_no_other_machine(
     assert answered
     (archive,) = s3_site.archives().values()
     assert len(archive.chunks) == 3
+
+
+def test_what_another_job_replaces_tonight_is_not_continued(site: Site) -> None:
+    """Two cycles with one directory; if one's upload fails, the other's archive stands."""
+    job = "Fulls 1\nDiffs 2\nDirectory"
+    site.jobs = (f"<Cycle a>\n{job} {site.data}\n</Cycle>\n"
+                 f"<Cycle b>\nFrequency 2\n{job} {site.data}\n</Cycle>")
+    for night in range(7):
+        (site.data / "file").write_text(f"night {night}")
+        site.run(now=NIGHT + timedelta(days=night))
+        archives = site.archives()
+        ends = {one.metadata["state"].partition(":")[2] for one in archives.values()}
+        day = (NIGHT + timedelta(days=night)).date().isoformat()
+        tonights = [one for one in archives.values() if one.metadata["day"] == day]
+        assert {one.metadata["state"].partition(":")[0] for one in tonights} <= {"-", *ends}
