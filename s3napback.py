@@ -1481,6 +1481,9 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 
 # For programs whose messages decide something (gettext manual, "Locale Environment Variables").
 IN_ENGLISH = (("LC_MESSAGES", "C"), ("LANGUAGE", "C"))
+# tar takes names for letters of its locale and stores their UTF-8 (pax(1), "path"): under de_DE,
+# which is ISO 8859-1, names of other bytes would come back. Names are UTF-8 to us anyway.
+TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH)
 
 
 def tar_stage(
@@ -1512,7 +1515,7 @@ def tar_stage(
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
         words.append("--")
-    return Stage((*words, *names), IN_ENGLISH)  # its messages decide what a status of 2 means
+    return Stage((*words, *names), TAR_LOCALE)  # its messages decide what a status of 2 means
 
 
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
@@ -6513,7 +6516,7 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
     if os.geteuid() == 0:
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
-    stage = Stage((*words, "-C", folder), (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH))
+    stage = Stage((*words, "-C", folder), TAR_LOCALE)
     unpacking = _filtered(stage, pieces, env)
     while True:
         try:
@@ -9018,7 +9021,7 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         '  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"',
         f'    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;',
         '  *) mkdir -p "$to"',
-        f'    tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
+        f'    LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
         ' -C "$to" || bad=3;; esac; }',
         "bad=0",
         'work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")',
