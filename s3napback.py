@@ -4229,7 +4229,9 @@ class Notes:
 
     def set_back(self, boot: tuple[str, float]) -> float:
         """By how many seconds the clock was set back since, if that was in this boot."""
-        return max(0.0, self.boot[1] - boot[1]) if boot[0] == self.boot[0] != "" else 0.0
+        back = self.boot[1] - boot[1]
+        # Less is the time between the readings of two clocks.
+        return back if boot[0] == self.boot[0] != "" and back > 0.01 else 0.0
 
 
 def boot_clock() -> tuple[str, float]:
