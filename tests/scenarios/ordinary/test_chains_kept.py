@@ -1,5 +1,6 @@
 """A DIFF continues what it should: no more, no less, and at the price of few requests."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,10 +10,15 @@ from typing import Any
 
 import pytest
 from conftest import NIGHT, Site, fake_tool, require_tool
+from test_guard import stage_only
 
 import s3napback
 
 FULL_NIGHT = NIGHT + timedelta(days=3)
+
+
+def ended(*_: Any) -> None:
+    raise s3napback.Interrupted(15)
 
 
 def fail_once(server: Any) -> list[str]:
@@ -57,9 +63,6 @@ def test_a_full_continues_nothing_though_the_bucket_seemed_gone(
 def test_two_runs_that_end_between_the_notes_and_the_diff_file(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended(*_: Any) -> None:
-        raise s3napback.Interrupted(15)
-
     assert site.run() == 0
     with monkeypatch.context() as patch:
         patch.setattr(s3napback.Draft, "keep", ended)
@@ -122,3 +125,28 @@ def test_what_another_job_replaces_tonight_is_not_continued(site: Site) -> None:
         day = (NIGHT + timedelta(days=night)).date().isoformat()
         tonights = [one for one in archives.values() if one.metadata["day"] == day]
         assert {one.metadata["state"].partition(":")[0] for one in tonights} <= {"-", *ends}
+
+
+def test_one_staged_archive_of_two_jobs_is_moved_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.settings["SafeReplace"] = "On"
+    (site.data / "large").write_bytes(os.urandom(3000))
+    assert site.run() == 0
+    name = stage_only(site)
+    staged = site.archives()[name].metadata["archive"]
+    copy = s3napback.FolderStore.copy
+
+    calls = itertools.count(1)
+
+    def slow(*words: Any) -> None:
+        time.sleep(next(calls) * 0.1)
+        copy(*words)
+
+    monkeypatch.setattr(s3napback.FolderStore, "copy", slow)
+    site.jobs = f"Directory {site.data}\n<Cycle>\nDirectory {site.data}\n</Cycle>"
+    capsys.readouterr()
+    assert site.run() == 3
+    assert "writes to the same archives" in capsys.readouterr().err
+    archive = site.archives()[name]
+    assert archive.complete and archive.metadata["archive"] == staged
