@@ -390,7 +390,7 @@ def _open_source(path: str) -> _Source:
             f"more than {_LARGEST_CONFIG} bytes", "is this a config file?",
             where=path, status=EXIT_USAGE,
         )
-    lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
     if lines[-1] == "":
         lines.pop()
     return _Source(path, lines, frozenset([(status.st_dev, status.st_ino)]))

@@ -170,7 +170,6 @@ def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
         ("Directory /a /b\nExclude x # y\n", ["/a", "/b"], "Exclude: the list of names ends at #"),
         ("Direktory /a\n", [], "did you mean Directory?"),
         ("Directory /a\nMariaDB all\n", ["/a"], 'unknown directive "MariaDB"; it is ignored'),
-        ("\ufeffDirectory /a\n", ["/a"], ""),  # as editors of Windows begin a file
         ("Directory /a\nFrequency weekly\n", ["/a"], "Frequency weekly is read as 0"),
         ("Directory /a\n", ["/a"], ""),
     ],

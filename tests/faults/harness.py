@@ -691,7 +691,9 @@ class World:
             known = "\n".join(map(str, sorted(of_source, key=lambda f: f.made)))
             raise Violation(f"{one.archive}: {failure}\n{known}\n{self.trail()}") from failure
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            with s3napback.Unpacker(place, "", (), dict(os.environ), whole=True) as unpacker:
+            with s3napback.Unpacker(
+                place, "", (), dict(os.environ), whole=True, kept=()
+            ) as unpacker:
                 for link in chain.links:
                     unpacker.add(partial(self._plain, link.archive))
                 unpacker.place()
