@@ -5130,14 +5130,13 @@ class Run:
                 task.failure = error
 
         first: dict[str, Task] = {}
-        for task in tasks:
-            first.setdefault(task.archive, task)
+        # Two that moved one staged archive at once could lose it.
+        later = [task for task in tasks if first.setdefault(task.archive, task) is not task]
         with workers(self._store, self._settings.parallel, "look up") as pool:
             for _ in pool.map(look_safely, first.values()):
                 pass
-        for task in tasks:  # two that moved one staged archive at once could lose it
-            if first[task.archive] is not task:
-                look_safely(task)
+        for task in later:
+            look_safely(task)
 
     def _finder(self, task: Task, *, one_page: bool) -> Callable[[str], list[StoredObject]]:
         """Tells what is stored of an archive of the task's source, all of them by one request
