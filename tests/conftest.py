@@ -50,6 +50,11 @@ hypothesis.settings.register_profile("s3napback", deadline=None)
 hypothesis.settings.load_profile("s3napback")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that no processor waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_month.py", "test_year.py"))
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of the recordings of the original."""
