@@ -4964,9 +4964,9 @@ class Run:
                 where=job.where, status=EXIT_USAGE,
             ) from error
         if job.kind == SUBVERSION_DIR:
-            tasks = self._plan_repositories(job, slot, mode, cycle)
+            tasks = self._plan_repositories(job, slot, mode)
         else:
-            tasks = [self._plan_one(job, job.kind, job.name, slot, mode, cycle)]
+            tasks = [self._plan_one(job, job.kind, job.name, slot, mode)]
         if tasks:
             tasks[0].heading = heading
         return tasks
@@ -4987,9 +4987,7 @@ class Run:
                         " everything is stored in it"
                     )
 
-    def _plan_repositories(
-        self, job: Job, slot: int, mode: str, cycle: CycleSpec
-    ) -> list[Task]:
+    def _plan_repositories(self, job: Job, slot: int, mode: str) -> list[Task]:
         try:
             names = repositories_in(job.name)
         except Failure as failure:
@@ -5000,14 +4998,12 @@ class Run:
             ))]
         tasks = []
         for name in names:
-            task = self._plan_one(job, SUBVERSION, name, slot, mode, cycle)
+            task = self._plan_one(job, SUBVERSION, name, slot, mode)
             task.verify = True
             tasks.append(task)
         return tasks
 
-    def _plan_one(
-        self, job: Job, kind: str, name: str, slot: int, mode: str, cycle: CycleSpec
-    ) -> Task:
+    def _plan_one(self, job: Job, kind: str, name: str, slot: int, mode: str) -> Task:
         task = Task(job, kind, name, mode=mode)
         try:
             if kind in (DIRECTORY, SUBVERSION):
