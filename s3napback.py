@@ -15,12 +15,12 @@ NAME stands for /etc/s3napback/NAME.conf or /etc/s3napback/NAME. README.md is th
 How the data flows; the numbers are the sections below:
 
     config line -4-> Job -5-> slot, FULL|DIFF -6-> archive name
-            job -7-> stages -8-> byte stream -10-> chunks -9-> keys  name-3-FULL:0000000000000 ...
-    bucket listing -6-> archives -13-> chain -10-> byte stream -8-> gpg -d | tar x -> files
+            job -7-> stages -8-> byte stream -12-> chunks -10-> keys  name-3-FULL:0000000000000 ...
+    bucket listing -6-> archives -11-> chain -12-> byte stream -8-> gpg -d | tar x -15-> files
 
 Sections: 1 Manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
-8 Processes, 9 Store, 10 Chunks, 11 State, 12 Backup, 13 Recovery, 14 Command line. What stands
-above does no input or output but reading the config; the effects are below; main is last.
+8 Processes, 9 Buffers, 10 Stores, 11 Archives, 12 Transfer, 13 DiffDir, 14 Backup, 15 Recovery,
+16 Check, 17 Log, 18 Command line. Nothing uses a section below its own; main is last.
 """
 
 from __future__ import annotations
@@ -102,19 +102,19 @@ STREAM = "js3tream"
 CHUNK_DIGITS = 13
 
 # Most digits of a number in a name that is ours: what js3tream's program wrote.
-MOST_DIGITS = 20
+MAX_DIGITS = 20
 
 # The unit of js3tream's -z, when it is not given (its manual).
 JS3TREAM_CHUNK_SIZE = 5_000_000
 
 # Largest object of a single PUT: 5 GiB (Amazon S3 User Guide, "Uploading objects").
-LARGEST_CHUNK = 5 * 1024**3
+MAX_CHUNK = 5 * 1024**3
 
 # Keys of one DeleteObjects request (Amazon S3 API Reference, DeleteObjects).
 DELETE_BATCH = 1000
 
 # Longest user key of S3, in bytes of UTF-8 (Amazon S3 User Guide, "Naming objects").
-LONGEST_KEY = 1024
+MAX_KEY = 1024
 
 # User metadata on our chunks, without the prefix that S3 puts before them.
 META = "s3napback-"
@@ -136,6 +136,58 @@ _SEVERITY = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
 def worst_status(statuses: Iterable[int]) -> int:
     """The exit status that stands for several: the most serious of them, 0 for none."""
     return min(statuses, key=_SEVERITY.index, default=EXIT_OK)
+
+
+# --------------------------------------------------------------------------------------------------
+# Text
+# --------------------------------------------------------------------------------------------------
+
+
+def without_controls(text: str, keep: str = "\n\t") -> str:
+    """The text without escape sequences: names in a bucket, and on a disk, are whatever someone
+    wrote there. keep: control characters that stay.
+
+    >>> print(without_controls("/etc" + chr(27)))
+    /etc\\x1b
+    """
+    return "".join(
+        f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
+        for c in text
+    )
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8."""
+    return without_controls(text, keep).encode("utf-8", "backslashreplace").decode()
+
+
+def key_text(name: str) -> str:
+    """The name as an S3 key can hold it: bytes that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, in powers of 1000.
+
+    >>> size_text(999), size_text(1_234_567)
+    ('999 bytes', '1.2 MB')
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(4, int(math.log10(size)) // 3)
+    return f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people.
+
+    >>> duration_text(7.25), duration_text(7384)
+    ('7.2 s', '2 h 03 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 # ==================================================================================================
@@ -162,11 +214,11 @@ class Failure(Exception):
         return f"{text} ({self.hint})" if self.hint else text
 
 
-class PassingFailure(Failure):
+class TransientFailure(Failure):
     """A failure that may pass: the network, a busy service. Worth another try."""
 
 
-class AbsentFailure(Failure):
+class NotFound(Failure):
     """A bucket or a key is not there."""
 
 
@@ -216,25 +268,37 @@ def os_failures(doing: str) -> Iterator[None]:
         raise os_failure(error, doing) from error
 
 
+def missing_library(error: ImportError) -> Failure:
+    """The Failure for a Python library that is not installed."""
+    folder = os.path.dirname(os.path.realpath(__file__))
+    return Failure(
+        f"the Python library {error.name} is missing",
+        f"run: python3 -m venv {folder}/.venv && {folder}/.venv/bin/pip install -r"
+        f" {folder}/requirements.txt",
+        status=EXIT_USAGE,
+    )
+
+
 # ==================================================================================================
 # 4. Config
 # ==================================================================================================
 
-# The reading is that of Config::ApacheFormat 1.2 as the original sets it up: what is repeated adds
-# up, blocks inherit nothing, yes/on/true are 1. Its source is the authority for every rule here.
-
 # The directives that make a job's rotation, ...
 TIMING = ("CycleType", "Frequency", "Phase", "Diffs", "Fulls", "Discs", "ArchiveOldestDisc")
+
 # ... those that count at the main level only, ...
 _MAIN_LEVEL = (
     "DiffDir", "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient",
     "S3Endpoint", "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit",
     "RetryHours", "SafeReplace", "Prefix",
 )
+
 # ... those that have one value, the first, ...
 _SINGLE = (*TIMING, "UseTempFile", *(name for name in _MAIN_LEVEL if name != "GpgRecipient"))
+
 # ... those whose value is yes or no, ...
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
+
 # ... and all that are known, by their lower case.
 _KNOWN = {
     name.lower(): name
@@ -248,6 +312,7 @@ _CLOSE = re.compile(r"</(\w+)>", re.ASCII)
 _OPEN = re.compile(r"<(\w+)\s*(.*)>", re.ASCII)
 _DIRECTIVE = re.compile(r"(\w+)(?:\s+(.+))?", re.ASCII)
 _BARE_WORD = re.compile(r"(\S+)\s*", re.ASCII)
+
 # A backslash protects whatever follows it, another backslash too (Text::Balanced).
 _QUOTED_WORD = re.compile(
     r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*""", re.ASCII
@@ -256,8 +321,9 @@ _QUOTED_WORD = re.compile(
 _BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
 
 # Bounds that only keep a mistake (a device as config file) from filling the memory.
-_LARGEST_CONFIG = 16 * 1024**2  # bytes
-_DEEPEST_BLOCK = 100
+_MAX_CONFIG = 16 * 1024**2  # bytes
+
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -343,7 +409,7 @@ def split_words(text: str) -> list[str]:
 
 
 @dataclass
-class _Source:
+class ConfigFile:
     """One open config file. name: as it was given; line: physical lines read so far;
     inside: the identities of the file and of those that include it."""
 
@@ -377,23 +443,23 @@ class _Source:
         )
 
 
-def _open_source(path: str) -> _Source:
+def _open_config_file(path: str) -> ConfigFile:
     """Reads a config file whole. Raises OSError, or Failure for one that cannot be a config."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            data = file.read(_LARGEST_CONFIG + 1)
+            data = file.read(_MAX_CONFIG + 1)
     except ValueError as error:  # a NUL byte in the path
         raise FileNotFoundError(2, "No such file or directory", path) from error
-    if len(data) > _LARGEST_CONFIG:
+    if len(data) > _MAX_CONFIG:
         raise Failure(
-            f"more than {_LARGEST_CONFIG} bytes", "is this a config file?",
+            f"more than {_MAX_CONFIG} bytes", "is this a config file?",
             where=path, status=EXIT_USAGE,
         )
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     if lines[-1] == "":
         lines.pop()
-    return _Source(path, lines, frozenset([(status.st_dev, status.st_ino)]))
+    return ConfigFile(path, lines, frozenset([(status.st_dev, status.st_ino)]))
 
 
 def _brace_alternatives(pattern: str) -> list[str]:
@@ -447,7 +513,7 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         try:
-            self.sources = [_open_source(path)]
+            self.sources = [_open_config_file(path)]
         except OSError as error:
             mine = isinstance(error, PermissionError)
             raise Failure(
@@ -496,10 +562,10 @@ class _Reader:
             else:
                 raise source.error("unable to parse line")
 
-    def _read_block(self, tag: str, text: str, source: _Source, depth: int) -> None:
+    def _read_block(self, tag: str, text: str, source: ConfigFile, depth: int) -> None:
         place = f"{source.name}:{source.line}"
-        if depth == _DEEPEST_BLOCK:
-            raise source.error(f"more than {_DEEPEST_BLOCK} blocks inside each other")
+        if depth == _MAX_DEPTH:
+            raise source.error(f"more than {_MAX_DEPTH} blocks inside each other")
         self._check_name(tag, source)
         try:
             arguments = [] if text in ("", "0") else split_words(text)
@@ -512,7 +578,7 @@ class _Reader:
         self._read_level(tag.lower(), depth + 1)
         self.canonical.append(f"</{tag.lower()}>")
 
-    def _read_directive(self, name: str, text: str | None, source: _Source) -> _Source:
+    def _read_directive(self, name: str, text: str | None, source: ConfigFile) -> ConfigFile:
         """Takes one directive in; the source to go on with."""
         try:
             words = ["1"] if text is None else split_words(text)
@@ -531,7 +597,7 @@ class _Reader:
         self.canonical.append(f"{name.lower()} {':'.join((place, *map(_encode, values)))}")
         return source
 
-    def _include(self, words: list[str], source: _Source) -> _Source:
+    def _include(self, words: list[str], source: ConfigFile) -> ConfigFile:
         """Opens the files of an Include, so that the first of them is read next."""
         name, place = source.name, f"{source.name} line {source.line}"
         going_on = source
@@ -563,10 +629,12 @@ class _Reader:
             return [f"{word}/{name}" for name in names if os.path.isfile(f"{word}/{name}")]
         return _glob_files(word) if "*" in word else [word]
 
-    def _open_included(self, path: str, includer: str, place: str, source: _Source) -> _Source:
+    def _open_included(
+        self, path: str, includer: str, place: str, source: ConfigFile
+    ) -> ConfigFile:
         for attempt in (path, includer[: includer.rfind("/") + 1] + path):
             try:
-                opened = _open_source(attempt)
+                opened = _open_config_file(attempt)
                 if opened.inside <= source.inside:
                     raise source.error(f"{path} includes itself")
                 return replace(opened, name=path, inside=opened.inside | source.inside)
@@ -574,7 +642,7 @@ class _Reader:
                 # Kept quirk: a folder counts only as seen from the current one; to Perl, one
                 # beside the config is a file without lines.
                 self._warn(source, f"Include {path}: a folder; give its whole path")
-                return _Source(path, [], source.inside)
+                return ConfigFile(path, [], source.inside)
             except OSError as error:
                 reason = error.strerror
         raise Failure(
@@ -583,14 +651,14 @@ class _Reader:
             status=EXIT_USAGE,
         )
 
-    def _check_name(self, name: str, source: _Source) -> None:
+    def _check_name(self, name: str, source: ConfigFile) -> None:
         """Warns of an unknown name, which the original ignores."""
         if name.lower() not in _KNOWN:
             near = difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.8)
             meant = f" (did you mean {_KNOWN[near[0]]}?)" if near else "; it is ignored"
             self._warn(source, f'unknown directive "{name}"{meant}')
 
-    def _warn(self, source: _Source, text: str) -> None:
+    def _warn(self, source: ConfigFile, text: str) -> None:
         self.warnings.append(f"{source.name}:{source.line}: {text}")
 
 
@@ -703,7 +771,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
         path,
         diff_dir,
         bucket,
-        _whole(config, "ChunkSize", 0, 1, LARGEST_CHUNK),
+        _whole(config, "ChunkSize", 0, 1, MAX_CHUNK),
         _with_slash(temp_dir) if temp_dir else None,
         _text(config, "S3Keyfile"),
         keyring if keyring not in ("", "0") else None,
@@ -767,6 +835,29 @@ def _switch(block: Block, name: str) -> bool:
     return value == "1"
 
 
+# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
+_MAX_PREFIX = 200
+
+
+def check_prefix(prefix: str) -> str:
+    """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
+    prefix = key_text(prefix)
+    parts = prefix.split("/")
+    why = ""
+    if re.search("[\0-\x1f\x7f:]", prefix):
+        why = "it holds a colon or a control character"
+    elif set(parts) & {"", ".", ".."}:
+        why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
+    elif set(parts) & {MYSQL, POSTGRESQL}:
+        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
+    elif len(prefix.encode()) > _MAX_PREFIX:
+        why = f"it is longer than {_MAX_PREFIX} bytes"
+    if why:
+        raise Failure(f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
+                      "choose a name such as web1", status=EXIT_USAGE)
+    return prefix
+
+
 def _prefix(config: Block) -> str:
     value = _text(config, "Prefix")
     try:
@@ -817,6 +908,7 @@ def _compressor(config: Block) -> str | None:
 # --------------------------------------------------------------------------------------------------
 # Jobs
 # --------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Job:
@@ -893,42 +985,6 @@ def _counts(directive: str, block: Block) -> bool:
     return own in kinds if own in KINDS else any(map(block.values, kinds))
 
 
-def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
-    """What the config names and no run ever backs up: one sentence each."""
-    told = _unread(config, ("Cycle", *KINDS))
-    if not jobs and not told:
-        told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
-    for job in jobs:
-        cycle = CycleSpec.of(job.timing)
-        if cycle.cycle_type not in CYCLE_TYPES:
-            told.append(
-                f'{job.where}: {job.kind} {job.name} is never backed up: its CycleType'
-                f' "{cycle.cycle_type}" is unknown; use {" or ".join(CYCLE_TYPES)}'
-            )
-        elif not is_ever_due(cycle):
-            told.append(f"{job.where}: {job.kind} {job.name} is never backed up: by its Frequency"
-                        " and Phase no day of the year is its day")
-    return told
-
-
-def _unread(block: Block, read: Sequence[str]) -> list[str]:
-    """Jobs and cycles in a block, and in those inside it, where no one reads them; read: the
-    directives of this level that are."""
-    told = []
-    for name, entry in block.entries:
-        known = _KNOWN.get(name, "")
-        if known in ("Cycle", *KINDS) and known not in read:
-            what = entry.text if isinstance(entry, Value) else entry.name or ""
-            told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed up:"
-                        f" move it out of the <{block.tag}>")
-        elif isinstance(entry, Block):
-            if known in KINDS and len(entry.arguments) > 1:
-                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
-                            " block has one name; one with blanks stands in quotes")
-            told += _unread(entry, KINDS if known == "Cycle" else ())
-    return told
-
-
 def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
     jobs = []
     for kind in KINDS:
@@ -1001,6 +1057,20 @@ def _job(
         answer = "yes" if temp else "no"
         _warn_once(warnings, f"{value.where}: UseTempFile {value.text} is read as {answer}")
     return Job(kind, name, where, is_block, given, temp, excludes, options)
+
+
+_PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
+
+
+def perl_number(text: str) -> float:
+    """The value that Perl gives a string in arithmetic: its leading decimal number, else 0.
+
+    >>> perl_number("07"), perl_number("1.5x"), perl_number("weekly")
+    (7.0, 1.5, 0.0)
+    """
+    match = _PERL_NUMBER.match(text)
+    number = float(match.group(1)) if match else 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _excludes(block: Block, warnings: list[str]) -> tuple[str, ...]:
@@ -1113,20 +1183,6 @@ class Moment:
     @property
     def day(self) -> Day:
         return Day(self.yday(), int(self.epoch // 86400))
-
-
-_PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
-
-
-def perl_number(text: str) -> float:
-    """The value that Perl gives a string in arithmetic: its leading decimal number, else 0.
-
-    >>> perl_number("07"), perl_number("1.5x"), perl_number("weekly")
-    (7.0, 1.5, 0.0)
-    """
-    match = _PERL_NUMBER.match(text)
-    number = float(match.group(1)) if match else 0.0
-    return number if math.isfinite(number) else 0.0
 
 
 # What to do where perl_modulo fails, or a number grows beyond all bounds.
@@ -1248,32 +1304,84 @@ def _is_whole(number: float) -> bool:
     return number == int(number) and abs(number) < 1000
 
 
+def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
+    """What the config names and no run ever backs up: one sentence each."""
+    told = _unread(config, ("Cycle", *KINDS))
+    if not jobs and not told:
+        told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
+    for job in jobs:
+        cycle = CycleSpec.of(job.timing)
+        if cycle.cycle_type not in CYCLE_TYPES:
+            told.append(
+                f'{job.where}: {job.kind} {job.name} is never backed up: its CycleType'
+                f' "{cycle.cycle_type}" is unknown; use {" or ".join(CYCLE_TYPES)}'
+            )
+        elif not is_ever_due(cycle):
+            told.append(f"{job.where}: {job.kind} {job.name} is never backed up: by its Frequency"
+                        " and Phase no day of the year is its day")
+    return told
+
+
+def _unread(block: Block, read: Sequence[str]) -> list[str]:
+    """Jobs and cycles in a block, and in those inside it, where no one reads them; read: the
+    directives of this level that are."""
+    told = []
+    for name, entry in block.entries:
+        known = _KNOWN.get(name, "")
+        if known in ("Cycle", *KINDS) and known not in read:
+            what = entry.text if isinstance(entry, Value) else entry.name or ""
+            told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed up:"
+                        f" move it out of the <{block.tag}>")
+        elif isinstance(entry, Block):
+            if known in KINDS and len(entry.arguments) > 1:
+                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
+                            " block has one name; one with blanks stands in quotes")
+            told += _unread(entry, KINDS if known == "Cycle" else ())
+    return told
+
+
+def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] | None:
+    """(fewest restore points else, fewest after New Year) where the turn costs more than half.
+
+    year: the one that ends; dumps: whether all archives are FULL. SimpleCycle counts days of the
+    year, so that on January 1st it goes on in slot 0, wherever it was.
+    """
+    if cycle.cycle_type != "SimpleCycle":
+        return None
+    first = date(year - 1, 1, 1)
+    turn = (date(year + 1, 1, 1) - first).days
+    points = []
+    for n in range(turn + 90):
+        at = first + timedelta(days=n)
+        points.append((at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days))
+    counts = restore_points(cycle, [Day(*point) for point in points], dumps)
+    usual = min(counts[turn - 180 : turn])
+    after = min(counts[turn:])
+    return (usual, after) if after * 2 < usual else None
+
+
+def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[int]:
+    """How many moments can be restored after each of the days, if no night fails."""
+    held: dict[int, int] = {}  # slot → the night that is in it
+    needs: list[int | None] = []  # night → the one that it continues
+    counts = []
+    for day in days:
+        if is_backup_day(cycle, day):
+            slot = slot_number(cycle, day, ignore_diffs=dumps)
+            full = dumps or slot_mode(cycle, slot) == FULL
+            needs.append(None if full or not needs else len(needs) - 1)
+            held[slot] = len(needs) - 1
+        good: set[int] = set()
+        for night in sorted(held.values()):
+            if needs[night] is None or needs[night] in good:
+                good.add(night)
+        counts.append(len(good))
+    return counts
+
+
 # ==================================================================================================
 # 6. Names
 # ==================================================================================================
-
-
-# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
-_LONGEST_PREFIX = 200
-
-
-def check_prefix(prefix: str) -> str:
-    """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
-    prefix = key_text(prefix)
-    parts = prefix.split("/")
-    why = ""
-    if re.search("[\0-\x1f\x7f:]", prefix):
-        why = "it holds a colon or a control character"
-    elif set(parts) & {"", ".", ".."}:
-        why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
-    elif set(parts) & {MYSQL, POSTGRESQL}:
-        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
-    elif len(prefix.encode()) > _LONGEST_PREFIX:
-        why = f"it is longer than {_LONGEST_PREFIX} bytes"
-    if why:
-        raise Failure(f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
-                      "choose a name such as web1", status=EXIT_USAGE)
-    return prefix
 
 
 def archive_start(kind: str, name: str, prefix: str = "") -> str:
@@ -1398,16 +1506,11 @@ def parse_chunk_key(key: str) -> tuple[str, int] | None:
     ('/etc-3-DIFF', 7)
     """
     archive, _, digits = key.rpartition(":")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= MOST_DIGITS) or (
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS) or (
         ":" in key and not archive
     ):
         return None
     return archive.removesuffix(_STAGED), int(digits)
-
-
-def key_text(name: str) -> str:
-    """The name as an S3 key can hold it: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def diff_file_name(name: str) -> str:
@@ -1472,15 +1575,21 @@ class Stage:
         return shlex.join(self.argv)
 
 
+# For programs whose messages decide something (gettext manual, "Locale Environment Variables").
+IN_ENGLISH = (("LC_MESSAGES", "C"), ("LANGUAGE", "C"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Directories
+# --------------------------------------------------------------------------------------------------
+
 # What tar keeps only when it is told to (its manual, "Extended File Attributes").
 TAR_ATTRIBUTES = ("--acls", "--xattrs")
+
 # On the way back it leaves out all but `user.…`, capabilities too, unless it is told otherwise.
 # A time in the future is brought back like any other: no cause for a warning.
 TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 
-
-# For programs whose messages decide something (gettext manual, "Locale Environment Variables").
-IN_ENGLISH = (("LC_MESSAGES", "C"), ("LANGUAGE", "C"))
 # tar takes names for letters of its locale and stores their UTF-8 (pax(1), "path"): under de_DE,
 # which is ISO 8859-1, names of other bytes would come back. Names are UTF-8 to us anyway.
 TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH)
@@ -1509,7 +1618,7 @@ def tar_stage(
         if sparse:
             words.append("--sparse")
         asked = base64.b64encode(b"\0".join(map(os.fsencode, names))).decode()
-        if told and len(asked) < _LONGEST_WORD:
+        if told and len(asked) < _MAX_WORD:
             words.append(f"--pax-option=comment={ASKED_FOR}{asked}")
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
@@ -1521,7 +1630,8 @@ def tar_stage(
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
 # (POSIX pax(1), "comment"). Longest word of a command line, bytes (execve(2)), with a margin.
 ASKED_FOR = "s3napback:"
-_LONGEST_WORD = 120_000
+
+_MAX_WORD = 120_000
 
 # How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
 # by `Draft.keep_in_place`: not to compare them at all would take another disk at the same place, or
@@ -1531,15 +1641,19 @@ TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--quoting-styl
 
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
 _TAR_MESSAGE = re.compile(r"[^:]+: ((?:[^\\:]|\\.)+): (.*)")
-# In a name: a byte in octal; what C writes so; and what was no UTF-8 (`_stage_end`).
+
+# In a name: a byte in octal; what C writes so; and what was no UTF-8 (`_stage_result`).
 _ESCAPED = re.compile(rb"\\([0-7]{3}|x[0-9a-f]{2}|.)", re.DOTALL)
 _ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
+
 # tar's messages that are about no name.
 _TAR_CLOSING = re.compile(r"[^:]+: (Exiting with failure status|Error is not recoverable)")
+
 # A directory with this message is in the archive without what is in it, or not at all.
 _TAR_LOST_FOLDER = re.compile(
     r"(File|Directory) removed before|Cannot (?!.*(xattr|acl|filecon)|(readlink|close|utime))"
 )
+
 _TAR_RENAMED = "Directory has been renamed from "
 
 
@@ -1555,7 +1669,7 @@ class Unread:
 
 def unread(said: Sequence[str]) -> Unread:
     """What tar's messages say of files and directories that it could not read as they were."""
-    result = Unread(everything=len(said) > _MOST_MESSAGES)
+    result = Unread(everything=len(said) > _MAX_MESSAGES)
     for text in said:
         match = _TAR_MESSAGE.fullmatch(text)
         if not match or match[2].startswith(_TAR_RENAMED):
@@ -1581,12 +1695,15 @@ def _unescape(text: str) -> bytes:
     return _ESCAPED.sub(byte, text.encode("utf-8", "surrogateescape"))
 
 
+# --------------------------------------------------------------------------------------------------
+# Databases and repositories
+# --------------------------------------------------------------------------------------------------
+
 # Options that count only as the first ones (mysqldump's manual, "Option Files").
 _FIRST_OPTIONS = re.compile(
     "--(no-defaults|print-defaults|no-login-paths)$"
     "|--(defaults-file|defaults-extra-file|defaults-group-suffix|login-path)="
 )
-
 
 # Options that leave nothing to be stored; `--result_file` and `--result` are the same to mysqldump.
 _NO_OUTPUT = re.compile("--(res[a-z_-]*|tab|print.defaults|help|version)(=|$)|-[rTV?]")
@@ -1626,6 +1743,11 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
 SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 
+# --------------------------------------------------------------------------------------------------
+# Compression and encryption
+# --------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Codec:
     """A format of compression. commands: programs that write it; starts: what it begins with;
@@ -1657,6 +1779,16 @@ def codec_of(start: bytes) -> Codec | None:
     ('bzip2',)
     """
     return next((codec for codec in CODECS if start.startswith(codec.starts)), None)
+
+
+def is_openpgp(start: bytes) -> bool:
+    """Whether data that starts so is encrypted with OpenPGP."""
+    if start.startswith(b"-----BEGIN PGP"):
+        return True
+    if not start or not start[0] & 0x80:
+        return False
+    tag = start[0] & 0x3F if start[0] & 0x40 else start[0] >> 2 & 0x0F
+    return tag in (1, 3, 9, 18)  # session keys and encrypted data (RFC 4880, 4.3)
 
 
 def gpg_stage(recipients: Sequence[str], keyring: str | None) -> Stage:
@@ -1700,21 +1832,25 @@ def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipients:
 
 # What GNU tar says before it gives up in the middle (its manual, "Exit status of tar").
 _TAR_GAVE_UP = b"Error is not recoverable"
+
 # What tar says of every absolute name; no one needs it in the log of each night.
 _TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
 
 # Messages of one stage that are kept, to be logged: memory for some megabytes of them.
-_MOST_MESSAGES = 20_000
+_MAX_MESSAGES = 20_000
 
 # Bytes of one message: PATH_MAX (4096), each byte of it in octal, and what is said of it.
-_LONGEST_MESSAGE = 20_000
+_MAX_MESSAGE = 20_000
 
 # Kernel buffer between two stages, bytes: Linux's limit for ordinary users (pipe(7)).
 _PIPE_BYTES = 1 << 20
 
+# Bytes that go through a pipe at once.
+_BLOCK = 1 << 18
+
 
 @dataclass(frozen=True)
-class StageEnd:
+class StageResult:
     """How a stage ended. status: as subprocess gives it, -N for signal N; said: its messages;
     tail: the last bytes that it wrote, of one that is watched."""
 
@@ -1726,7 +1862,7 @@ class StageEnd:
 
     @property
     def is_whole(self) -> bool:
-        """Whether what it wrote can be used, with or without warnings: see `judge`."""
+        """Whether what it wrote can be used; see `check_exit_statuses`."""
         if self.stage.tool == "tar" and self.status in (1, 2):
             return not self.gave_up
         if self.stage.watched and self.status == 2:
@@ -1743,7 +1879,7 @@ class StageEnd:
         return f"{self.stage.tool} {how}" + (f": {self.said[-1]}" if self.said else "")
 
 
-def judge(ends: Sequence[StageEnd]) -> list[str]:
+def check_exit_statuses(ends: Sequence[StageResult]) -> list[str]:
     """What the ends of a pipeline's stages mean: the warnings to log, none if all went well.
 
     Raises Failure where the stream cannot be trusted. GNU tar ends with 1 where a file changed
@@ -1768,6 +1904,7 @@ def judge(ends: Sequence[StageEnd]) -> list[str]:
 
 # What mysqldump writes last, with and without --skip-comments.
 _CLOSING = re.compile(rb"-- Dump completed|SET SQL_NOTES=@OLD_SQL_NOTES")
+
 # With --force, what leaves a dump empty or cut: errors of the client (2000 to 2999: MariaDB's
 # manual, "Error Codes"), and a database that cannot be had at all.
 _NO_DUMP = re.compile(
@@ -1775,7 +1912,7 @@ _NO_DUMP = re.compile(
 )
 
 
-def _tool_hint(end: StageEnd) -> str:
+def _tool_hint(end: StageResult) -> str:
     said = " ".join(end.said).lower()
     if "no space left" in said:
         return "free some room there"
@@ -1819,7 +1956,7 @@ class Pipeline:
     ) -> None:
         self._stages = tuple(stages)
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._ends: dict[int, StageEnd] = {}
+        self._ends: dict[int, StageResult] = {}
         self._watchers: dict[int, _Watcher] = {}
         source: IO[bytes] | int = subprocess.DEVNULL
         self._errors = [temp_file() for _ in self._stages]  # closed by `kill`
@@ -1861,16 +1998,16 @@ class Pipeline:
             ended = [self._end(n) for n, process in enumerate(self._processes)
                      if process.poll() is not None and n not in copying]
         # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
-        judge([end for end in ended if end.status != -signal.SIGPIPE])
+        check_exit_statuses([end for end in ended if end.status != -signal.SIGPIPE])
 
     def finish(self) -> list[str]:
-        """Waits for all stages; the warnings, or Failure as `judge` says."""
-        return judge([self._end(n) for n in range(len(self._processes))])
+        """Waits for all stages; the warnings, or Failure as `check_exit_statuses` says."""
+        return check_exit_statuses([self._end(n) for n in range(len(self._processes))])
 
-    def _end(self, number: int) -> StageEnd:
+    def _end(self, number: int) -> StageResult:
         if number not in self._ends:
             status = self._processes[number].wait()
-            end = _stage_end(self._stages[number], status, self._errors[number])
+            end = _stage_result(self._stages[number], status, self._errors[number])
             if watcher := self._watchers.get(number):
                 watcher.thread.join()
                 end = replace(end, tail=watcher.tail)
@@ -1940,22 +2077,22 @@ def _start_failure(stage: Stage, error: OSError) -> Failure:
     return os_failure(error, f"start {stage.tool}")
 
 
-def _stage_end(stage: Stage, status: int, errors: IO[bytes]) -> StageEnd:
+def _stage_result(stage: Stage, status: int, errors: IO[bytes]) -> StageResult:
     errors.seek(0)
     said: list[str] = []
     gave_up = False
     more, last = 0, ""
-    while line := errors.readline(_LONGEST_MESSAGE):
+    while line := errors.readline(_MAX_MESSAGE):
         gave_up = gave_up or _TAR_GAVE_UP in line
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
-            if len(said) < _MOST_MESSAGES:
+            if len(said) < _MAX_MESSAGES:
                 said.append(text)
             else:
                 more, last = more + 1, text
     if more:
         said += [f"{more} more messages of {stage.tool}, the last of them:", last]
-    return StageEnd(stage, status, tuple(said), gave_up)
+    return StageResult(stage, status, tuple(said), gave_up)
 
 
 # What proves who we are to AWS (its command line's manual, "Environment variables").
@@ -1996,143 +2133,190 @@ def run_tool(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str
     )
 
 
-def expand_name(name: str, env: Mapping[str, str]) -> list[str]:
-    """The names that a Directory line stands for: itself, or what the shell made of it.
-
-    A name that exists is taken as it stands; `~` and wildcards are tried only if it does not.
-    Relative names are looked up in `/`, where tar looks. Raises Failure where nothing exists.
-    """
-    if os.path.lexists(os.path.join("/", name)):
-        return [name]
-    pattern = expand_home(name, env)
-    found = sorted(glob.glob(pattern, root_dir="/")) if pattern else []
-    if not found:
-        raise Failure(f"directory {name} does not exist", "mount it, or take it out of the config")
-    return found
-
-
-def expand_home(name: str, env: Mapping[str, str]) -> str:
-    """`~` and `~/…` with the environment's HOME, `~user` from the user database."""
-    if name == "~" or name.startswith("~/"):
-        return env.get("HOME", "/") + name[1:]
-    return os.path.expanduser(name)
-
-
 # --------------------------------------------------------------------------------------------------
-# What a Directory line leads to
+# Filters
 # --------------------------------------------------------------------------------------------------
 
 
-def path_of(name: str) -> str:
-    """The path of a Directory's name, as tar takes it: without a slash at its end."""
-    return os.path.join("/", name).rstrip("/") or "/"
+def run_filter(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> Iterator[bytes]:
+    """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
+    stream raised; then the filter is gone, and its last bytes are not handed on."""
+    end = yield from _filtered(stage, blocks, env)
+    if end.status:
+        raise _filter_failure(end)
 
 
-def access_fault(name: str) -> str:
-    """Why tar could read nothing at all of what a name leads to, "" where it can."""
-    path = path_of(name)
-    if os.path.islink(path):
-        return ""
-    if os.path.isdir(path):
+def _filtered(
+    stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
+) -> Generator[bytes, None, StageResult]:
+    """`run_filter`, for those who judge by themselves how the filter ended."""
+    fault: list[BaseException] = []
+    with temp_file() as errors:
         try:
-            os.scandir(path).close()
+            process = subprocess.Popen(
+                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                env=_stage_environment(env, stage), bufsize=0,
+            )
         except OSError as error:
-            return f"directory {path} cannot be opened: {error.strerror}"
-        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} can be opened"
-    return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
+            raise _start_failure(stage, error) from error
+        assert process.stdin and process.stdout
+        widen_pipe(process.stdin)
+        widen_pipe(process.stdout)
+
+        def feed() -> None:
+            assert process.stdin
+            try:
+                for block in blocks:
+                    try:
+                        write_all(process.stdin, block)
+                    except BrokenPipeError:
+                        if process.wait():
+                            break  # its status tells why
+                        # It needs no more, but whether the rest is whole is still to be seen.
+            except BaseException as error:
+                fault.append(error)
+                process.kill()  # it must not take the cut stream for a whole one
+            finally:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        try:
+            while data := os.read(process.stdout.fileno(), _BLOCK):
+                yield data
+            feeder.join()
+            status = process.wait()
+            if fault:
+                raise fault[0]
+            return _stage_result(stage, status, errors)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            feeder.join()
 
 
-def is_empty_folder(path: str) -> bool:
-    """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
+# gpg's reasons where a secret key is locked and nobody was asked, or nobody answered.
+_NO_PASSPHRASE = re.compile(
+    "key decryption failed: (No passphrase|No pinentry|Inappropriate ioctl|Operation cancelled"
+    "|Timeout|End of file|No such device)"
+)
+
+
+def _filter_failure(end: StageResult) -> Failure:
+    """Why a filter ended badly, and what to do; gpg itself calls a locked key "No secret key"."""
+    said = "\n".join(end.said)
+    if end.stage.tool != "gpg":
+        return Failure(str(end))
+    if "Bad passphrase" in said or "Bad session key" in said:
+        return Failure("gpg cannot decrypt it: the passphrase is wrong",
+                       "--passphrase-file FILE names the file that holds it")
+    if _NO_PASSPHRASE.search(said):
+        return Failure("gpg cannot decrypt it: the secret key has a passphrase, and none was given",
+                       "use --passphrase-file FILE")
+    if not re.search("[Nn]o secret key|decryption failed", said):
+        return Failure(str(end))
+    ids = re.findall(r"ID ([0-9A-F]{8,})", said)
+    wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
+    wanted = wanted or "the secret key is not here"
+    return Failure(str(end), f"{wanted}: gpg --import it, or use --secret-key FILE")
+
+
+def decoded(
+    blocks: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
+) -> Iterator[Piece]:
+    """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
+    ask for (RFC 4880, `CODECS`). gpg: how to call it."""
+    start, blocks = split_head(blocks)
+    if is_openpgp(start):
+        start, blocks = split_head(run_filter(Stage((*gpg, "-d"), IN_ENGLISH), blocks, env))
+    codec = codec_of(start)
+    if codec is None:
+        return blocks
+    decoders = {words[0]: words for words in codec.decoders}
+    tool = find_tool(tuple(decoders), env) or codec.decoders[-1][0]
+    return run_filter(Stage(decoders[tool]), blocks, env)
+
+
+def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
+    """Raises Failure (status 2) unless a restore gives back what this command compresses."""
+    words = shlex.split(compressor)
+    sample = b"s3napback tries the Compressor\n" * 200
+    known = ", ".join(name for codec in CODECS for name in codec.commands)
+    hint = f"these can be read: {known}, or cat for none"
+    if {"|", ">", "<", "&&", ";"} & set(words):
+        hint = "it is one command with its options, and no line for a shell"
+    back = b""
     try:
-        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
-    except OSError:
-        return False
+        for block in decoded(run_filter(Stage(tuple(words)), [sample], env), env):
+            back += block
+            if len(back) > len(sample):
+                break
+        why = "" if back == sample else "what it writes cannot be read back"
+    except Failure as failure:
+        why = failure.message
+    if why:
+        raise Failure(f"Compressor {compressor} cannot be used: {why}", hint, status=EXIT_USAGE)
 
 
-def links_among(names: Sequence[str]) -> list[str]:
-    """A sentence for each of a job's names that is a symbolic link, and leads to none of them."""
-    links = [path for path in map(path_of, names) if os.path.islink(path)]
-    stored = [os.path.realpath(path) for path in map(path_of, names) if path not in links]
-    said = []
-    for link in links:
-        target = os.path.realpath(link)
-        if all(_within(target, place) is None for place in stored):
-            said.append(f"{link} is a symbolic link: nothing of {target}, to which it leads, is"
-                        f" stored; name {target} in the config")
-    return said
+def split_head(blocks: Iterator[Piece]) -> tuple[bytes, Iterator[Piece]]:
+    first = b""
+    for block in blocks:
+        first += block
+        if len(first) >= 32:
+            break
+    return first[:32], itertools.chain([first], blocks)
 
 
-def _within(path: str, folder: str) -> str | None:
-    """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
-    start = folder.rstrip("/") + "/"
-    return path[len(start) :] if f"{path}/".startswith(start) else None
+# --------------------------------------------------------------------------------------------------
+# Repositories
+# --------------------------------------------------------------------------------------------------
 
 
-def names_within(names: Sequence[str], path: str) -> list[str]:
-    """What tar calls a path that lies in one of a job's names, however either is written."""
-    real = os.path.realpath(path)
+def repositories_in(folder: str) -> list[str]:
+    """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
+    try:
+        names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
     found = []
     for name in names:
-        if rest := _within(real, os.path.realpath(path_of(name))):
-            found.append(f"{name.rstrip('/')}/{rest}")
+        # What svnadmin leaves in every repository; other entries are nobody's failure.
+        if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
+            found.append(name)
+        else:
+            _LOGS[SUBVERSION].debug("%s is not a repository", name)
     return found
 
 
-class Mount(NamedTuple):
-    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
-
-    device: str
-    place: str
-    kind: str
-
-
-def mounts() -> list[Mount]:
-    """All of this process's, none where that is not known (proc(5), /proc/PID/mountinfo)."""
-    found: dict[str, Mount] = {}
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            fields = line.split()
-            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
-            kind = fields[fields.index(b"-") + 1]
-            mount = Mount(fields[2].decode(), os.fsdecode(place), kind.decode())
-            found[mount.place] = mount  # the last one hides those below it
-    return list(found.values())
+def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
+    """The last revision of a Subversion repository. Raises Failure if there is none to be had."""
+    status, output, said = run_tool(("svnlook", "youngest", repository), env)
+    if status or not output.strip().isdigit():
+        why = (said.strip().splitlines() or ["no revision"])[0]
+        raise Failure(f"svnlook cannot read the repository {repository}: {why}")
+    return int(output)
 
 
-def mounts_of(names: Sequence[str], known: Sequence[Mount]) -> list[tuple[str, Mount]]:
-    """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
-    those within them: first those that begin outside."""
-    outside: list[tuple[str, Mount]] = []
-    within: list[tuple[str, Mount]] = []
-    for name in names:
-        real = os.path.realpath(path_of(name))
-        around = [mount for mount in known if _within(real, mount.place) is not None]
-        for mount in sorted(around, key=lambda mount: len(mount.place))[-1:]:
-            (within if mount.place == real else outside).append((name, mount))
-        for mount in known:
-            if rest := _within(mount.place, real):
-                within.append((f"{name.rstrip('/')}/{rest}", mount))
-    return outside + within
+def revision_identity(repository: str, revision: int, env: Mapping[str, str]) -> str:
+    """The repository's UUID and the moment of the revision, as far as there are any: what another
+    repository at its path, or itself brought back from an older copy, would not share."""
+    at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
+    asked = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
+    return " ".join(output.strip() for status, output, _ in asked if not status)
 
 
-def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.stat_result]]:
-    """(name, status) of directories that a job may meet twice, by a second way: bind mounts.
-
-    No directory of Linux has two names but by mounts of one file system.
-    """
-    seen = set()
-    for name, mount in places:
-        if mount.device in seen and mount.place == os.path.realpath(path_of(name)):
-            top = os.fsencode(os.path.join("/", name)).rstrip(b"/")
-            for folder, _, _ in os.walk(top):
-                with contextlib.suppress(OSError):
-                    yield os.fsencode(name).rstrip(b"/") + folder[len(top) :], os.lstat(folder)
-        seen.add(mount.device)
+def verify_repository(repository: str, env: Mapping[str, str]) -> None:
+    """Raises Failure for a repository that svnadmin finds damaged."""
+    status, _, said = run_tool(("svnadmin", "verify", "-q", repository), env)
+    if status:
+        why = (said.strip().splitlines() or [f"status {status}"])[0]
+        raise Failure(f"the repository {repository} does not verify: {why}")
 
 
 # --------------------------------------------------------------------------------------------------
-# gpg: is the recipient's key usable?
+# Keys
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2258,17 +2442,14 @@ def _public_keys(
 
 
 # ==================================================================================================
-# 9. Store
+# 9. Buffers
 # ==================================================================================================
-
-# --------------------------------------------------------------------------------------------------
-# Buffers
-# --------------------------------------------------------------------------------------------------
 
 # Bytes that are hashed, spooled and handed on at a time.
 _PIECE = 1 << 20
+
 # Room up to this size, bytes, is memory; above it is a file.
-_LARGEST_IN_MEMORY = 64_000_000
+_MAX_IN_MEMORY = 64_000_000
 
 
 class Buffer:
@@ -2285,7 +2466,7 @@ class Buffer:
         self._size = 0
         self._digest: hashlib._Hash | None = None
         self._file: io.FileIO | None = None
-        if room <= _LARGEST_IN_MEMORY:
+        if room <= _MAX_IN_MEMORY:
             # Unlike a bytearray's, these pages cost nothing until something is in them.
             memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(OSError):  # a kernel without large pages
@@ -2389,15 +2570,15 @@ _LEFT_FREE = 0.05
 
 def has_room(size: int, folder: str | None, count: int = 1) -> bool:
     """Whether `count` more buffers of that size, bytes, fit where they would be."""
-    if size <= _LARGEST_IN_MEMORY:
+    if size <= _MAX_IN_MEMORY:
         return True
     disk = shutil.disk_usage(folder or temp_folder())
     return disk.free - size * count >= disk.total * _LEFT_FREE
 
 
-# --------------------------------------------------------------------------------------------------
-# The contract
-# --------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# 10. Stores
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -2413,11 +2594,11 @@ class StoredObject:
 
 
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
-OPAQUE = f"{META}opaque"
+ETAG_IS_NOT_MD5 = f"{META}opaque"
 
 
 class Store(Protocol):
-    """One bucket. Every operation raises PassingFailure for what may pass, Failure for the rest;
+    """One bucket. Every operation raises TransientFailure for what may pass, Failure for the rest;
     `put` is atomic: after a failure the key holds what it held, or all of the new object."""
 
     bucket: str
@@ -2434,13 +2615,13 @@ class Store(Protocol):
         """The first bytes of an object, at most `count`; unchecked."""
 
     def head(self, key: str) -> dict[str, str] | None:
-        """The object's user metadata, None where there is no such key; with OPAQUE where the
-        store's ETag is no MD5."""
+        """The object's user metadata, None where there is no such key; with
+        ETAG_IS_NOT_MD5 where that is so."""
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         """(objects, whether there are more): the first whose keys start with the prefix and come
         behind the key `after`, in the order of their keys' bytes. One request. Raises
-        AbsentFailure where the bucket is not there."""
+        NotFound where the bucket is not there."""
 
     def copy(self, source: str, target: str) -> None:
         """Makes the object `target` of another of the bucket: the same data and metadata."""
@@ -2472,10 +2653,10 @@ class Access:
     secret: str | None = field(default=None, repr=False)  # never in a traceback or a log
     storage_class: str | None = None
     connections: int = 4
-    limit: Limit | None = None
+    limit: RateLimiter | None = None
 
 
-class Limit:
+class RateLimiter:
     """What all uploads of a run together may send. rate: bytes per second."""
 
     def __init__(self, rate: float) -> None:
@@ -2483,7 +2664,7 @@ class Limit:
         self._free = time.monotonic()  # when all that was granted will have been sent
         self._lock = threading.Lock()
 
-    def grant(self, count: int) -> float:
+    def reserve(self, count: int) -> float:
         """The seconds to wait before so many bytes are sent."""
         with self._lock:
             now = time.monotonic()
@@ -2493,7 +2674,7 @@ class Limit:
             return max(0.0, start - now)
 
 
-class _Body:
+class UploadBody:
     """A buffer as the file that an HTTP client sends, no faster than a limit allows.
 
     stop: set by who does not want to wait for the rest, which ends in OSError.
@@ -2503,7 +2684,7 @@ class _Body:
     # go: a whole chunk would not make it over a slow line, and small ones cost a fast one its time.
     _PIECE, _LIMITED = 1 << 18, 1 << 14
 
-    def __init__(self, data: Buffer, limit: Limit | None, stop: threading.Event) -> None:
+    def __init__(self, data: Buffer, limit: RateLimiter | None, stop: threading.Event) -> None:
         self._data = data
         self._at = 0
         self._limit, self._stop = limit, stop
@@ -2522,7 +2703,7 @@ class _Body:
     def read(self, _count: int = -1) -> memoryview:
         piece = self._data.piece(self._at, self._LIMITED if self._limit else self._PIECE)
         self._at += len(piece)
-        if self._limit and piece and self._stop.wait(self._limit.grant(len(piece))):
+        if self._limit and piece and self._stop.wait(self._limit.reserve(len(piece))):
             raise OSError("the upload was given up")
         return piece
 
@@ -2559,6 +2740,29 @@ def others_can_read(path: str) -> bool:
     return bool(os.stat(path).st_mode & 0o077)
 
 
+def folder_root(endpoint: str | None) -> str | None:
+    """The folder that a file: endpoint names, None for any other."""
+    if endpoint and endpoint.lower().startswith("file:"):
+        return urllib.parse.unquote(urllib.parse.urlsplit(endpoint).path, errors="surrogateescape")
+    return None
+
+
+def access_of(settings: Settings) -> Access:
+    """How to reach the config's bucket. Raises Failure for a key file that is no good."""
+    key = secret = None
+    if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
+        key, secret = read_key_file(settings.s3_keyfile)
+    return Access(
+        settings.s3_endpoint,
+        settings.s3_region,
+        key,
+        secret,
+        settings.storage_class,
+        settings.parallel,
+        RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None,
+    )
+
+
 def open_store(bucket: str, access: Access, clock: Callable[[], float]) -> Store:
     """The store of a bucket; clock gives epoch seconds, the stamps of a folder store."""
     root = folder_root(access.endpoint)
@@ -2576,15 +2780,8 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
         return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
 
-def folder_root(endpoint: str | None) -> str | None:
-    """The folder that a file: endpoint names, None for any other."""
-    if endpoint and endpoint.lower().startswith("file:"):
-        return urllib.parse.unquote(urllib.parse.urlsplit(endpoint).path, errors="surrogateescape")
-    return None
-
-
 # --------------------------------------------------------------------------------------------------
-# Buckets as folders
+# A bucket as a folder
 # --------------------------------------------------------------------------------------------------
 
 # Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
@@ -2691,9 +2888,9 @@ class FolderStore:
         path = self.path_of(key)
         return self._notes(path)[1] if os.path.isfile(path) else None
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         if not self.exists():
-            raise AbsentFailure(f"bucket {self.bucket} does not exist in {self._root}")
+            raise NotFound(f"bucket {self.bucket} does not exist in {self._root}")
         objects: list[StoredObject] = []
         with _folder_errors(f"list {self._folder}"):
             for key, path in sorted(
@@ -2762,9 +2959,9 @@ class FolderStore:
 
     def path_of(self, key: str) -> str:
         """The file of a key. Raises Failure for a key that S3 would not take either."""
-        if len(key.encode()) > LONGEST_KEY:
+        if len(key.encode()) > MAX_KEY:
             raise Failure(f"the key of {len(key.encode())} bytes is too long: {key[:60]}…",
-                          f"S3 takes {LONGEST_KEY} bytes: shorten the name, or Prefix")
+                          f"S3 takes {MAX_KEY} bytes: shorten the name, or Prefix")
         name = urllib.parse.quote(key, safe="")
         if name.startswith("."):
             name = "%2E" + name[1:]
@@ -2853,7 +3050,7 @@ def _write_durably(path: str, pieces: Iterable[Piece]) -> None:
 
 def _file_md5(path: str, size: int) -> str:
     """The hex MD5 of a file; "" for one that may not be read, or is larger than any chunk."""
-    if size > LARGEST_CHUNK or not os.access(path, os.R_OK):
+    if size > MAX_CHUNK or not os.access(path, os.R_OK):
         return ""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
@@ -2865,6 +3062,7 @@ def _file_md5(path: str, size: int) -> str:
 # --------------------------------------------------------------------------------------------------
 # S3
 # --------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class BucketFacts:
@@ -2878,7 +3076,7 @@ class BucketFacts:
 
 
 # Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
-_PASSING_CODES = frozenset(
+_TRANSIENT_CODES = frozenset(
     (
         "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken",
         "TokenRefreshRequired", "TemporaryRedirect",
@@ -2886,9 +3084,10 @@ _PASSING_CODES = frozenset(
         "InternalError", "SlowDown", "ServiceUnavailable",
     )
 )
+
 # HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
 # every 5xx but 501 does so, too.
-_PASSING_STATUSES = frozenset((408, 429))
+_TRANSIENT_STATUSES = frozenset((408, 429))
 
 _S3_HINTS = {
     "AccessDenied": "the key lacks a right for it, or the bucket is someone else's",
@@ -2907,7 +3106,6 @@ _S3_HINTS = {
     "InvalidStorageClass": "check StorageClass",
     "403": "the key lacks a right for it, or the bucket is someone else's",
 }
-
 
 _WRONG_ENDPOINT = (
     "S3Endpoint may be no S3 service, or already hold the bucket's name: give it without"
@@ -2929,7 +3127,7 @@ class S3Store:
         self._made: Any = None
         self._making = threading.Lock()
         self._knows_batches, self._prepared = True, False
-        self.stop = threading.Event()  # see `Patience`
+        self.stop = threading.Event()  # see `RetryingStore`
 
     @property
     def _client(self) -> Any:
@@ -2944,7 +3142,7 @@ class S3Store:
         digest = data.md5()
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
-        body = _Body(data, self._access.limit, self.stop)
+        body = UploadBody(data, self._access.limit, self.stop)
         with self._errors(f"store {key} in"):
             answer = self._client.put_object(
                 Bucket=self.bucket,
@@ -2957,7 +3155,7 @@ class S3Store:
             )
         etag = _plain_etag(answer)
         if etag and etag != digest:
-            raise PassingFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
+            raise TransientFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
         return etag or str(answer.get("ETag", "")).strip('"')
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
@@ -2970,7 +3168,7 @@ class S3Store:
                     raise Failure(f"{key} is larger than listed: it was replaced")
         etag = _plain_etag(answer)
         if etag and into.md5() != etag:
-            raise PassingFailure(f"{key} arrived damaged: its MD5 is not the stored one")
+            raise TransientFailure(f"{key} arrived damaged: its MD5 is not the stored one")
         return _user_metadata(answer)
 
     def peek(self, key: str, count: int) -> bytes:
@@ -2985,11 +3183,12 @@ class S3Store:
         try:
             with self._errors(f"look up {key} in"):
                 answer = self._client.head_object(Bucket=self.bucket, Key=key)
-        except AbsentFailure:
+        except NotFound:
             return None
-        return {**_user_metadata(answer), **({} if _plain_etag(answer) else {OPAQUE: "yes"})}
+        mark = {} if _plain_etag(answer) else {ETAG_IS_NOT_MD5: "yes"}
+        return _user_metadata(answer) | mark
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
         answer = self._list(Prefix=prefix, **start)
         objects = [
@@ -3028,7 +3227,7 @@ class S3Store:
                 try:
                     self._delete_batch(batch)
                     continue
-                except (PassingFailure, AbsentFailure):
+                except (TransientFailure, NotFound):
                     raise
                 except Failure:
                     # Some services do not know DeleteObjects, and each says that in its own way.
@@ -3051,7 +3250,7 @@ class S3Store:
         try:
             with self._errors(f"delete {key} from"):
                 self._client.delete_object(Bucket=self.bucket, Key=key)
-        except AbsentFailure as failure:
+        except NotFound as failure:
             if failure.code == "NoSuchBucket":
                 raise
 
@@ -3068,7 +3267,7 @@ class S3Store:
         try:
             # Not HeadBucket: its errors come without a code that says what is wrong.
             self._list(MaxKeys=1)
-        except AbsentFailure:
+        except NotFound:
             return False
         except Failure as failure:
             # Of a bucket that is not there everybody is told. A policy may allow only listings of
@@ -3172,10 +3371,10 @@ class S3Store:
             if unknown := _cause(error, socket.gaierror):
                 host = urllib.parse.urlsplit(self._client.meta.endpoint_url).hostname
                 text = f"the host name {host} is not known: {unknown.strerror}; check S3Endpoint"
-            raise PassingFailure(f"cannot {doing} {self.bucket}: {text}") from error
+            raise TransientFailure(f"cannot {doing} {self.bucket}: {text}") from error
         except (urllib3.exceptions.HTTPError, boto.HTTPClientError, boto.IncompleteReadError,
                 boto.ConnectionError, OSError) as error:
-            raise PassingFailure(f"cannot {doing} {self.bucket}: {error}") from error
+            raise TransientFailure(f"cannot {doing} {self.bucket}: {error}") from error
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
 
@@ -3200,7 +3399,7 @@ def _tls_failure(text: str) -> Failure:
     for pattern, hint in _TLS_HINTS:
         if re.search(pattern, text):
             return Failure(text, hint)
-    return PassingFailure(text)
+    return TransientFailure(text)
 
 
 def _cause(error: BaseException | None, kind: type[OSError]) -> OSError | None:
@@ -3234,9 +3433,11 @@ def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) 
     if doing == "list" and code == "NoSuchKey":  # the request was for an object
         hint = _WRONG_ENDPOINT
     elif code in ("404", "NoSuchKey", "NoSuchBucket"):
-        kind = AbsentFailure
-    elif code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501):
-        kind, hint = PassingFailure, ""
+        kind = NotFound
+    elif code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES or (
+        status >= 500 and status != 501
+    ):
+        kind, hint = TransientFailure, ""
     failure = kind(text, hint)
     failure.code = code
     return failure
@@ -3298,7 +3499,7 @@ def _s3_client(access: Access) -> Any:
             # Older S3-compatible services refuse the checksum trailers that botocore adds.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            retries={"total_max_attempts": 1},  # `Patience` is the only one that tries again
+            retries={"total_max_attempts": 1},  # `RetryingStore` is the only one that tries again
             max_pool_connections=access.connections + 1,
             connect_timeout=_CONNECT_TIMEOUT,
             read_timeout=_READ_TIMEOUT,
@@ -3341,28 +3542,18 @@ def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
-def missing_library(error: ImportError) -> Failure:
-    """The Failure for a Python library that is not installed."""
-    folder = os.path.dirname(os.path.realpath(__file__))
-    return Failure(
-        f"the Python library {error.name} is missing",
-        f"run: python3 -m venv {folder}/.venv && {folder}/.venv/bin/pip install -r"
-        f" {folder}/requirements.txt",
-        status=EXIT_USAGE,
-    )
-
-
 # --------------------------------------------------------------------------------------------------
-# Patience
+# Retries
 # --------------------------------------------------------------------------------------------------
 
 # Pauses between two tries, seconds: before the second, and the longest, js3tream's with -n.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 600.0
+_FIRST_PAUSE, _MAX_PAUSE = 0.5, 600.0
+
 # Tries that an operation always gets: js3tream's.
-_FEWEST_TRIES = 3
+_MIN_TRIES = 3
 
 
-class Patience:
+class RetryingStore:
     """A store whose operations are tried again, for a while, when their failure may pass.
 
     hours: how long one operation is tried, at least three times; log: where each further try is
@@ -3388,8 +3579,8 @@ class Patience:
     def head(self, key: str) -> dict[str, str] | None:
         return self._persist(lambda: self._store.head(key))
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        return self._persist(lambda: self._store.page(prefix, after))
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        return self._persist(lambda: self._store.list_page(prefix, after))
 
     def copy(self, source: str, target: str) -> None:
         self._persist(lambda: self._store.copy(source, target))
@@ -3415,14 +3606,14 @@ class Patience:
         for tries in itertools.count(1):
             try:
                 return attempt()
-            except PassingFailure as failure:
+            except TransientFailure as failure:
                 left = deadline - time.monotonic()
-                if (tries >= _FEWEST_TRIES and left <= 0) or self.stop.is_set():
+                if (tries >= _MIN_TRIES and left <= 0) or self.stop.is_set():
                     raise
                 gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
-                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE)
                 pause *= random.uniform(0.5, 1.0)
-                if tries >= _FEWEST_TRIES:
+                if tries >= _MIN_TRIES:
                     pause = min(pause, left)
                 self._log.warning("%s; trying again in %.0f s", failure, pause)
                 self.waiting(time.monotonic() - started + pause)
@@ -3456,30 +3647,30 @@ def workers(store: Store, count: int, name: str) -> Iterator[ThreadPoolExecutor]
     pool.shutdown()
 
 
-def listing(store: Store, prefix: str = "") -> Iterator[StoredObject]:
+def iter_objects(store: Store, prefix: str = "") -> Iterator[StoredObject]:
     """All objects whose key starts with the prefix, by key, fetched page by page."""
     after, more = "", True
     while more:
-        objects, more = store.page(prefix, after)
+        objects, more = store.list_page(prefix, after)
         yield from objects
         if objects:
             after = objects[-1].key
 
 
+def is_there(store: Store, key: str) -> bool:
+    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
+    bucket is not told (S3 API Reference, HeadObject), and gets False."""
+    try:
+        return store.head(key) is not None
+    except Failure as failure:
+        if failure.code not in ("403", "AccessDenied"):
+            raise
+        return False
+
+
 # ==================================================================================================
-# 10. Chunks
+# 11. Archives
 # ==================================================================================================
-
-
-class Stream(Protocol):
-    """Bytes on their way to the bucket."""
-
-    def readinto(self, view: memoryview) -> int:
-        """Bytes read into the view, 0 at the end."""
-
-    def check(self) -> None:
-        """Raises Failure if the source is known to have failed."""
-
 
 # No archive is from later than that, epoch seconds: what local time can show, in any zone.
 _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
@@ -3532,7 +3723,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Link:
+class ArchiveRef:
     """A stored archive, as a DIFF that continues it will know it again: by the random id of its
     upload, since another upload may have the same content.
 
@@ -3551,17 +3742,17 @@ class Link:
         head: Callable[[str], Mapping[str, str] | None],
     ) -> Archive | None:
         """The archive, if it is still whole among these objects, all that its name has; head: as
-        for `assemble`."""
-        now = assemble(self.archive, objects, head)
+        for `resolve_archive`."""
+        now = resolve_archive(self.archive, objects, head)
         return now if now and now.complete and now.metadata.get("archive") == self.upload else None
 
     def checked(
         self,
         objects: Sequence[StoredObject],
         head: Callable[[str], Mapping[str, str] | None],
-    ) -> Link | None:
+    ) -> ArchiveRef | None:
         """Itself, for the next time, if the archive is still whole; see `find`."""
-        for group in _uploads(objects).values():
+        for group in _group_by_place_and_width(objects).values():
             with contextlib.suppress(ValueError):  # ETags of another kind
                 unchanged = max(item.modified for item in group) == self.modified
                 if unchanged and digest_of_digests(item.etag for item in group) == self.md5:
@@ -3571,10 +3762,10 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Stored:
+class UploadResult:
     """What an upload left in the bucket. size: bytes; tidy: it is in its place, alone there."""
 
-    link: Link
+    link: ArchiveRef
     chunks: int
     size: int
     tidy: bool = True
@@ -3590,22 +3781,6 @@ def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObjec
     return found
 
 
-def archive_objects(store: Store, archive: str) -> list[StoredObject]:
-    """The chunks of one archive, of every upload that left some."""
-    return chunks_of(listing(store, f"{archive}:" if archive else ""), archive)
-
-
-def is_there(store: Store, key: str) -> bool:
-    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
-    bucket is not told (S3 API Reference, HeadObject), and gets False."""
-    try:
-        return store.head(key) is not None
-    except Failure as failure:
-        if failure.code not in ("403", "AccessDenied"):
-            raise
-        return False
-
-
 def groupby_archive(
     objects: Iterable[StoredObject],
 ) -> Iterator[tuple[str, list[StoredObject]]]:
@@ -3619,11 +3794,16 @@ def groupby_archive(
         yield archive, list(group)
 
 
+def archive_objects(store: Store, archive: str) -> list[StoredObject]:
+    """The chunks of one archive, of every upload that left some."""
+    return chunks_of(iter_objects(store, f"{archive}:" if archive else ""), archive)
+
+
 def archives_of(
     store: Store, start: str, prefix: str
 ) -> Iterator[tuple[str, str, list[StoredObject]]]:
     """(archive, mode, its chunks) of one source, whose names start as `archive_start` says."""
-    for archive, objects in groupby_archive(listing(store, start)):
+    for archive, objects in groupby_archive(iter_objects(store, start)):
         parts = parse_archive_name(archive, prefix)
         # Another name may begin like this one.
         if parts and start == archive_start(parts[0] or "", parts[1], prefix):
@@ -3635,7 +3815,7 @@ def digest_of_digests(digests: Iterable[str]) -> str:
     return hashlib.md5(bytes.fromhex("".join(digests)), usedforsecurity=False).hexdigest()
 
 
-def assemble(
+def resolve_archive(
     name: str,
     objects: Sequence[StoredObject],
     head: Callable[[str], Mapping[str, str] | None],
@@ -3650,7 +3830,7 @@ def assemble(
     be an upload's last; chunk_size: bytes, tells a single full chunk from a whole.
     """
     candidates: list[Archive] = []
-    for group in _uploads(objects).values():
+    for group in _group_by_place_and_width(objects).values():
         candidates += _candidates(name, group, head, chunk_size)
     return max(
         candidates,
@@ -3659,7 +3839,9 @@ def assemble(
     )
 
 
-def _uploads(objects: Iterable[StoredObject]) -> dict[tuple[bool, int], list[StoredObject]]:
+def _group_by_place_and_width(
+    objects: Iterable[StoredObject],
+) -> dict[tuple[bool, int], list[StoredObject]]:
     """The chunks of one name, in groups of one place and one width of numbers, each in order."""
     groups: dict[tuple[bool, int], list[StoredObject]] = {}
     for item in objects:
@@ -3678,7 +3860,7 @@ def _number(item: StoredObject) -> int:
 
 # Ends of uploads that are looked at among the chunks of one name. There are two or three where
 # replacements were cut off; thousands, each a request and a walk over all chunks, are somebody's.
-_MOST_ENDS = 50
+_MAX_ENDS = 50
 
 
 def _candidates(
@@ -3690,7 +3872,7 @@ def _candidates(
     largest = max(item.size for item in items)
     last = items[-1]
     # Only an upload's last chunk is shorter than its others ...
-    ends = [item for item in items if item.size < largest or item is last][-_MOST_ENDS:]
+    ends = [item for item in items if item.size < largest or item is last][-_MAX_ENDS:]
     candidates = [c for end in ends if (c := _candidate(name, items, end, head, chunk_size))]
     yield from candidates
     # ... and the first may be all of an upload with a larger ChunkSize.
@@ -3757,8 +3939,398 @@ def _missing(items: Sequence[StoredObject], count: int) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
+# Chains
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One archive as the catalogue knows it. kind: None where only a config, or the content, could
+    tell a directory from a repository; prefix: the Prefix before its name, which `name` lacks;
+    made: epoch seconds; size: bytes; before, after: its
+    `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
+    other uploads under its name; encrypted: None where no one looked; staged: see `staged_key`."""
+
+    archive: str
+    kind: str | None
+    name: str
+    slot: int
+    mode: str
+    made: float
+    size: int
+    chunks: int
+    fault: str
+    before: str = ""
+    after: str = ""
+    status: str = ""
+    classes: tuple[str, ...] = ()
+    leftovers: int = 0
+    encrypted: bool | None = None
+    staged: bool = False
+    prefix: str = ""
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
+        return self.mode == FULL or self.before in ("-", "0")
+
+    @property
+    def marked(self) -> bool:
+        """Whether this program made it: what the Perl script made says nothing of itself."""
+        return bool(self.status or self.before)
+
+    @property
+    def continues(self) -> str:
+        """The AFTER state of the archive that it continues, "" where it says none."""
+        if self.kind == SUBVERSION and self.before:
+            is_number = re.fullmatch("[0-9]{1,18}", self.before)
+            return str(int(self.before) - 1) if is_number else f"none: {self.before}"
+        return self.before
+
+
+# Storage classes of objects that cannot be read at once.
+_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
+
+
+def _prefix_of(archive: Archive, wanted: str) -> str:
+    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
+    the one that it is then believed to have."""
+    marks = archive.metadata
+    if "kind" in marks:
+        return urllib.parse.unquote(marks.get("prefix", ""))
+    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
+
+
+def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> CatalogEntry:
+    marks = archive.metadata
+    before, _, after = marks.get("state", "").partition(":")
+    # Where the name tells the kind, nothing else is asked.
+    if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
+        kind = marks["kind"]
+    return CatalogEntry(
+        archive.name, kind, name, slot, mode, archive.made, archive.size,
+        len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
+        tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
+    )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Archives to be restored one upon the other, oldest first. as_of: the moment that they give,
+    epoch seconds; doubts: sentences to be told."""
+
+    links: tuple[CatalogEntry, ...]
+    as_of: int
+    doubts: tuple[str, ...] = ()
+
+
+class History:
+    """The archives of one source in the order in which they were made, and what each continues.
+
+    Pure. Archives that say what they continue are linked by that, whatever their dates; only what
+    is unmarked is ordered by date. archives: oldest first; moments: the whole epoch second as of
+    which each stands; whole: whether it can be restored.
+    """
+
+    def __init__(self, found: Iterable[CatalogEntry]) -> None:
+        dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive))
+        previous, whole = _linked(dated)
+        moments = _moments_of(dated, previous)
+        order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
+        place = {n: at for at, n in enumerate(order)}
+        self.archives = [dated[n] for n in order]
+        self.moments = [moments[n] for n in order]
+        self.whole = [n in whole for n in order]
+        self._previous = [place[previous[n]] if n in previous else None for n in order]
+
+    def rows(self) -> Iterator[tuple[CatalogEntry, int, bool]]:
+        """(archive, moment, whether it can be restored) of each."""
+        return zip(self.archives, self.moments, self.whole, strict=True)
+
+    def restorable(self) -> list[int]:
+        """The moments, in epoch seconds, as of which the source can be restored, oldest first."""
+        return [at for _, at, whole in self.rows() if whole]
+
+    def newest(self, at: float) -> int | None:
+        """The place of the newest archive that is not from after a moment, None for none.
+
+        The second that an archive was marked with is that archive, where no other stands there.
+        """
+        after = bisect.bisect_right(self.moments, at)
+        if math.isfinite(at) and self.moments[after - 1 : after] != [math.floor(at)]:
+            for place, one in enumerate(self.archives):
+                if math.floor(one.made) == math.floor(at):
+                    return place
+        return after - 1 if after else None
+
+    def chain(self, place: int) -> list[CatalogEntry]:
+        """The archive at a place after all that it continues, as far as they are there."""
+        links: list[CatalogEntry] = []
+        at: int | None = place
+        while at is not None:
+            links.append(self.archives[at])
+            at = self._previous[at]
+        return links[::-1]
+
+
+def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
+    """(index → index of the archive that it continues, those that can be restored), from archives
+    by date.
+
+    One walk, from the archives that need no other: what a state is first reached by counts, so
+    states that go round in circles, or that thousands of archives share, end it as well.
+    """
+    ends = {one.after for one in dated if one.after}
+    by_date = _previous_by_date(dated)
+    waiting: dict[int | str | None, list[int]] = {}  # archives, by what they continue
+    for n, one in enumerate(dated):
+        if not one.self_contained:
+            key = one.continues if one.continues in ends else by_date[n]
+            waiting.setdefault(key, []).append(n)
+    previous: dict[int, int] = {}
+    reached: set[int] = set()
+
+    def walk(level: list[int], usable: Callable[[int], bool]) -> None:
+        passed_over: dict[int | str | None, list[int]] = {}
+        while level:
+            reached.update(level)
+            opened: dict[int | str | None, list[int]] = {}
+            for n in sorted(level):
+                for end in (n, dated[n].after):
+                    if end in waiting:
+                        opened.setdefault(end, []).append(n)
+            level = []
+            for key, group in opened.items():
+                for n in waiting.pop(key):
+                    if usable(n):
+                        # Of several that end alike, the one that was last made before it.
+                        previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
+                        level.append(n)
+                    else:
+                        passed_over.setdefault(key, []).append(n)
+        waiting.update(passed_over)
+
+    walk([n for n, one in enumerate(dated) if one.self_contained and not one.fault],
+         lambda n: not dated[n].fault)
+    whole = set(reached)
+    # The rest has a place as well, so that what is asked for is not passed over for an older one.
+    broken = [n for n, one in enumerate(dated) if one.self_contained and one.fault]
+    walk([*whole, *broken, *waiting.pop(None, [])], lambda n: True)
+    return previous, whole
+
+
+def _previous_by_date(dated: Sequence[CatalogEntry]) -> list[int | None]:
+    """The index of what each archive continues if dates alone tell, as for the Perl script's."""
+    slots = sorted(one.slot for one in dated if one.mode == FULL)
+    found: list[int | None] = []
+    last: int | None = None  # of those of an earlier date
+    fulls: list[int | None] = []  # the slot of the newest FULL up to each
+    for n, one in enumerate(dated):
+        if n and dated[n - 1].made < one.made:
+            last = n - 1
+        fulls.append(one.slot if one.mode == FULL else fulls[n - 1] if n else None)
+        if last is None or (one.before and dated[last].after):
+            found.append(None)
+            continue
+        # A DIFF belongs to the FULL of the nearest lower slot; if another one stands before it by
+        # date, its own was replaced (SimpleCycle starts anew at New Year), and it is stale.
+        at = bisect.bisect_right(slots, one.slot)
+        stale = not one.before and at and fulls[last] != slots[at - 1]
+        found.append(None if stale else last)
+    return found
+
+
+# Amazon S3 began on 2006-03-14: a clock that showed less was wrong.
+_S3_BEGAN = 1142294400
+
+
+def _moments_of(dated: Sequence[CatalogEntry], previous: Mapping[int, int]) -> list[int]:
+    """The whole epoch second as of which each archive stands: when it was made, by its own word.
+
+    Along a chain they rise. Where a clock went back or ahead, as few archives as can be are not
+    believed: each of them stands one second after the one that it continues.
+    """
+    moments: dict[int, int] = {}
+    for end in sorted(set(range(len(dated))) - set(previous.values()), reverse=True):
+        path: list[int] = []
+        at: int | None = end
+        while at is not None and at not in moments:
+            path.append(at)
+            at = previous.get(at)
+        path.reverse()
+        dates = [math.floor(dated[n].made) for n in path]
+        if at is not None:
+            before: float = moments[at]
+        else:
+            before = _S3_BEGAN if max(dates) > _S3_BEGAN else -math.inf
+        believed = _rising([(n, date) for n, date in enumerate(dates) if date > before])
+        last = moments[at] if at is not None else dates[min(believed)] - min(believed) - 1
+        for n, index in enumerate(path):
+            last = max(dates[n], last + 1) if n in believed else last + 1
+            moments[index] = last
+    return [moments[n] for n in range(len(dated))]
+
+
+def _rising(dates: Iterable[tuple[int, int]]) -> set[int]:
+    """The places of a longest choice of dates, given as (place, date), that rises throughout; of
+    several such the one whose dates are earlier (patience sorting)."""
+    tails: list[int] = []  # of the choices of each length, the one that ends earliest
+    ends: list[int] = []
+    before: dict[int, int] = {}
+    for place, second in dates:
+        at = bisect.bisect_left(tails, second)
+        if at:
+            before[place] = ends[at - 1]
+        tails[at : at + 1], ends[at : at + 1] = [second], [place]
+    chosen = set(ends[-1:])
+    place = ends[-1] if ends else -1
+    while place in before:
+        place = before[place]
+        chosen.add(place)
+    return chosen
+
+
+def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None = None) -> Chain:
+    """The archives that give a source as it was at a moment: pure, from one source's archives.
+
+    at: epoch seconds; the newest archive not after it is the one that is wanted, see `History`;
+    local: whose zone the hints are in. Raises Failure, with the last good moment in `hint`, where
+    something that it continues is missing.
+    """
+    history = History(found)
+    wanted = history.newest(at)
+    if wanted is None:
+        raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
+    links = history.chain(wanted)
+    if not history.whole[wanted]:
+        good = [m for m in history.restorable() if m < history.moments[wanted]]
+        hint = "there is nothing before it that could be restored"
+        if good:
+            last = _moment_text(local or Moment(0), good[-1])
+            hint = f"the last good moment before it: --at '{last}'"
+        raise Failure(_why_broken(links, history.archives[:wanted]), hint)
+    doubts = []
+    for earlier, link in itertools.pairwise(links):
+        if not link.before and link.slot not in (earlier.slot, earlier.slot + 1):
+            doubts.append(
+                f"between {earlier.archive} and {link.archive} nights were missed, or archives"
+                " are gone; the Perl script left no mark that could tell"
+            )
+        elif link.before and earlier.after != link.continues:
+            doubts.append(
+                f"{link.archive} continues an archive that has no marks of its own; by the dates"
+                f" it is {earlier.archive}"
+            )
+    return Chain(tuple(links), history.moments[wanted], tuple(doubts))
+
+
+def _why_broken(links: Sequence[CatalogEntry], earlier: Sequence[CatalogEntry]) -> str:
+    """Why the last of the links cannot be restored, as a sentence."""
+    if links[-1].fault:
+        return f"{links[-1].archive} cannot be used: {links[-1].fault}"
+    torn = [n for n, link in enumerate(links) if link.fault]
+    link = links[torn[-1] + 1 if torn else 0]
+    lost = links[torn[-1]] if torn else next(
+        # One that was cut may have lost the mark that would say where it ends.
+        (one for one in reversed(earlier) if one.fault and not one.after), None
+    )
+    lacking = f"is not whole: {lost.archive}: {lost.fault}" if lost else "is no longer there"
+    return f"{link.archive} continues an archive that {lacking}"
+
+
+# Unmarked archives of one source are made in different nights. Where their dates are closer than
+# that, seconds, they are those of a copy.
+_COPIED_WITHIN = 3600
+
+# A date so far from all others, seconds, may be that of a clock that was wrong.
+_FAR_OFF = 300 * 86400
+
+
+def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
+    """What the dates of a source's archives leave open, as sentences; local: whose zone they show.
+    """
+    doubts = []
+    # One that was cut has lost its marks with its last chunk.
+    whole = [f for f in found if not f.marked and not f.fault]
+    unmarked = sorted(whole, key=lambda f: (f.made, f.archive))
+    marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
+    unknown = "which state is the newest, and what continues what, is not known for sure"
+    for one, other in itertools.pairwise(unmarked):
+        if other.made - one.made < _COPIED_WITHIN:
+            doubts.append(
+                f"{one.archive} and {other.archive} have no marks, and dates"
+                f" {other.made - one.made:.0f} seconds apart, as in a copy of a bucket: {unknown}"
+            )
+            break
+    if unmarked and marked and unmarked[-1].made > marked.made:
+        doubts.append(
+            f"{unmarked[-1].archive} has no marks, but a later date than {marked.archive}, which"
+            f" has: it lost them, or its date is that of a copy: {unknown}"
+        )
+    # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
+    dates = [(at, one.archive) for one, at, _ in History(found).rows() if one.marked]
+    if len(dates) > 1:
+        (first, oldest), (second, _) = dates[:2]
+        (last_but_one, _), (last, newest) = dates[-2:]
+        if second - first > _FAR_OFF:
+            doubts.append(f"{oldest} is dated {_moment_text(local, first)}, long before all others,"
+                          " and may be newer, if that clock was wrong")
+        if last - last_but_one > _FAR_OFF:
+            doubts.append(f"{newest} is dated {_moment_text(local, last)}, long after all others,"
+                          " and may be older, if that clock was wrong")
+    return doubts
+
+
+def begun_with(found: Sequence[CatalogEntry]) -> CatalogEntry | None:
+    """A DIFF of the Perl script before which there is nothing: it holds everything if the job began
+    with it, in the middle of a round. Only its content tells."""
+    first = History(found).archives[0]
+    return None if first.self_contained or first.marked or first.fault else first
+
+
+def restorable_moments(found: Sequence[CatalogEntry]) -> list[int]:
+    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
+    return History(found).restorable()
+
+
+def _moment_text(local: Moment, at: float) -> str:
+    return f"{local.local(at):%Y-%m-%d %H:%M:%S %z}"
+
+
+# ==================================================================================================
+# 12. Transfer
+# ==================================================================================================
+
+
+# --------------------------------------------------------------------------------------------------
 # To the bucket
 # --------------------------------------------------------------------------------------------------
+
+
+class Stream(Protocol):
+    """Bytes on their way to the bucket."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes read into the view, 0 at the end."""
+
+    def check(self) -> None:
+        """Raises Failure if the source is known to have failed."""
+
+
+class FileStream:
+    """A file as a `Stream`; reading it cannot fail late."""
+
+    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
+        self._file = file
+
+    def readinto(self, view: memoryview) -> int:
+        try:
+            return self._file.readinto(view)  # type: ignore[union-attr]
+        except OSError as error:
+            raise os_failure(error, "read the data to be stored") from error
+
+    def check(self) -> None:
+        """Nothing runs behind a file."""
 
 
 def upload(
@@ -3776,7 +4348,7 @@ def upload(
     ready: Callable[[], object] = lambda: None,
     folder: str | None = None,
     log: logging.Logger,
-) -> Stored:
+) -> UploadResult:
     """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
 
     Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (ORIGINAL's
@@ -3818,7 +4390,7 @@ def upload(
         except BaseException as error:
             # One who waited for hours, was refused or was told to end does not wait for hours once
             # more.
-            passing = isinstance(error, PassingFailure) or not isinstance(error, Failure)
+            passing = isinstance(error, TransientFailure) or not isinstance(error, Failure)
             uploader.abandon(log, error, patiently=not passing and not uploader.refused)
             raise
     sent, identity = uploader.sent, marks[f"{META}archive"]
@@ -3829,7 +4401,7 @@ def upload(
     if strange:
         raise Failure(f"another machine stores {archive} at the same time: {min(strange)} is not"
                       " from here", _ONE_SLOT_EACH)
-    # Complete. What may be left of the old archive is in nobody's way (`assemble`).
+    # Complete. What may be left of the old archive is in nobody's way (`resolve_archive`).
     tidy = True
     try:
         if staged:
@@ -3844,7 +4416,7 @@ def upload(
         log.error("Could not %s: %s", what, failure)
         tidy = False
     newest = max(item.modified for item in objects)
-    return Stored(Link(archive, identity, uploader.md5, newest), number + 1, size, tidy)
+    return UploadResult(ArchiveRef(archive, identity, uploader.md5, newest), number + 1, size, tidy)
 
 
 # Pauses before a listing that lacks something is asked again, seconds: half a minute in all. Amazon
@@ -3929,8 +4501,8 @@ def finish_replacement(
     if not staged:
         return objects
     placed = [item for item in objects if not is_staged(item.key)]
-    new = assemble(archive, staged, store.head)
-    old = assemble(archive, placed, store.head)
+    new = resolve_archive(archive, staged, store.head)
+    old = resolve_archive(archive, placed, store.head)
     if not (new and new.complete and new.metadata):
         following = staged_key(archive, 1 + max(map(_number, staged)))
         if is_there(store, following):
@@ -3947,7 +4519,7 @@ def _move(
     store: Store, new: Archive, placed: Sequence[StoredObject], parallel: int
 ) -> list[StoredObject]:
     """Copies a staged archive to the place of another. Returns the chunks that are there then."""
-    _make_room(store, new.name, placed)  # the staged one is complete, and counts (`assemble`)
+    _make_room(store, new.name, placed)  # the staged one is complete, and counts
     *first, last = [(item.key, chunk_key(new.name, _number(item))) for item in new.chunks]
     with workers(store, parallel, "copy") as pool:
         for _ in pool.map(lambda keys: store.copy(*keys), first):
@@ -3956,7 +4528,7 @@ def _move(
     sent = {chunk_key(new.name, _number(item)): (item.size, item.etag) for item in new.chunks}
     objects = confirm(store, new.name, sent, new.metadata["archive"])
     placed = [item for item in objects if not is_staged(item.key)]
-    if not _supersedes(assemble(new.name, placed, store.head), new):
+    if not _supersedes(resolve_archive(new.name, placed, store.head), new):
         raise Failure(f"{new.name} was not copied as it was stored", "look at it: verify")
     return placed
 
@@ -4145,7 +4717,7 @@ def download(
 
     room = 0
     for item in archive.chunks:
-        if item.size > LARGEST_CHUNK:
+        if item.size > MAX_CHUNK:
             raise Failure(f"{item.key} has {item.size} bytes, more than a chunk can have")
         room = max(room, item.size)
     running: deque[Future[Buffer]] = deque()
@@ -4179,9 +4751,8 @@ def download(
 
 
 # ==================================================================================================
-# 11. State
+# 13. DiffDir
 # ==================================================================================================
-
 
 # The names of drafts of diff files, and of notes on what they continue. No diff file is called so:
 # they start with the job's name.
@@ -4189,7 +4760,7 @@ _DRAFT_START, _DRAFT_END, _NOTES_END = ".s3napback-", ".draft", ".chain"
 
 
 @dataclass(frozen=True)
-class Notes:
+class Sidecar:
     """What we know of a diff file that we wrote; one without notes is the Perl script's.
 
     reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
@@ -4200,7 +4771,7 @@ class Notes:
 
     reached: str
     place: str
-    links: tuple[Link, ...]
+    links: tuple[ArchiveRef, ...]
     excludes: tuple[str, ...] = ()
     identity: str = ""
     boot: tuple[str, float] = ("", 0.0)
@@ -4213,10 +4784,10 @@ class Notes:
         }
 
     @staticmethod
-    def from_json(given: Any) -> Notes:
+    def from_json(given: Any) -> Sidecar:
         """Raises LookupError, TypeError or ValueError where anything is missing."""
         links = tuple(
-            Link(str(archive), str(upload), str(md5), float(modified))
+            ArchiveRef(str(archive), str(upload), str(md5), float(modified))
             for archive, upload, md5, modified in given["links"]
         )
         if not links:
@@ -4224,7 +4795,7 @@ class Notes:
         excludes = tuple(map(str, given["excludes"]))
         identity = str(given["identity"])
         boot, began = given.get("boot", ("", 0.0))
-        return Notes(str(given["reached"]), str(given["place"]), links, excludes, identity,
+        return Sidecar(str(given["reached"]), str(given["place"]), links, excludes, identity,
                      (str(boot), float(began)))
 
     def set_back(self, boot: tuple[str, float]) -> float:
@@ -4341,15 +4912,15 @@ class State:
             return Snapshot.read(file).made > os.fstat(new.fileno()).st_mtime
         return False
 
-    def chain(self, name: str) -> tuple[Notes, ...]:
+    def chain(self, name: str) -> tuple[Sidecar, ...]:
         """What was noted for the name, newest first: after a run that was ended between the notes
         and the diff file, the next are those of the diff file, after two the third."""
         try:
-            return tuple(map(Notes.from_json, self._read_notes(self._digest(name))["states"]))
+            return tuple(map(Sidecar.from_json, self._read_notes(self._digest(name))["states"]))
         except (LookupError, TypeError, ValueError):
             return ()
 
-    def keep_chain(self, name: str, notes: Notes) -> None:
+    def keep_chain(self, name: str, notes: Sidecar) -> None:
         """Call it before the diff file gets there."""
         states = [one.to_json() for one in (notes, *self.chain(name)[:2])]
         file = os.path.basename(self.diff_file(name))
@@ -4427,6 +4998,10 @@ class State:
                 status=EXIT_USAGE,
             ) from error
 
+
+# --------------------------------------------------------------------------------------------------
+# Snapshots
+# --------------------------------------------------------------------------------------------------
 
 # What is added to device numbers while tar works on a draft; Linux's have 32 bits (its kdev_t.h).
 _MASK = 1 << 62
@@ -4533,44 +5108,6 @@ def _read_folders(file: IO[bytes]) -> Iterator[Folder]:
         raise ValueError("cut short")
 
 
-@dataclass
-class Survey:
-    """What is to be said of a Directory's names before tar reads them, beside what it saw last.
-
-    faults: why nothing is to be stored; renumbered: paths that only their device number sets apart
-    from what they were; unknown: all are empty, and what they were is not known.
-    """
-
-    faults: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    renumbered: list[str] = field(default_factory=list)
-    unknown: bool = False
-
-
-def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
-    """Looks at the places that a Directory stands for; folders: as tar saw them last."""
-    survey = Survey([fault for name in names if (fault := access_fault(name))], links_among(names))
-    tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
-    survey.unknown = all(tops.values())
-    for folder in folders:
-        survey.unknown = False
-        if folder.name not in tops:
-            if folder.entries and folder.is_on_another() and is_empty_folder(folder.path):
-                survey.warnings.append(f"{folder.path} was on another file system at the last"
-                                       " backup, and is empty: is it not mounted?")
-        elif tops[folder.name] and folder.entries not in (b"", b"Dlost+found"):
-            survey.faults.append(
-                f"directory {folder.path} is empty, and was not at its last backup"
-            )
-        elif folder.is_on_another():
-            survey.warnings.append(f"{folder.path} was on another file system at the last backup:"
-                                   " is that not mounted?")
-        elif folder.now()[1] == folder.inode and not folder.is_in_place():
-            survey.renumbered.append(folder.path)
-    return survey
-
-
 def without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
     """What tar wrote, as the next backup is to find it: what the archive lacks is forgotten.
 
@@ -4627,13 +5164,13 @@ class Draft:
         with _diff_dir_errors(), open(self.path, "w", encoding="ascii") as file:
             file.write(text)
 
-    def hand_over(self) -> None:
-        """Gives it an ancient date, by which `was_written` knows."""
+    def mark_unwritten(self) -> None:
+        """Gives it an ancient date, by which `is_written` knows."""
         with _diff_dir_errors():
             os.utime(self.path, (0, 0))
 
-    def was_written(self) -> bool:
-        """Whether anyone has written it since `hand_over`."""
+    def is_written(self) -> bool:
+        """Whether anyone has written it since `mark_unwritten`."""
         with _diff_dir_errors():
             return os.stat(self.path).st_mtime_ns != 0
 
@@ -4699,18 +5236,192 @@ class Draft:
             os.replace(self.path, self.target)
 
 
+# --------------------------------------------------------------------------------------------------
+# What a Directory line leads to
+# --------------------------------------------------------------------------------------------------
+
+
+def expand_name(name: str, env: Mapping[str, str]) -> list[str]:
+    """The names that a Directory line stands for: itself, or what the shell made of it.
+
+    A name that exists is taken as it stands; `~` and wildcards are tried only if it does not.
+    Relative names are looked up in `/`, where tar looks. Raises Failure where nothing exists.
+    """
+    if os.path.lexists(os.path.join("/", name)):
+        return [name]
+    pattern = expand_home(name, env)
+    found = sorted(glob.glob(pattern, root_dir="/")) if pattern else []
+    if not found:
+        raise Failure(f"directory {name} does not exist", "mount it, or take it out of the config")
+    return found
+
+
+def expand_home(name: str, env: Mapping[str, str]) -> str:
+    """`~` and `~/…` with the environment's HOME, `~user` from the user database."""
+    if name == "~" or name.startswith("~/"):
+        return env.get("HOME", "/") + name[1:]
+    return os.path.expanduser(name)
+
+
+def path_of(name: str) -> str:
+    """The path of a Directory's name, as tar takes it: without a slash at its end."""
+    return os.path.join("/", name).rstrip("/") or "/"
+
+
+def access_fault(name: str) -> str:
+    """Why tar could read nothing at all of what a name leads to, "" where it can."""
+    path = path_of(name)
+    if os.path.islink(path):
+        return ""
+    if os.path.isdir(path):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            return f"directory {path} cannot be opened: {error.strerror}"
+        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} can be opened"
+    return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
+
+
+def is_empty_folder(path: str) -> bool:
+    """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
+    except OSError:
+        return False
+
+
+def links_among(names: Sequence[str]) -> list[str]:
+    """A sentence for each of a job's names that is a symbolic link, and leads to none of them."""
+    links = [path for path in map(path_of, names) if os.path.islink(path)]
+    stored = [os.path.realpath(path) for path in map(path_of, names) if path not in links]
+    said = []
+    for link in links:
+        target = os.path.realpath(link)
+        if all(_within(target, place) is None for place in stored):
+            said.append(f"{link} is a symbolic link: nothing of {target}, to which it leads, is"
+                        f" stored; name {target} in the config")
+    return said
+
+
+def _within(path: str, folder: str) -> str | None:
+    """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
+    start = folder.rstrip("/") + "/"
+    return path[len(start) :] if f"{path}/".startswith(start) else None
+
+
+def names_within(names: Sequence[str], path: str) -> list[str]:
+    """What tar calls a path that lies in one of a job's names, however either is written."""
+    real = os.path.realpath(path)
+    found = []
+    for name in names:
+        if rest := _within(real, os.path.realpath(path_of(name))):
+            found.append(f"{name.rstrip('/')}/{rest}")
+    return found
+
+
+class Mount(NamedTuple):
+    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
+
+    device: str
+    place: str
+    kind: str
+
+
+def mounts() -> list[Mount]:
+    """All of this process's, none where that is not known (proc(5), /proc/PID/mountinfo)."""
+    found: dict[str, Mount] = {}
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split()
+            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
+            kind = fields[fields.index(b"-") + 1]
+            mount = Mount(fields[2].decode(), os.fsdecode(place), kind.decode())
+            found[mount.place] = mount  # the last one hides those below it
+    return list(found.values())
+
+
+def mounts_of(names: Sequence[str], known: Sequence[Mount]) -> list[tuple[str, Mount]]:
+    """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
+    those within them: first those that begin outside."""
+    outside: list[tuple[str, Mount]] = []
+    within: list[tuple[str, Mount]] = []
+    for name in names:
+        real = os.path.realpath(path_of(name))
+        around = [mount for mount in known if _within(real, mount.place) is not None]
+        for mount in sorted(around, key=lambda mount: len(mount.place))[-1:]:
+            (within if mount.place == real else outside).append((name, mount))
+        for mount in known:
+            if rest := _within(mount.place, real):
+                within.append((f"{name.rstrip('/')}/{rest}", mount))
+    return outside + within
+
+
+def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.stat_result]]:
+    """(name, status) of directories that a job may meet twice, by a second way: bind mounts.
+
+    No directory of Linux has two names but by mounts of one file system.
+    """
+    seen = set()
+    for name, mount in places:
+        if mount.device in seen and mount.place == os.path.realpath(path_of(name)):
+            top = os.fsencode(os.path.join("/", name)).rstrip(b"/")
+            for folder, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):
+                    yield os.fsencode(name).rstrip(b"/") + folder[len(top) :], os.lstat(folder)
+        seen.add(mount.device)
+
+
+@dataclass
+class Survey:
+    """What is to be said of a Directory's names before tar reads them, beside what it saw last.
+
+    faults: why nothing is to be stored; renumbered: paths that only their device number sets apart
+    from what they were; unknown: all are empty, and what they were is not known.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    renumbered: list[str] = field(default_factory=list)
+    unknown: bool = False
+
+
+def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
+    """Looks at the places that a Directory stands for; folders: as tar saw them last."""
+    survey = Survey([fault for name in names if (fault := access_fault(name))], links_among(names))
+    tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
+    survey.unknown = all(tops.values())
+    for folder in folders:
+        survey.unknown = False
+        if folder.name not in tops:
+            if folder.entries and folder.is_on_another() and is_empty_folder(folder.path):
+                survey.warnings.append(f"{folder.path} was on another file system at the last"
+                                       " backup, and is empty: is it not mounted?")
+        elif tops[folder.name] and folder.entries not in (b"", b"Dlost+found"):
+            survey.faults.append(
+                f"directory {folder.path} is empty, and was not at its last backup"
+            )
+        elif folder.is_on_another():
+            survey.warnings.append(f"{folder.path} was on another file system at the last backup:"
+                                   " is that not mounted?")
+        elif folder.now()[1] == folder.inode and not folder.is_in_place():
+            survey.renumbered.append(folder.path)
+    return survey
+
+
 # ==================================================================================================
-# 12. Backup
+# 14. Backup
 # ==================================================================================================
 
 _LOG = "Backup.S3napback"
+
 # The log category of each kind; SubversionDir speaks as Subversion.
 _LOGS = {kind: logging.getLogger(f"{_LOG}.{kind.removesuffix('Dir')}") for kind in KINDS}
 log = logging.getLogger(_LOG)
 
 
 @dataclass(frozen=True)
-class Context:
+class RunOptions:
     """What a run is told from outside. moment: now; clock: epoch seconds as time goes by;
     env: the environment of tools; program: how to call this program in a shell;
     progress: makes the progress display of one archive; host: the name of this machine."""
@@ -4750,10 +5461,10 @@ class Task:
     present: Sequence[StoredObject] = ()
     done: bool = False
     foreign: str = ""
-    notes: Notes | None = None
-    chain: Sequence[Link] = ()
+    notes: Sidecar | None = None
+    chain: Sequence[ArchiveRef] = ()
     torn: tuple[int, str] | None = None
-    stamped: Link | None = None
+    stamped: ArchiveRef | None = None
     unchanged: bool = False
     twin: str = ""
     heading: str = ""
@@ -4780,7 +5491,7 @@ class Task:
 
 
 @dataclass
-class Tally:
+class Summary:
     """What a run came to. size: bytes stored; warned: of those stored, with warnings; doubtful: of
     all, those whose job is not as it should be."""
 
@@ -4804,47 +5515,7 @@ class Tally:
         )
 
 
-def size_text(size: float) -> str:
-    """A number of bytes for people, in powers of 1000.
-
-    >>> size_text(999), size_text(1_234_567)
-    ('999 bytes', '1.2 MB')
-    """
-    if size < 1000:
-        return f"{size:.0f} bytes"
-    power = min(4, int(math.log10(size)) // 3)
-    return f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration for people.
-
-    >>> duration_text(7.25), duration_text(7384)
-    ('7.2 s', '2 h 03 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def access_of(settings: Settings) -> Access:
-    """How to reach the config's bucket. Raises Failure for a key file that is no good."""
-    key = secret = None
-    if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
-        key, secret = read_key_file(settings.s3_keyfile)
-    return Access(
-        settings.s3_endpoint,
-        settings.s3_region,
-        key,
-        secret,
-        settings.storage_class,
-        settings.parallel,
-        Limit(settings.bandwidth_limit) if settings.bandwidth_limit else None,
-    )
-
-
-def run_config(path: str, context: Context) -> int:
+def run_config(path: str, context: RunOptions) -> int:
     """Makes the backups that one config file asks for now, and returns the exit status.
 
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
@@ -4870,7 +5541,7 @@ def run_config(path: str, context: Context) -> int:
         )
     _check_temp_dir(settings, jobs)
     state = State(settings.diff_dir, context.moment)
-    store = Patience(
+    store = RetryingStore(
         open_store(settings.bucket, access, context.clock), settings.retry_hours, log
     )
     run = Run(settings, context, state, store)
@@ -4906,12 +5577,12 @@ class Run:
     """The work of one config: plan the tasks, see what is done already, do the rest."""
 
     def __init__(
-        self, settings: Settings, context: Context, state: State, store: Patience
+        self, settings: Settings, context: RunOptions, state: State, store: RetryingStore
     ) -> None:
         self._settings, self._context = settings, context
         self._state, self._store = state, store
         self._place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
-        self._tally = Tally()
+        self._tally = Summary()
         self._tonights: set[str] = set()  # all that are planned
         self._made: dict[str, str] = {}  # archive → the place of the job that it is for
 
@@ -5137,7 +5808,7 @@ class Run:
     def _finder(self, task: Task, *, one_page: bool) -> Callable[[str], list[StoredObject]]:
         """Tells what is stored of an archive of the task's source, all of them by one request
         where one page of a listing holds them."""
-        page, more = self._store.page(self._archive_start(task)) if one_page else ([], True)
+        page, more = self._store.list_page(self._archive_start(task)) if one_page else ([], True)
         return lambda archive: (
             archive_objects(self._store, archive) if more else chunks_of(page, archive)
         )
@@ -5147,7 +5818,7 @@ class Run:
         this day on this host."""
         store, moment = self._store, self._context.moment
         today = moment.date().isoformat()
-        present = assemble(task.archive, task.present, store.head, self._settings.chunk_size)
+        present = resolve_archive(task.archive, task.present, store.head, self._settings.chunk_size)
         if present and present.complete:
             # One that was staged may come to its place much later than it was made.
             host = present.metadata.get("host", "")
@@ -5180,7 +5851,7 @@ class Run:
         try:
             for archive, mode, objects in self._archives_of(task):
                 if mode == FULL and archive != besides:
-                    whole = assemble(archive, objects, self._store.head)
+                    whole = resolve_archive(archive, objects, self._store.head)
                     if whole and whole.complete:
                         return True
         except Failure:
@@ -5210,7 +5881,7 @@ class Run:
         self, task: Task, find: Callable[[str], Sequence[StoredObject]]
     ) -> None:
         """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
-        links: list[Link] = []
+        links: list[ArchiveRef] = []
         for link in task.notes.links if task.notes else ():
             if checked := link.checked(find(link.archive), self._store.head):
                 links.append(checked)
@@ -5328,7 +5999,7 @@ class Run:
         places = mounts_of(names, mounts())
         set_back = task.notes.set_back(boot) if task.notes and not task.fresh else 0.0
         draft.keep_in_place(twins_in(places), set_back)
-        draft.hand_over()
+        draft.mark_unwritten()
         return tar_stage(
             names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
             left_out=self._left_out(task, names),
@@ -5452,7 +6123,7 @@ class Run:
         if self._settings.prefix:
             marks["prefix"] = urllib.parse.quote(self._settings.prefix)
         if draft and task.kind == DIRECTORY:
-            if not draft.was_written():  # GNU tar does it last, whatever it met
+            if not draft.is_written():  # GNU tar does it last, whatever it met
                 raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
             # One that is cut short is worse than none: the next night would fail, or lie.
             if cut := [text for text in said if draft.path in text]:
@@ -5465,7 +6136,7 @@ class Run:
         return {META + name: value for name, value in marks.items()}
 
     def _keep_state(
-        self, task: Task, draft: Draft, stored: Stored, boot: tuple[str, float]
+        self, task: Task, draft: Draft, stored: UploadResult, boot: tuple[str, float]
     ) -> None:
         """Before: the archive is there, DiffDir still describes the one before it, and the next
         DIFF repeats this one's changes. After: the next DIFF continues this one."""
@@ -5474,7 +6145,7 @@ class Run:
             reached = str(task.revisions[1])
             identity = revision_identity(task.name, task.revisions[1], self._context.env)
         links = (*task.chain, stored.link)
-        self._state.keep_chain(task.name, Notes(
+        self._state.keep_chain(task.name, Sidecar(
             reached, self._place, links, task.job.excludes, identity, boot
         ))
         draft.keep()
@@ -5497,7 +6168,7 @@ class Run:
         stream: Stream,
         closing: Callable[[], Mapping[str, str]],
         progress: Callable[[int], None],
-    ) -> Stored:
+    ) -> UploadResult:
         told = threading.Event()
 
         def waiting(seconds: float) -> None:
@@ -5530,7 +6201,7 @@ class Run:
         stages: Sequence[Stage],
         closing: Callable[[Sequence[str]], dict[str, str]],
         progress: Callable[[int], None],
-    ) -> Stored:
+    ) -> UploadResult:
         """UseTempFile: the whole dump first, then the upload."""
         place = self._settings.temp_dir or ""
         try:
@@ -5548,7 +6219,7 @@ class Run:
             file.seek(0)
             return self._send(task, FileStream(file), lambda: marks, progress)
 
-    def _account(self, task: Task, stored: Stored, warnings: Sequence[str]) -> None:
+    def _account(self, task: Task, stored: UploadResult, warnings: Sequence[str]) -> None:
         for warning in warnings:
             task.log.warning("%s", warning)
         if warnings:
@@ -5561,22 +6232,6 @@ class Run:
         self._tally.stored += 1
         self._tally.warned += bool(warnings or torn or foreign or not stored.tidy)
         self._tally.size += stored.size
-
-
-class FileStream:
-    """A file as a `Stream`; reading it cannot fail late."""
-
-    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
-        self._file = file
-
-    def readinto(self, view: memoryview) -> int:
-        try:
-            return self._file.readinto(view)  # type: ignore[union-attr]
-        except OSError as error:
-            raise os_failure(error, "read the data to be stored") from error
-
-    def check(self) -> None:
-        """Nothing runs behind a file."""
 
 
 def _shown_access(settings: Settings) -> str:
@@ -5593,106 +6248,22 @@ def _shown_access(settings: Settings) -> str:
     return f" {shlex.join(words)}" if words else ""
 
 
-def repositories_in(folder: str) -> list[str]:
-    """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
-    try:
-        names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
-    except OSError as error:
-        raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
-    found = []
-    for name in names:
-        # What svnadmin leaves in every repository; other entries are nobody's failure.
-        if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
-            found.append(name)
-        else:
-            _LOGS[SUBVERSION].debug("%s is not a repository", name)
-    return found
-
-
-def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
-    """The last revision of a Subversion repository. Raises Failure if there is none to be had."""
-    status, output, said = run_tool(("svnlook", "youngest", repository), env)
-    if status or not output.strip().isdigit():
-        why = (said.strip().splitlines() or ["no revision"])[0]
-        raise Failure(f"svnlook cannot read the repository {repository}: {why}")
-    return int(output)
-
-
-def revision_identity(repository: str, revision: int, env: Mapping[str, str]) -> str:
-    """The repository's UUID and the moment of the revision, as far as there are any: what another
-    repository at its path, or itself brought back from an older copy, would not share."""
-    at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
-    asked = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
-    return " ".join(output.strip() for status, output, _ in asked if not status)
-
-
-def verify_repository(repository: str, env: Mapping[str, str]) -> None:
-    """Raises Failure for a repository that svnadmin finds damaged."""
-    status, _, said = run_tool(("svnadmin", "verify", "-q", repository), env)
-    if status:
-        why = (said.strip().splitlines() or [f"status {status}"])[0]
-        raise Failure(f"the repository {repository} does not verify: {why}")
-
-
 # ==================================================================================================
-# 13. Recovery
+# 15. Recovery
 # ==================================================================================================
 
 
-@dataclass(frozen=True)
-class Found:
-    """One archive as the catalogue knows it. kind: None where only a config, or the content, could
-    tell a directory from a repository; prefix: the Prefix before its name, which `name` lacks;
-    made: epoch seconds; size: bytes; before, after: its
-    `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
-    other uploads under its name; encrypted: None where no one looked; staged: see `staged_key`."""
+# --------------------------------------------------------------------------------------------------
+# Catalogue
+# --------------------------------------------------------------------------------------------------
 
-    archive: str
-    kind: str | None
-    name: str
-    slot: int
-    mode: str
-    made: float
-    size: int
-    chunks: int
-    fault: str
-    before: str = ""
-    after: str = ""
-    status: str = ""
-    classes: tuple[str, ...] = ()
-    leftovers: int = 0
-    encrypted: bool | None = None
-    staged: bool = False
-    prefix: str = ""
-
-    @property
-    def self_contained(self) -> bool:
-        """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
-        return self.mode == FULL or self.before in ("-", "0")
-
-    @property
-    def marked(self) -> bool:
-        """Whether this program made it: what the Perl script made says nothing of itself."""
-        return bool(self.status or self.before)
-
-    @property
-    def continues(self) -> str:
-        """The AFTER state of the archive that it continues, "" where it says none."""
-        if self.kind == SUBVERSION and self.before:
-            is_number = re.fullmatch("[0-9]{1,18}", self.before)
-            return str(int(self.before) - 1) if is_number else f"none: {self.before}"
-        return self.before
-
-
-# Storage classes of objects that cannot be read at once.
-_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
 # Archives that the catalogue asks about at the same time.
 _CATALOGUE_PARALLEL = 8
 
 
 def catalogue(
     store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False
-) -> Iterator[tuple[Archive, Found]]:
+) -> Iterator[tuple[Archive, CatalogEntry]]:
     """Every archive of a bucket whose name begins so, by key.
 
     prefix: only those of that Prefix; "" for those of every one. look_inside: also whether it is
@@ -5700,8 +6271,8 @@ def catalogue(
     the chunks of those few archives.
     """
 
-    def look(name: str, objects: list[StoredObject]) -> tuple[Archive, Found] | None:
-        archive = assemble(name, objects, store.head)
+    def look(name: str, objects: list[StoredObject]) -> tuple[Archive, CatalogEntry] | None:
+        archive = resolve_archive(name, objects, store.head)
         if archive is None:
             return None
         own = _prefix_of(archive, prefix)
@@ -5720,13 +6291,13 @@ def catalogue(
         )
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
-        running: deque[Future[tuple[Archive, Found] | None]] = deque()
+        running: deque[Future[tuple[Archive, CatalogEntry] | None]] = deque()
         start = start or (f"{prefix}/" if prefix else "")
-        for name, group in groupby_archive(listing(store, start)):
+        for name, group in groupby_archive(iter_objects(store, start)):
             if not parse_archive_name(name, shown_prefix(name)):
                 # Numbers that js3tream writes: of other keys that end in one nothing is known.
                 group = [item for item in group if parse_chunk_key(item.key)
-                         and len(item.key.rpartition(":")[2]) in (CHUNK_DIGITS, MOST_DIGITS)]
+                         and len(item.key.rpartition(":")[2]) in (CHUNK_DIGITS, MAX_DIGITS)]
             if group:
                 running.append(pool.submit(look, name, group))
             if len(running) > _CATALOGUE_PARALLEL:
@@ -5737,310 +6308,6 @@ def catalogue(
             looked = future.result()
             if looked is not None:
                 yield looked
-
-
-def _prefix_of(archive: Archive, wanted: str) -> str:
-    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
-    the one that it is then believed to have."""
-    marks = archive.metadata
-    if "kind" in marks:
-        return urllib.parse.unquote(marks.get("prefix", ""))
-    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
-
-
-def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> Found:
-    marks = archive.metadata
-    before, _, after = marks.get("state", "").partition(":")
-    # Where the name tells the kind, nothing else is asked.
-    if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
-        kind = marks["kind"]
-    return Found(
-        archive.name, kind, name, slot, mode, archive.made, archive.size,
-        len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
-        tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
-    )
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Archives to be restored one upon the other, oldest first. as_of: the moment that they give,
-    epoch seconds; doubts: sentences to be told."""
-
-    links: tuple[Found, ...]
-    as_of: int
-    doubts: tuple[str, ...] = ()
-
-
-class History:
-    """The archives of one source in the order in which they were made, and what each continues.
-
-    Pure. Archives that say what they continue are linked by that, whatever their dates; only what
-    is unmarked is ordered by date. archives: oldest first; moments: the whole epoch second as of
-    which each stands; whole: whether it can be restored.
-    """
-
-    def __init__(self, found: Iterable[Found]) -> None:
-        dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive))
-        previous, whole = _linked(dated)
-        moments = _moments_of(dated, previous)
-        order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
-        place = {n: at for at, n in enumerate(order)}
-        self.archives = [dated[n] for n in order]
-        self.moments = [moments[n] for n in order]
-        self.whole = [n in whole for n in order]
-        self._previous = [place[previous[n]] if n in previous else None for n in order]
-
-    def rows(self) -> Iterator[tuple[Found, int, bool]]:
-        """(archive, moment, whether it can be restored) of each."""
-        return zip(self.archives, self.moments, self.whole, strict=True)
-
-    def restorable(self) -> list[int]:
-        """The moments, in epoch seconds, as of which the source can be restored, oldest first."""
-        return [at for _, at, whole in self.rows() if whole]
-
-    def newest(self, at: float) -> int | None:
-        """The place of the newest archive that is not from after a moment, None for none.
-
-        The second that an archive was marked with is that archive, where no other stands there.
-        """
-        after = bisect.bisect_right(self.moments, at)
-        if math.isfinite(at) and self.moments[after - 1 : after] != [math.floor(at)]:
-            for place, one in enumerate(self.archives):
-                if math.floor(one.made) == math.floor(at):
-                    return place
-        return after - 1 if after else None
-
-    def chain(self, place: int) -> list[Found]:
-        """The archive at a place after all that it continues, as far as they are there."""
-        links: list[Found] = []
-        at: int | None = place
-        while at is not None:
-            links.append(self.archives[at])
-            at = self._previous[at]
-        return links[::-1]
-
-
-def _linked(dated: Sequence[Found]) -> tuple[dict[int, int], set[int]]:
-    """(index → index of the archive that it continues, those that can be restored), from archives
-    by date.
-
-    One walk, from the archives that need no other: what a state is first reached by counts, so
-    states that go round in circles, or that thousands of archives share, end it as well.
-    """
-    ends = {one.after for one in dated if one.after}
-    by_date = _previous_by_date(dated)
-    waiting: dict[int | str | None, list[int]] = {}  # archives, by what they continue
-    for n, one in enumerate(dated):
-        if not one.self_contained:
-            key = one.continues if one.continues in ends else by_date[n]
-            waiting.setdefault(key, []).append(n)
-    previous: dict[int, int] = {}
-    reached: set[int] = set()
-
-    def walk(level: list[int], usable: Callable[[int], bool]) -> None:
-        passed_over: dict[int | str | None, list[int]] = {}
-        while level:
-            reached.update(level)
-            opened: dict[int | str | None, list[int]] = {}
-            for n in sorted(level):
-                for end in (n, dated[n].after):
-                    if end in waiting:
-                        opened.setdefault(end, []).append(n)
-            level = []
-            for key, group in opened.items():
-                for n in waiting.pop(key):
-                    if usable(n):
-                        # Of several that end alike, the one that was last made before it.
-                        previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
-                        level.append(n)
-                    else:
-                        passed_over.setdefault(key, []).append(n)
-        waiting.update(passed_over)
-
-    walk([n for n, one in enumerate(dated) if one.self_contained and not one.fault],
-         lambda n: not dated[n].fault)
-    whole = set(reached)
-    # The rest has a place as well, so that what is asked for is not passed over for an older one.
-    broken = [n for n, one in enumerate(dated) if one.self_contained and one.fault]
-    walk([*whole, *broken, *waiting.pop(None, [])], lambda n: True)
-    return previous, whole
-
-
-def _previous_by_date(dated: Sequence[Found]) -> list[int | None]:
-    """The index of what each archive continues if dates alone tell, as for the Perl script's."""
-    slots = sorted(one.slot for one in dated if one.mode == FULL)
-    found: list[int | None] = []
-    last: int | None = None  # of those of an earlier date
-    fulls: list[int | None] = []  # the slot of the newest FULL up to each
-    for n, one in enumerate(dated):
-        if n and dated[n - 1].made < one.made:
-            last = n - 1
-        fulls.append(one.slot if one.mode == FULL else fulls[n - 1] if n else None)
-        if last is None or (one.before and dated[last].after):
-            found.append(None)
-            continue
-        # A DIFF belongs to the FULL of the nearest lower slot; if another one stands before it by
-        # date, its own was replaced (SimpleCycle starts anew at New Year), and it is stale.
-        at = bisect.bisect_right(slots, one.slot)
-        stale = not one.before and at and fulls[last] != slots[at - 1]
-        found.append(None if stale else last)
-    return found
-
-
-# Amazon S3 began on 2006-03-14: a clock that showed less was wrong.
-_S3_BEGAN = 1142294400
-
-
-def _moments_of(dated: Sequence[Found], previous: Mapping[int, int]) -> list[int]:
-    """The whole epoch second as of which each archive stands: when it was made, by its own word.
-
-    Along a chain they rise. Where a clock went back or ahead, as few archives as can be are not
-    believed: each of them stands one second after the one that it continues.
-    """
-    moments: dict[int, int] = {}
-    for end in sorted(set(range(len(dated))) - set(previous.values()), reverse=True):
-        path: list[int] = []
-        at: int | None = end
-        while at is not None and at not in moments:
-            path.append(at)
-            at = previous.get(at)
-        path.reverse()
-        dates = [math.floor(dated[n].made) for n in path]
-        if at is not None:
-            before: float = moments[at]
-        else:
-            before = _S3_BEGAN if max(dates) > _S3_BEGAN else -math.inf
-        believed = _rising([(n, date) for n, date in enumerate(dates) if date > before])
-        last = moments[at] if at is not None else dates[min(believed)] - min(believed) - 1
-        for n, index in enumerate(path):
-            last = max(dates[n], last + 1) if n in believed else last + 1
-            moments[index] = last
-    return [moments[n] for n in range(len(dated))]
-
-
-def _rising(dates: Iterable[tuple[int, int]]) -> set[int]:
-    """The places of a longest choice of dates, given as (place, date), that rises throughout; of
-    several such the one whose dates are earlier (patience sorting)."""
-    tails: list[int] = []  # of the choices of each length, the one that ends earliest
-    ends: list[int] = []
-    before: dict[int, int] = {}
-    for place, second in dates:
-        at = bisect.bisect_left(tails, second)
-        if at:
-            before[place] = ends[at - 1]
-        tails[at : at + 1], ends[at : at + 1] = [second], [place]
-    chosen = set(ends[-1:])
-    place = ends[-1] if ends else -1
-    while place in before:
-        place = before[place]
-        chosen.add(place)
-    return chosen
-
-
-def choose_chain(found: Sequence[Found], at: float, local: Moment | None = None) -> Chain:
-    """The archives that give a source as it was at a moment: pure, from one source's archives.
-
-    at: epoch seconds; the newest archive not after it is the one that is wanted, see `History`;
-    local: whose zone the hints are in. Raises Failure, with the last good moment in `hint`, where
-    something that it continues is missing.
-    """
-    history = History(found)
-    wanted = history.newest(at)
-    if wanted is None:
-        raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
-    links = history.chain(wanted)
-    if not history.whole[wanted]:
-        good = [m for m in history.restorable() if m < history.moments[wanted]]
-        hint = "there is nothing before it that could be restored"
-        if good:
-            last = _moment_text(local or Moment(0), good[-1])
-            hint = f"the last good moment before it: --at '{last}'"
-        raise Failure(_why_broken(links, history.archives[:wanted]), hint)
-    doubts = []
-    for earlier, link in itertools.pairwise(links):
-        if not link.before and link.slot not in (earlier.slot, earlier.slot + 1):
-            doubts.append(
-                f"between {earlier.archive} and {link.archive} nights were missed, or archives"
-                " are gone; the Perl script left no mark that could tell"
-            )
-        elif link.before and earlier.after != link.continues:
-            doubts.append(
-                f"{link.archive} continues an archive that has no marks of its own; by the dates"
-                f" it is {earlier.archive}"
-            )
-    return Chain(tuple(links), history.moments[wanted], tuple(doubts))
-
-
-def _why_broken(links: Sequence[Found], earlier: Sequence[Found]) -> str:
-    """Why the last of the links cannot be restored, as a sentence."""
-    if links[-1].fault:
-        return f"{links[-1].archive} cannot be used: {links[-1].fault}"
-    torn = [n for n, link in enumerate(links) if link.fault]
-    link = links[torn[-1] + 1 if torn else 0]
-    lost = links[torn[-1]] if torn else next(
-        # One that was cut may have lost the mark that would say where it ends.
-        (one for one in reversed(earlier) if one.fault and not one.after), None
-    )
-    lacking = f"is not whole: {lost.archive}: {lost.fault}" if lost else "is no longer there"
-    return f"{link.archive} continues an archive that {lacking}"
-
-
-# Unmarked archives of one source are made in different nights. Where their dates are closer than
-# that, seconds, they are those of a copy.
-_COPIED_WITHIN = 3600
-# A date so far from all others, seconds, may be that of a clock that was wrong.
-_FAR_OFF = 300 * 86400
-
-
-def date_doubts(found: Sequence[Found], local: Moment) -> list[str]:
-    """What the dates of a source's archives leave open, as sentences; local: whose zone they show.
-    """
-    doubts = []
-    # One that was cut has lost its marks with its last chunk.
-    whole = [f for f in found if not f.marked and not f.fault]
-    unmarked = sorted(whole, key=lambda f: (f.made, f.archive))
-    marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
-    unknown = "which state is the newest, and what continues what, is not known for sure"
-    for one, other in itertools.pairwise(unmarked):
-        if other.made - one.made < _COPIED_WITHIN:
-            doubts.append(
-                f"{one.archive} and {other.archive} have no marks, and dates"
-                f" {other.made - one.made:.0f} seconds apart, as in a copy of a bucket: {unknown}"
-            )
-            break
-    if unmarked and marked and unmarked[-1].made > marked.made:
-        doubts.append(
-            f"{unmarked[-1].archive} has no marks, but a later date than {marked.archive}, which"
-            f" has: it lost them, or its date is that of a copy: {unknown}"
-        )
-    # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
-    dates = [(at, one.archive) for one, at, _ in History(found).rows() if one.marked]
-    if len(dates) > 1:
-        (first, oldest), (second, _) = dates[:2]
-        (last_but_one, _), (last, newest) = dates[-2:]
-        if second - first > _FAR_OFF:
-            doubts.append(f"{oldest} is dated {_moment_text(local, first)}, long before all others,"
-                          " and may be newer, if that clock was wrong")
-        if last - last_but_one > _FAR_OFF:
-            doubts.append(f"{newest} is dated {_moment_text(local, last)}, long after all others,"
-                          " and may be older, if that clock was wrong")
-    return doubts
-
-
-def begun_with(found: Sequence[Found]) -> Found | None:
-    """A DIFF of the Perl script before which there is nothing: it holds everything if the job began
-    with it, in the middle of a round. Only its content tells."""
-    first = History(found).archives[0]
-    return None if first.self_contained or first.marked or first.fault else first
-
-
-def restorable_moments(found: Sequence[Found]) -> list[int]:
-    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
-    return History(found).restorable()
-
-
-def _moment_text(local: Moment, at: float) -> str:
-    return f"{local.local(at):%Y-%m-%d %H:%M:%S %z}"
 
 
 def parse_when(text: str, moment: Moment) -> float:
@@ -6085,162 +6352,262 @@ def parse_when(text: str, moment: Moment) -> float:
         ) from error
 
 
-# --------------------------------------------------------------------------------------------------
-# From chunks to content
-# --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Bucket:
+    """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
+    config's, or "" for all that there are; folder: for large chunks on their way; own: folders
+    that backups leave out, and no restore may take away."""
 
-# Bytes that go through a pipe at once.
-_BLOCK = 1 << 18
+    store: RetryingStore
+    parallel: int
+    kinds: Mapping[str, str]
+    endpoint: str | None
+    folder: str | None = None
+    prefix: str = ""
+    own: tuple[str, ...] = ()
 
-
-def through(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> Iterator[bytes]:
-    """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
-    stream raised; then the filter is gone, and its last bytes are not handed on."""
-    end = yield from _filtered(stage, blocks, env)
-    if end.status:
-        raise _filter_failure(end)
-
-
-def _filtered(
-    stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
-) -> Generator[bytes, None, StageEnd]:
-    """`through`, for those who judge by themselves how the filter ended."""
-    fault: list[BaseException] = []
-    with temp_file() as errors:
-        try:
-            process = subprocess.Popen(
-                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                env=_stage_environment(env, stage), bufsize=0,
-            )
-        except OSError as error:
-            raise _start_failure(stage, error) from error
-        assert process.stdin and process.stdout
-        widen_pipe(process.stdin)
-        widen_pipe(process.stdout)
-
-        def feed() -> None:
-            assert process.stdin
-            try:
-                for block in blocks:
-                    try:
-                        write_all(process.stdin, block)
-                    except BrokenPipeError:
-                        if process.wait():
-                            break  # its status tells why
-                        # It needs no more, but whether the rest is whole is still to be seen.
-            except BaseException as error:
-                fault.append(error)
-                process.kill()  # it must not take the cut stream for a whole one
-            finally:
-                with contextlib.suppress(OSError):
-                    process.stdin.close()
-
-        feeder = threading.Thread(target=feed, daemon=True)
-        feeder.start()
-        try:
-            while data := os.read(process.stdout.fileno(), _BLOCK):
-                yield data
-            feeder.join()
-            status = process.wait()
-            if fault:
-                raise fault[0]
-            return _stage_end(stage, status, errors)
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            feeder.join()
+    def download(
+        self, archive: Archive, progress: Callable[[int], None] = lambda size: None
+    ) -> Iterator[memoryview]:
+        return download(archive, self.store, self.parallel, progress, self.folder)
 
 
-# gpg's reasons where a secret key is locked and nobody was asked, or nobody answered.
-_NO_PASSPHRASE = re.compile(
-    "key decryption failed: (No passphrase|No pinentry|Inappropriate ioctl|Operation cancelled"
-    "|Timeout|End of file|No such device)"
-)
+def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
+    _js3tream_log(verbose=False, debug=False)
+    kinds: dict[str, str] = {}
+    folder = None
+    own: tuple[str, ...] = ()
+    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
+    if "c" in options:
+        for name in ("b", "K", "endpoint", "region"):
+            if name in options:
+                dashes = "-" if len(name) == 1 else "--"
+                raise Failure(f"{dashes}{name} cannot be given with -c: the config says it",
+                              "leave one of them out", status=EXIT_USAGE)
+        path = options["c"]
+        if not os.path.exists(path) and "/" not in path:
+            path = _config_paths("", [path])[0]
+        config = read_config(path)
+        settings = settings_of(config, needs_diff_dir=False)
+        prefix = prefix or settings.prefix
+        for job in jobs_of(config)[0]:
+            name = stored_name(job.kind, job.name)
+            # As `parse_archive_name` gives it back.
+            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
+        bucket, access = settings.bucket, access_of(settings)
+        own = (settings.diff_dir,)
+        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
+            folder = settings.temp_dir
+    elif "b" in options:
+        bucket, access = options["b"], _js3tream_access(
+            {name: options[short] for name, short in (
+                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
+            ) if short in options}
+        )
+    else:
+        raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
+    store = RetryingStore(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
+    if root := folder_root(access.endpoint):
+        own += tuple(bucket_folders(root, bucket))
+    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix, own)
 
 
-def _filter_failure(end: StageEnd) -> Failure:
-    """Why a filter ended badly, and what to do; gpg itself calls a locked key "No secret key"."""
-    said = "\n".join(end.said)
-    if end.stage.tool != "gpg":
-        return Failure(str(end))
-    if "Bad passphrase" in said or "Bad session key" in said:
-        return Failure("gpg cannot decrypt it: the passphrase is wrong",
-                       "--passphrase-file FILE names the file that holds it")
-    if _NO_PASSPHRASE.search(said):
-        return Failure("gpg cannot decrypt it: the secret key has a passphrase, and none was given",
-                       "use --passphrase-file FILE")
-    if not re.search("[Nn]o secret key|decryption failed", said):
-        return Failure(str(end))
-    ids = re.findall(r"ID ([0-9A-F]{8,})", said)
-    wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
-    wanted = wanted or "the secret key is not here"
-    return Failure(str(end), f"{wanted}: gpg --import it, or use --secret-key FILE")
-
-
-def content_of(
-    blocks: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
-) -> Iterator[Piece]:
-    """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
-    ask for (RFC 4880, `CODECS`). gpg: how to call it."""
-    start, blocks = _peek(blocks)
-    if is_openpgp(start):
-        start, blocks = _peek(through(Stage((*gpg, "-d"), IN_ENGLISH), blocks, env))
-    codec = codec_of(start)
-    if codec is None:
-        return blocks
-    decoders = {words[0]: words for words in codec.decoders}
-    tool = find_tool(tuple(decoders), env) or codec.decoders[-1][0]
-    return through(Stage(decoders[tool]), blocks, env)
-
-
-def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
-    """Raises Failure (status 2) unless a restore gives back what this command compresses."""
-    words = shlex.split(compressor)
-    sample = b"s3napback tries the Compressor\n" * 200
-    known = ", ".join(name for codec in CODECS for name in codec.commands)
-    hint = f"these can be read: {known}, or cat for none"
-    if {"|", ">", "<", "&&", ";"} & set(words):
-        hint = "it is one command with its options, and no line for a shell"
-    back = b""
-    try:
-        for block in content_of(through(Stage(tuple(words)), [sample], env), env):
-            back += block
-            if len(back) > len(sample):
+def _sources(
+    found: Iterable[CatalogEntry], kinds: Mapping[str, str]
+) -> dict[tuple[str, str, str], list[CatalogEntry]]:
+    """(kind, name, prefix) → archives; the kind "" where nothing tells a directory from a
+    repository."""
+    sources: dict[tuple[str, str, str], list[CatalogEntry]] = {}
+    for one in found:
+        kind = one.kind
+        if kind is None:
+            kind = kinds.get(one.name, "")
+            if kind == SUBVERSION_DIR or (not kind and os.path.dirname(one.name) in kinds):
+                kind = SUBVERSION if kinds.get(os.path.dirname(one.name)) == SUBVERSION_DIR else ""
+        sources.setdefault((kind, one.name, one.prefix), []).append(one)
+    # An unmarked archive beside marked ones of its name is of their kind.
+    for kind, name, prefix in [key for key in sources if not key[0]]:
+        for known in (DIRECTORY, SUBVERSION):
+            if (known, name, prefix) in sources:
+                sources[known, name, prefix] += sources.pop((kind, name, prefix))
                 break
-        why = "" if back == sample else "what it writes cannot be read back"
+    return sources
+
+
+def _meant(
+    given: str, sources: Iterable[tuple[str, str, str]], prefix: str
+) -> list[tuple[str, str, str]]:
+    """The sources that a NAME of the command line means: as archives have it, or as configs do;
+    with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
+    end."""
+    near: dict[int, list[tuple[str, str, str]]] = {}
+    for source in sources:
+        kind, name, own = source
+        bare = given.removeprefix(f"{own}/") if own else given
+        spelled = [bare, _bare(bare)]
+        if own == prefix:
+            spelled.append(_bare(given))  # a name that begins as its Prefix does
+        elif own and bare == given:
+            continue
+        for rank, one in enumerate(spelled):
+            if kind in (MYSQL, POSTGRESQL):
+                head, _, rest = one.partition("/")
+                same = head == kind and name in (rest, stored_name(kind, rest))
+            else:
+                same = one == (_bare(name) if rank else name)
+            if same:
+                near.setdefault(rank, []).append(source)
+                break
+    return near[min(near)] if near else []
+
+
+def _nothing_found(bucket: _Bucket, names: Sequence[str]) -> Failure:
+    what = f"there is no backup of {names[0]}" if names else "there are no archives"
+    where = f" with the Prefix {bucket.prefix}" if bucket.prefix else ""
+    return Failure(f"{what}{where} in {bucket.store.bucket}",
+                   "see what there is: s3napback.py list")
+
+
+def _wanted(
+    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment,
+    env: Mapping[str, str], gpg: Sequence[str],
+) -> tuple[dict[str, Archive], str, Chain]:
+    """(archives by name, kind, chain) of what is to be restored."""
+    at = parse_when(options["at"], moment) if "at" in options else math.inf
+    given = key_text(given)
+    archives: dict[str, Archive] = {}
+    found: dict[str, CatalogEntry] = {}
+    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
+    whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
+    for start in (*possible_starts(given, bucket.prefix), f"{whole}:"):
+        for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
+            archives[archive.name], found[archive.name] = archive, one
+    named = found.get(given) or found.get(of_prefix)
+    if named:
+        (source,) = _sources([named], bucket.kinds)
+        if named.fault and "force-partial" not in options:
+            raise Failure(f"{named.archive} cannot be used: {named.fault}",
+                          "--force-partial gives what is left of it")
+        return archives, source[0], Chain((named,), math.floor(named.made))
+    sources = _sources(found.values(), bucket.kinds)
+    meant = _meant(given, sources, bucket.prefix)
+    if not meant:
+        raise _nothing_found(bucket, [given])
+    if len(meant) > 1:
+        kinds = " and ".join(sorted(f"{kind or 'the source'} {name}" for kind, name, _ in meant))
+        raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
+    of_source = sources[meant[0]]
+    doubts = [f"in doubt: {doubt}" for doubt in date_doubts(of_source, moment)]
+    try:
+        chain = choose_chain(of_source, at, moment)
     except Failure as failure:
-        why = failure.message
-    if why:
-        raise Failure(f"Compressor {compressor} cannot be used: {why}", hint, status=EXIT_USAGE)
+        first = begun_with(of_source)
+        lacking = None
+        if first:
+            try:
+                lacking = _lacking(bucket.download(archives[first.archive]), env, gpg)
+            except Failure as unread:
+                failure.hint = f"{first.archive} may hold everything, but cannot be read: {unread}"
+        second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
+        if second is None:
+            if first and lacking:
+                failure.hint = (f"{first.archive} does not hold {lacking}, which was excluded then,"
+                                " or is in an archive that is gone; --force-partial does without")
+            for doubt in doubts:
+                print_stderr(f"s3napback: {doubt}")
+            raise
+        chain = second
+    return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
 
 
-def _peek(blocks: Iterator[Piece]) -> tuple[bytes, Iterator[Piece]]:
-    first = b""
-    for block in blocks:
-        first += block
-        if len(first) >= 32:
-            break
-    return first[:32], itertools.chain([first], blocks)
+def _second_choice(
+    found: Sequence[CatalogEntry], at: float, local: Moment, lacking: str | None, partial: bool
+) -> Chain | None:
+    """What can be restored where the chain that is wanted is not whole, None for nothing.
+
+    lacking: what a DIFF that the source begins with does not hold, "" if it holds everything, None
+    if there is no such; partial: whether less than was asked for will do.
+    """
+    if lacking is not None and (partial or not lacking):
+        first = begun_with(found)
+        begun = [replace(one, before="-") if one is first else one for one in found]
+        with contextlib.suppress(Failure):
+            chain = choose_chain(begun, at, local)
+            said = f"partial: {chain.links[0].archive} does not hold {lacking}" if lacking else ""
+            return replace(chain, doubts=(*chain.doubts, said)) if said else chain
+    good = [m for m in restorable_moments(found) if m <= at]
+    if not partial or not good:
+        return None
+    chain = choose_chain(found, good[-1])
+    said = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
+    return replace(chain, doubts=(*chain.doubts, said))
 
 
-def is_openpgp(start: bytes) -> bool:
-    """Whether data that starts so is encrypted with OpenPGP."""
-    if start.startswith(b"-----BEGIN PGP"):
-        return True
-    if not start or not start[0] & 0x80:
-        return False
-    tag = start[0] & 0x3F if start[0] & 0x40 else start[0] >> 2 & 0x0F
-    return tag in (1, 3, 9, 18)  # session keys and encrypted data (RFC 4880, 4.3)
+def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
+    """The first file that a directory's archive lists and does not hold, "" for none: GNU tar marks
+    such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
+    start, content = split_head(decoded(stored, env, gpg))
+    if start.startswith(b"SVN-fs-dump-format"):
+        return "its first revisions"
+    rest, lacking = b"", b""
+    listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
+    for block in run_filter(listing, content, env):
+        *lines, rest = (rest + block).split(b"\n")
+        lacking = lacking or next((line[2:] for line in lines if line.startswith(b"N ")), b"")
+    return os.fsdecode(lacking)
+
+
+def _refuse_frozen(chain: Chain) -> None:
+    for link in chain.links:
+        frozen = _FROZEN & set(link.classes)
+        if frozen:
+            raise Failure(
+                f"{link.archive} is in the storage class {min(frozen)} and cannot be read at once",
+                "thaw its objects first: aws s3api restore-object, some hours before",
+            )
+
+
+def _decrypting(
+    options: Mapping[str, str], env: dict[str, str], stack: contextlib.ExitStack
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(environment, command) with which gpg finds the secret key and its passphrase."""
+    gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
+    if "passphrase-file" in options:
+        if not os.access(options["passphrase-file"], os.R_OK):
+            raise Failure(f"cannot read --passphrase-file {options['passphrase-file']}",
+                          status=EXIT_USAGE)
+        gpg += ["--batch", "--pinentry-mode", "loopback",
+                "--passphrase-file", options["passphrase-file"]]
+    elif not sys.stdin or not sys.stdin.isatty():
+        gpg.append("--batch")
+    if "secret-key" in options:
+        # A short path, for the agent's socket, where that may be written.
+        place = "/tmp" if os.access("/tmp", os.W_OK) else None
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir=place))
+        env = {**env, "GNUPGHOME": home}
+        stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
+        status, _, said = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
+        if status:
+            why = (said.strip().splitlines() or ["no reason given"])[0]
+            raise Failure(f"cannot import --secret-key {options['secret-key']}: {why}")
+    return env, tuple(gpg)
+
+
+def _refuse_unreadable(start: bytes) -> None:
+    """Raises Failure for a dump that begins as no text does."""
+    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
+        raise Failure("it is compressed in a way that is not known here",
+                      "js3tream -o gives its bytes as they are stored")
 
 
 # --------------------------------------------------------------------------------------------------
-# Unpacking
+# Tar streams
 # --------------------------------------------------------------------------------------------------
 
 # Bytes: tar's block, and the largest header of it that is read (the names in a folder of millions).
 _TAR_BLOCK = 512
-_LARGEST_TAR_HEADER = 1 << 28
+
+_MAX_TAR_HEADER = 1 << 28
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -6461,7 +6828,7 @@ class TarStream:
             kind, size = header[156:157], tar_number(header[124:136])
             if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
                 return header, size, said
-            if size > _LARGEST_TAR_HEADER:
+            if size > _MAX_TAR_HEADER:
                 raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
             data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)
             self._headers += data
@@ -6505,6 +6872,10 @@ def member_path(name: bytes) -> str | None:
     return None if b".." in parts else os.fsdecode(b"/".join(parts))
 
 
+# --------------------------------------------------------------------------------------------------
+# Unpacking
+# --------------------------------------------------------------------------------------------------
+
 # Reasons after which the rest does not come out either (strerror(3)).
 _TAR_HOPELESS = ("No space left on device", "Disk quota exceeded", "Input/output error",
                  "Read-only file system", "Cannot allocate memory", "Too many open files")
@@ -6528,7 +6899,7 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
             return judge_unpacking(done.value)
 
 
-def judge_unpacking(end: StageEnd) -> list[str]:
+def judge_unpacking(end: StageResult) -> list[str]:
     """What tar could not do, by its messages; Failure where that is not all (see `run_tar`)."""
     said = [s for s in end.said if "due to previous errors" not in s]
 
@@ -7094,1755 +7465,9 @@ def remove_tree(path: str) -> None:
         run_tool(remove, plain)
 
 
-# ==================================================================================================
-# 14. Command line
-# ==================================================================================================
-
 # --------------------------------------------------------------------------------------------------
-# Log
+# Restoring
 # --------------------------------------------------------------------------------------------------
-#
-# log4perl's property files (perldoc Log::Log4perl::Config and ::Filter, Log::Dispatch) on Python's
-# logging. Nothing in them is the end of a backup: what is not understood becomes a problem, one
-# sentence each, and the rest is used.
-
-
-def without_controls(text: str, keep: str = "\n\t") -> str:
-    """The text without escape sequences: names in a bucket, and on a disk, are whatever someone
-    wrote there. keep: control characters that stay.
-
-    >>> print(without_controls("/etc" + chr(27)))
-    /etc\\x1b
-    """
-    return "".join(
-        f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
-        for c in text
-    )
-
-
-def printable(text: str, keep: str = "\n\t") -> str:
-    """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8."""
-    return without_controls(text, keep).encode("utf-8", "backslashreplace").decode()
-
-
-# log4perl's names for Python's numbers; the numbers of all level names: those of Log::Dispatch
-# (min_level, max_level) between them are its own ("notice" lets no INFO through).
-_LEVEL_NAMES = {1: "ALL", 5: "TRACE", 10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR",
-                50: "FATAL", 1000: "OFF"}
-_LEVELS = {name: number for number, name in _LEVEL_NAMES.items()} | {
-    "NOTICE": 25, "WARNING": 30, "ERR": 40, "CRIT": 45, "CRITICAL": 45, "ALERT": 46,
-    "EMERG": 50, "EMERGENCY": 50,
-}
-# The Python logger that stands for log4perl's root: everything of ours is below it, and nothing of
-# boto3's.
-_LOG_ROOT = "Backup"
-
-_SCREEN = "Log::Log4perl::Appender::Screen"
-_COLORED = "Log::Log4perl::Appender::ScreenColoredLevels"
-_FILE = "Log::Log4perl::Appender::File"
-_ROTATE = "Log::Dispatch::FileRotate"
-_SMTP = "Log::Dispatch::Email::MailSender"
-_SENDMAIL = "Log::Dispatch::Email::MailSend"
-_SYSLOG = "Log::Dispatch::Syslog"
-_ALIASES = {"Log::Dispatch::Screen": _SCREEN, "Log::Dispatch::File": _FILE}
-# The options of each class that are used; `stderr.` stands for one of each level.
-_OPTIONS = {
-    _SCREEN: ("stderr", "stderr."),
-    _COLORED: ("stderr", "stderr."),
-    _FILE: ("filename", "mode", "umask", "header_text", "mkpath"),
-    _ROTATE: ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
-    _SMTP: ("to", "from", "subject", "smtp", "port", "authid", "authpwd", "tls_required"),
-    _SENDMAIL: ("to", "from", "subject"),
-    _SYSLOG: ("ident", "facility", "socket"),
-}
-# Those that ask for what is done anyway: lines are UTF-8, written at once, and a file that was
-# moved is made anew. log4perl's own appenders pass min_level over.
-_GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "lock", "min_level",
-            "recreate_check_interval", "close_after_write"}
-
-LevelRange: TypeAlias = "tuple[int, int, bool]"  # first and last level; whether they pass, or not
-
-
-@dataclass(frozen=True)
-class Appender:
-    """kind: its Perl class; where: FILE:LINE; options: its parameters by name; pattern: of each
-    message, or of each line of one (multiline); ranges: what its messages must pass."""
-
-    name: str
-    kind: str
-    where: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    pattern: str = "%d %c %p %m%n"
-    multiline: bool = False
-    ranges: tuple[LevelRange, ...] = ()
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
-    closed: loggers whose messages do not go on to their parents; utc: whether dates are; problems:
-    sentences."""
-
-    loggers: Mapping[str, tuple[int | None, tuple[str, ...]]]
-    appenders: Mapping[str, Appender]
-    closed: frozenset[str] = frozenset()
-    utc: bool = False
-    problems: tuple[str, ...] = ()
-
-
-def parse_logconfig(text: str, name: str, env: Mapping[str, str] | None = None) -> LogConfig:
-    """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
-    file gives no value. Never raises."""
-    return _LogReader(text, name, env or {}).config()
-
-
-def _is_true(text: str) -> bool:
-    """Perl's truth, and log4perl's "false"."""
-    return text.lower() not in ("", "0", "false")
-
-
-class _LogReader:
-    """One logconfig on its way to a LogConfig. What is understood is taken out of the entries; what
-    is left in them at the end was not."""
-
-    def __init__(self, text: str, name: str, env: Mapping[str, str]) -> None:
-        self._name = name
-        self._problems: list[str] = []
-        self._entries: dict[str, tuple[str, str]] = {}  # key without `log4perl.` → (value, where)
-        self._read_properties(text, dict(env))
-
-    def config(self) -> LogConfig:
-        threshold = self._level("threshold", _LEVELS["ALL"])
-        utc = _is_true(self._take("utcDateTimes"))
-        loggers, closed = self._loggers()
-        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
-        appenders = {}
-        for key in self._keys("appender"):
-            made = self._appender(key, filters)
-            if made:
-                ranges = (*made.ranges, (threshold, _LEVELS["OFF"], True))
-                appenders[made.name] = replace(made, ranges=ranges)
-        for key, (_, where) in self._entries.items():
-            if not key.endswith(".min_level"):  # of an appender that is not there
-                self._problems.append(f"{where}: {key} is not understood; it is passed over")
-        if not appenders.keys() & {name for _, names in loggers.values() for name in names}:
-            if loggers or appenders or self._problems:
-                self._problems.append(
-                    f"{self._name}: no appender can be used; logging to the screen only"
-                )
-            loggers[""] = (loggers.get("", (None,))[0] or _LEVELS["INFO"], ("screen",))
-            appenders["screen"] = Appender("screen", _SCREEN, self._name)
-        return LogConfig(loggers, appenders, closed, utc, tuple(self._problems))
-
-    def _read_properties(self, text: str, variables: dict[str, str]) -> None:
-        joined = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            joined += "" if line.strip().startswith(("#", ";", "!")) else line.strip()
-            if joined.endswith("\\"):
-                joined = joined[:-1]
-                continue
-            match, where = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined), f"{self._name}:{number}"
-            if joined and not match:
-                self._problems.append(f"{where}: this line is no NAME = VALUE")
-            joined = ""
-            if match:
-                value = match[2]
-                for variable in re.findall(r"\$\{([^}]*)\}", value):
-                    known = variables.get(variable.strip())
-                    if known is None:
-                        self._problems.append(f"{where}: the variable {variable} has no value,"
-                                              " neither in this file nor in the environment")
-                    value = value.replace(f"${{{variable}}}", known or "")
-                variables[match[1]] = value
-                self._add(match[1], value, where)
-
-    def _add(self, name: str, value: str, where: str) -> None:
-        key = re.sub(r"^(log4perl|log4j|l4p)\.", "", name).replace("::", ".")
-        if key == name and not key.startswith(("rootLogger", "logger.", "category.", "appender.")):
-            return  # a variable
-        if re.match(r"sub\s*\{", value):
-            self._problems.append(f"{where}: Perl code in {key} is not run")
-        elif key in self._entries and key.endswith(".to"):
-            self._entries[key] = (f"{self._entries[key][0]}, {value}", where)
-        else:
-            if key in self._entries and key.count(".") != 1:
-                self._problems.append(f"{where}: {key} is given again; the last value counts")
-            self._entries[key] = (value, where)
-
-    def _keys(self, head: str) -> list[str]:
-        return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
-
-    def _take(self, key: str, default: str = "") -> str:
-        return self._entries.pop(key, (default, ""))[0]
-
-    def _level(self, key: str, default: int) -> int:
-        word, where = self._entries.pop(key, ("", ""))
-        return self._level_of(word, where) or default
-
-    def _level_of(self, word: str, where: str) -> int | None:
-        number = _LEVELS.get(word.upper())
-        if number is None and word:
-            self._problems.append(f"{where}: level {word} is unknown")
-        return number
-
-    def _loggers(self) -> tuple[dict[str, tuple[int | None, tuple[str, ...]]], frozenset[str]]:
-        loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
-        closed = set()
-        for key in list(self._entries):
-            head, _, tail = key.partition(".")
-            if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
-                value, where = self._entries.pop(key)
-                level, *names = (word.strip() for word in value.split(","))
-                loggers[tail] = (self._level_of(level, where), tuple(filter(None, names)))
-                self._problems += [f"{where}: appender {name} is used and not defined"
-                                   for name in loggers[tail][1]
-                                   if f"appender.{name}" not in self._entries]
-            elif head == "additivity" and not _is_true(self._take(key)):
-                closed.add(tail)
-        return loggers, frozenset(closed)
-
-    def _filter(self, key: str) -> LevelRange | None:
-        kind, where = self._entries.pop(key)
-        accept = _is_true(self._take(f"{key}.AcceptOnMatch", "1"))
-        if kind.endswith("::LevelRange"):
-            return (self._level(f"{key}.LevelMin", _LEVELS["DEBUG"]),
-                    self._level(f"{key}.LevelMax", _LEVELS["FATAL"]), accept)
-        if kind.endswith("::LevelMatch"):
-            level = self._level(f"{key}.LevelToMatch", _LEVELS["OFF"])
-            return level, level, accept
-        self._problems.append(f"{where}: filter class {kind} is unknown; it lets everything pass")
-        self._drop(f"{key}.")
-        return None
-
-    def _drop(self, prefix: str) -> None:
-        for key in [key for key in self._entries if key.startswith(prefix)]:
-            del self._entries[key]
-
-    def _appender(self, key: str, filters: Mapping[str, LevelRange | None]) -> Appender | None:
-        perl_class, where = self._entries.pop(key)
-        name, kind = key.partition(".")[2], _ALIASES.get(perl_class, perl_class)
-        if kind not in _OPTIONS:
-            self._problems.append(
-                f"{where}: appender class {perl_class} is unknown; {name} is left out"
-            )
-            self._drop(f"{key}.")
-            return None
-        ranges = [(self._level(f"{key}.Threshold", 0), _LEVELS["OFF"], True)]
-        if perl_class.startswith("Log::Dispatch"):
-            ranges.append((self._level(f"{key}.min_level", 0),
-                           self._level(f"{key}.max_level", _LEVELS["OFF"]), True))
-        chosen, at = self._entries.pop(f"{key}.Filter", ("", ""))
-        found = filters.get(chosen)
-        if found:
-            ranges.append(found)
-        elif chosen and chosen not in filters:
-            self._problems.append(f"{at}: filter {chosen} is not defined; everything passes")
-        pattern, multiline = self._layout(key)
-        options = {}
-        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
-            option = entry[len(key) + 1 :]
-            if option in _OPTIONS[kind] or f"{option.partition('.')[0]}." in _OPTIONS[kind]:
-                options[option] = self._take(entry)
-            elif option in _GRANTED:
-                del self._entries[entry]
-        wanted = next((o for o in ("filename", "to") if o in _OPTIONS[kind]), None)
-        if wanted and not options.get(wanted):
-            self._problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
-            return None
-        return Appender(name, kind, where, options, pattern, multiline, tuple(ranges))
-
-    def _layout(self, key: str) -> tuple[str, bool]:
-        """(pattern, multiline)"""
-        layout, where = self._entries.pop(f"{key}.layout", ("", ""))
-        pattern, at = self._entries.pop(f"{key}.layout.ConversionPattern", (None, where))
-        layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
-        defaults = {"": Appender.pattern, "PatternLayout": "%m%n", "NoopLayout": "%m",
-                    "PatternLayout::Multiline": "%m%n", "SimpleLayout": "%p - %m\n"}
-        if layout not in defaults:
-            self._problems.append(f"{where}: layout {layout} of {key.partition('.')[2]} is unknown")
-        if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
-            pattern = defaults.get(layout, Appender.pattern)
-        self._problems += [f"{at}: {part} in the pattern is not understood"
-                           for part in PatternFormatter(pattern).unknown]
-        return pattern, layout.endswith("Multiline")
-
-
-# --------------------------------------------------------------------------------------------------
-# Layout
-# --------------------------------------------------------------------------------------------------
-
-_CONVERSION = re.compile(r"%(-?)(\d{0,5})(?:\.(\d{1,5}))?([a-zA-Z%])(?:\{([^}]*)\})*")
-# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK.
-_DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDFwWakKzZ])\3*)|(.)", re.DOTALL)
-_DATE_NAMES = {"": "yyyy/MM/dd HH:mm:ss", "ABSOLUTE": "HH:mm:ss,SSS",
-               "DATE": "dd MMM yyyy HH:mm:ss,SSS", "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS",
-               "APACHE": "[EEE MMM dd HH:mm:ss yyyy]"}
-_PROGRAM_START = time.time()
-
-
-class PatternFormatter(logging.Formatter):
-    """log4perl's PatternLayout; the line it makes carries its own end (%n).
-
-    unknown: the parts of the pattern that are not understood. They are shown as they stand.
-    """
-
-    def __init__(self, pattern: str, *, multiline: bool = False, utc: bool = False) -> None:
-        super().__init__()
-        self._pattern = pattern.replace("\\n", "\n").replace("\\r", "\r")
-        self._multiline, self._zone = multiline, timezone.utc if utc else None
-        self._last = _PROGRAM_START
-        self.unknown = []
-        for match in _CONVERSION.finditer(self._pattern):
-            if match[4] not in "cCdFHlLmMnpPrRtTxX%":
-                self.unknown.append(match[0])
-            for part in _DATE_PART.finditer(match[5] or "") if match[4] == "d" else ():
-                if part[0] == "'" or (part[3] or "-") in "FwWkK":
-                    self.unknown.append(f"{part[0]} of {match[0]}")
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = without_controls(record.getMessage())
-        if "%m%n" in self._pattern:
-            message = message.removesuffix("\n")
-        lines = message.splitlines() if self._multiline else [message]
-        text = "".join(self._line(record, line) for line in lines)
-        if record.exc_info:
-            text = text.rstrip("\n") + "\n" + self.formatException(record.exc_info) + "\n"
-        self._last = record.created
-        return text
-
-    def _line(self, record: logging.LogRecord, message: str) -> str:
-        made, end = "", 0
-        for match in _CONVERSION.finditer(self._pattern):
-            left, width, limit, letter, argument = match.groups("")
-            made += self._pattern[end : match.start()]
-            end = match.end()
-            if letter == "m":
-                text = _message(message, argument, len(made) - made.rfind("\n") - 1)
-            else:
-                text = self._fields(record, argument).get(letter, match[0])
-            text = text[: int(limit)] if limit else text
-            made += text.ljust(int(width or 0)) if left else text.rjust(int(width or 0))
-        return made + self._pattern[end:]
-
-    def _fields(self, record: logging.LogRecord, argument: str) -> dict[str, str]:
-        moment = datetime.fromtimestamp(record.created, self._zone).astimezone(self._zone)
-        parts, line = record.name.split("."), str(record.lineno)
-        count = int(argument) if re.fullmatch("[0-9]{1,3}", argument) else 0
-        return {
-            "d": _DATE_PART.sub(partial(_date_part, moment), _DATE_NAMES.get(argument, argument)),
-            "c": ".".join(parts[-count:]), "C": "::".join(parts[-count:]),
-            "F": "/".join(record.pathname.split("/")[-count:]), "L": line,
-            "M": record.funcName or "", "l": f"{record.funcName} {record.filename} ({line})",
-            "T": f"{record.funcName}() called at {record.pathname} line {line}",
-            "p": _LEVEL_NAMES.get(record.levelno, record.levelname)[: count or None],
-            "r": str(int((record.created - _PROGRAM_START) * 1000)),
-            "R": str(int((record.created - self._last) * 1000)),
-            "H": socket.gethostname(), "P": str(record.process), "n": "\n", "%": "%",
-            "t": "N/A", "x": "[undef]", "X": "[undef]",
-        }
-
-
-def _message(message: str, argument: str, column: int) -> str:
-    """%m{chomp}, %m{indent=2}, %m{indent} (to the column where the message begins), or both."""
-    wanted = dict(part.partition("=")[::2] for part in argument.replace(" ", "").split(","))
-    if "chomp" in wanted:
-        message = message.rstrip("\n")
-    if "indent" in wanted:
-        fixed = re.fullmatch("[0-9]{1,3}", wanted["indent"])
-        message = message.replace("\n", "\n" + " " * (int(fixed[0]) if fixed else column))
-    return message
-
-
-def _date_part(moment: datetime, part: re.Match[str]) -> str:
-    run, letter = part[2] or "", part[3]
-    numbers = {
-        "y": moment.year % (10_000 if len(run) >= 4 else 100), "M": moment.month, "d": moment.day,
-        "h": moment.hour % 12 or 12, "H": moment.hour, "m": moment.minute, "s": moment.second,
-        "D": moment.timetuple().tm_yday, "e": int(moment.timestamp()),
-    }
-    if letter is None:
-        return part[4] or (part[1] or "").replace("''", "'")
-    if letter == "E" or (letter == "M" and len(run) >= 3):
-        name = moment.strftime("%A" if letter == "E" else "%B")
-        return name if len(run) >= 4 else name[:3]
-    if letter in numbers:
-        return str(numbers[letter]).zfill(2 if run == "y" else len(run))
-    others = {"S": f"{moment.microsecond:06d}"[: len(run)], "a": "%p", "Z": "%z", "z": "%Z",
-              "G": "AD"}
-    return moment.strftime(others.get(letter, run))
-
-
-# --------------------------------------------------------------------------------------------------
-# Handlers
-# --------------------------------------------------------------------------------------------------
-
-# Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
-_COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
-# When Log::Dispatch::FileRotate begins a new file: its DatePattern, in lower case, as the pattern
-# of strftime whose value changes then.
-_PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
-    day + hours: "%Y-%m-%d" + value
-    for day in ("yyyy-dd", "yyyy-mm-dd")
-    for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
-}
-
-
-class _QuietHandler(logging.Handler):
-    """A handler whose own failures are told once, on standard error, and never raised."""
-
-    terminator = ""  # the formatter makes whole lines
-    _told = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        self._tell("write to", sys.exc_info()[1])
-
-    def _tell(self, doing: str, error: BaseException | None) -> None:
-        if not self._told:
-            self._told = True
-            reason = getattr(error, "strerror", None) or error
-            _say(f"s3napback: cannot {doing} the log {self.get_name()}: {reason}")
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # told above
-            super().close()
-
-
-class _Screen(_QuietHandler):
-    """Writes above a progress bar, to whatever standard error or output is just then. stderr: names
-    of the levels that go to standard error."""
-
-    def __init__(self, stderr: frozenset[str], colors: Mapping[str, int]) -> None:
-        super().__init__()
-        self._stderr, self._colors = stderr, colors
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = _LEVEL_NAMES.get(record.levelno, "INFO")
-        stream = sys.stderr if level in self._stderr else sys.stdout
-        if stream is None:
-            return
-        try:
-            text = self.format(record)
-            encoding = getattr(stream, "encoding", None) or "utf-8"
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
-            if level in self._colors and stream.isatty():
-                text = f"\x1b[{self._colors[level]}m{text}\x1b[0m"
-            bars = sys.modules.get("tqdm")
-            if bars and stream.isatty():
-                bars.tqdm.write(text, file=stream, end="")
-            else:
-                stream.write(text)
-                stream.flush()
-        except (OSError, ValueError):  # closed: there is no one to tell
-            pass
-
-
-class _LogFile(_QuietHandler, logging.handlers.WatchedFileHandler):
-    pass
-
-
-class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
-    """Rotates before it grows over `limit` bytes, and where strftime(periods) changes."""
-
-    def __init__(self, path: str, limit: int, kept: int, periods: str, zone: tzinfo | None) -> None:
-        super().__init__(path, maxBytes=limit, backupCount=kept, encoding="utf-8",
-                         errors="surrogateescape")
-        self._periods, self._zone = periods, zone
-        self._begin()
-
-    def _begin(self) -> None:
-        self._file = os.stat(self.baseFilename)
-        self._period = self._period_of(self._file.st_mtime) if self._file.st_size else None
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:
-        if not (os.path.exists(self.baseFilename)
-                and os.path.samestat(self._file, os.stat(self.baseFilename))):
-            if self.stream:  # another run, or logrotate, has moved it
-                self.stream.close()
-            self.stream = self._open()
-            self._begin()
-        before, self._period = self._period, self._period_of(record.created)
-        # An empty file is not rotated for one long line (Python before 3.12 does).
-        return before not in (None, self._period) or bool(
-            os.path.getsize(self.baseFilename) and super().shouldRollover(record)
-        )
-
-    def doRollover(self) -> None:
-        try:
-            super().doRollover()
-        except OSError as error:  # a folder of root's; lines are worth more than a small file
-            self.maxBytes = 0
-            self._tell("rotate", error)
-        self._file = os.stat(self.baseFilename)
-
-    def _period_of(self, epoch: float) -> str:
-        return datetime.fromtimestamp(epoch, self._zone).strftime(self._periods)
-
-
-class _Mail(_QuietHandler, logging.handlers.BufferingHandler):
-    """Keeps its lines, and sends them as one mail when it is closed."""
-
-    # Longest that a mail keeps the program from ending, seconds.
-    _TIMEOUT = 30
-
-    def __init__(self, options: Mapping[str, str], server: str) -> None:
-        super().__init__(capacity=0)
-        self._options, self._server = options, server
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        return False
-
-    def flush(self) -> None:
-        records, self.buffer = self.buffer, []
-        text = "".join(map(self.format, records))
-        if text:
-            try:
-                self._send(text.encode("utf-8", "backslashreplace").decode())
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
-                # smtplib's errors are OSErrors
-                reason = getattr(error, "strerror", None) or error
-                _say(f"s3napback: cannot send the log to {self._options['to']}: {reason}")
-
-    def _send(self, text: str) -> None:
-        import smtplib
-        from email.message import EmailMessage
-
-        options, mail = self._options, EmailMessage()
-        to = re.sub(r"[\[\]'\"\r\n]", " ", options["to"]).strip()
-        mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
-        mail["From"] = options.get("from", "").strip() or f"root@{socket.gethostname()}"
-        mail["Subject"] = " ".join(options.get("subject", "s3napback").split())
-        mail.set_content(text)
-        sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
-        if self._server or not sendmail:
-            host, _, port = (self._server or "localhost").partition(":")
-            port = port or options.get("port", "25")
-            with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
-                if _is_true(options.get("tls_required", "")):
-                    smtp.starttls()
-                if "authid" in options:
-                    smtp.login(options["authid"], options.get("authpwd", ""))
-                smtp.send_message(mail)
-        else:
-            done = subprocess.run(
-                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
-            )
-            if done.returncode:
-                raise OSError(f"{sendmail} ended with status {done.returncode}")
-
-
-class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
-    append_nul = False
-
-
-def _handler(appender: Appender) -> logging.Handler:
-    """Raises OSError or ValueError where there can be none."""
-    options = appender.options
-    if appender.kind in (_SCREEN, _COLORED):
-        levels = [option.partition(".")[2].upper() for option, value in options.items()
-                  if option.startswith("stderr.") and _is_true(value)]
-        if not any(option.startswith("stderr.") for option in options):
-            levels = [*_LEVELS] if _is_true(options.get("stderr", "1")) else []
-        return _Screen(frozenset(levels), _COLORS if appender.kind == _COLORED else {})
-    if appender.kind == _SYSLOG:
-        return _syslog(options)
-    if appender.kind in (_SMTP, _SENDMAIL):
-        return _Mail(options, options.get("smtp", "localhost") if appender.kind == _SMTP else "")
-    _make_log_file(options)
-    if appender.kind == _FILE:
-        return _LogFile(options["filename"], encoding="utf-8", errors="surrogateescape")
-    zone = None
-    if options.get("TZ"):
-        from dateutil import tz
-
-        zone = tz.gettz(options["TZ"])
-    return _RotatedFile(
-        options["filename"], _perl_integer(options.get("size", "10_000_000")),
-        max(1, _perl_integer(options.get("max", "1"))), _periods(options.get("DatePattern", "")),
-        zone,
-    )
-
-
-_EMPTYING_MODES = ("write", "clobber", ">")
-
-
-def _make_log_file(options: Mapping[str, str]) -> None:
-    """Makes the file, or empties it, as its options say. Raises OSError or ValueError."""
-    path, mode = options["filename"], options.get("mode", "append")
-    if mode not in ("append", ">>", *_EMPTYING_MODES):
-        raise ValueError(f"mode {mode} is unknown")
-    if _is_true(options.get("mkpath", "")):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    is_new = not os.path.exists(path)
-    how = "w" if mode in _EMPTYING_MODES else "a"
-    with open(path, how, encoding="utf-8", errors="replace") as file:
-        if options.get("umask") and is_new:
-            os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
-        if options.get("header_text"):
-            file.write(options["header_text"] + "\n")
-
-
-def _perl_integer(text: str) -> int:
-    """0… is octal, and 10_000_000 is one number. Raises ValueError."""
-    text = text.strip().replace("_", "")
-    if not text.isdecimal():
-        raise ValueError(f"{text} is no number")
-    return int(text, 8 if text.startswith("0") else 10)
-
-
-def _syslog(options: Mapping[str, str]) -> logging.Handler:
-    facility, where = options.get("facility", "user"), options.get("socket", "unix")
-    if facility not in _Syslog.facility_names:
-        raise ValueError(f"facility {facility} is unknown")
-    where = "/dev/log" if where == "unix" else where
-    if where.startswith("/") and not os.path.exists(where):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-    handler = _Syslog(where if where.startswith("/") else ("localhost", 514), facility)
-    handler.ident = options.get("ident", "s3napback") + ": "
-    return handler
-
-
-def _periods(patterns: str) -> str:
-    """A strftime pattern whose value changes when the log is to be rotated. Raises ValueError."""
-    names = [re.sub("[-:. ]+", "-", part.strip()) for part in patterns.split(";") if part.strip()]
-    for name in names:
-        if name.lower() not in _PERIODS:
-            raise ValueError(f"DatePattern {name} is unknown")
-    return " ".join(_PERIODS[name.lower()] for name in names)
-
-
-_open_handlers: list[logging.Handler] = []
-
-
-def open_log(config: LogConfig, *, debug: bool = False) -> list[str]:
-    """Sets the log up; the sentences to be logged about what is wrong with it.
-
-    debug: everything is logged, whatever levels the config gives.
-    """
-    close_log()
-    problems = list(config.problems)
-    made: dict[str, logging.Handler] = {}
-    for name in dict.fromkeys(a for _, names in config.loggers.values() for a in names):
-        appender = config.appenders.get(name)
-        if appender is None:
-            continue
-        try:
-            made[name] = _handler(appender)
-        except (OSError, ValueError) as error:
-            target = appender.options.get("filename")
-            what = f"cannot write log file {target}" if target else f"cannot log to {name}"
-            reason = getattr(error, "strerror", None) or error
-            problems.append(f"{appender.where}: {what}: {reason}; going on without it")
-            continue
-        for limits in appender.ranges:
-            made[name].addFilter(partial(_passes, limits))
-        _open(made[name], name, PatternFormatter(
-            appender.pattern, multiline=appender.multiline, utc=config.utc
-        ))
-    if not made:
-        made[""] = _Screen(frozenset(_LEVELS), {})
-        _open(made[""], "", PatternFormatter(Appender.pattern))
-        logging.getLogger(_LOG_ROOT).addHandler(made[""])
-    _wire(config, made, debug)
-    return problems
-
-
-def _open(handler: logging.Handler, name: str, formatter: logging.Formatter) -> None:
-    handler.set_name(name)
-    handler.setFormatter(formatter)
-    _open_handlers.append(handler)
-
-
-def _passes(limits: LevelRange, record: logging.LogRecord) -> bool:
-    first, last, accept = limits
-    return (first <= record.levelno <= last) == accept
-
-
-def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
-    for existing in _our_loggers():
-        existing.setLevel(logging.NOTSET)
-        existing.propagate = existing.name != _LOG_ROOT
-    root = logging.getLogger(_LOG_ROOT)
-    root.setLevel(_LEVELS["INFO"])
-    for name, (level, names) in config.loggers.items():
-        if name and not _is_ours(name):
-            continue
-        logger = logging.getLogger(name) if name else root
-        if level is not None and not debug:
-            logger.setLevel(level)
-        for appender in names:
-            if appender in made:
-                logger.addHandler(made[appender])
-        if name in config.closed:
-            logger.propagate = False
-    if debug:
-        root.setLevel(_LEVELS["DEBUG"])
-
-
-def _is_ours(name: str) -> bool:
-    return name == _LOG_ROOT or name.startswith(f"{_LOG_ROOT}.")
-
-
-def _our_loggers() -> list[logging.Logger]:
-    names = [_LOG_ROOT, *filter(_is_ours, logging.root.manager.loggerDict)]
-    return list(map(logging.getLogger, names))
-
-
-def close_log() -> None:
-    """Closes what `open_log` opened; buffered mail is sent here."""
-    for logger in _our_loggers():
-        for handler in [h for h in logger.handlers if h in _open_handlers]:
-            logger.removeHandler(handler)
-    while _open_handlers:
-        _open_handlers.pop().close()
-
-
-def _say(text: str, keep: str = "") -> None:
-    """A line to standard error, which may be closed. keep: control characters that are meant."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(printable(text, keep) + "\n")
-        sys.stderr.flush()
-
-
-USAGE = """\
-usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
-         make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
-         -c FILE  the config file          -t  show what would be done, change nothing
-         -f       do it even if not due    -d  log every command and detail
-       s3napback.py {list|restore|restore-script|verify} -h
-         what is in the bucket, and back again; whether it is whole
-       s3napback.py check -h
-         is this set-up going to work tonight, from cron?
-       s3napback.py js3tream -h
-         one stream to the bucket, or back: recovery by hand
-       s3napback.py demo
-         back up, change, back up again, restore, compare; needs no account
-"""
-
-JS3TREAM_USAGE = """\
-usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCKET[:PREFIX]]
-  -i, --stdin          send standard input to the bucket, as chunks PREFIX:0000000000000, ...
-  -o, --stdout         fetch the chunks, check them, and write them to standard output
-  -l, --list           list archives; without -b, the buckets
-  -d, --delete         delete an archive; without PREFIX, the whole bucket
-  -b, --bucket B[:P]   the bucket and, behind the first colon, the archive's name
-  -K, --keyfile FILE   file with the lines key=... and secret=...
-  -k, --key KEY        -s, --secret SECRET   the same here, where others can see it
-  -z, --size BYTES     size of a chunk (5000000)
-  -t, --tag TEXT       note kept with each chunk, shown by -l
-  -n, --neverdie       try again for 20 hours where something may pass
-  -p, --pretend        say what would be done, change nothing
-  -f, --file           accepted for old calls; memory is bounded without it
-  -v, --verbose        say what is done     --debug  say more
-  -V, --version        -h, --help
-  --endpoint URL       another service than Amazon's, or file:///PATH    --region NAME
-  --storage-class C    of what is stored    --parallel N   chunks at once (4)
-"""
-
-
-# The words behind the command's own, the present, and a clock; the exit status.
-Command: TypeAlias = "Callable[[Sequence[str], Moment, Callable[[], float]], int]"
-
-
-def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = None) -> int:
-    """Runs the command line and returns the exit status.
-
-    argv: the words behind the program's name, default sys.argv's; now: stands for the present in
-    everything that is decided or stamped, default the real time.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    started = time.monotonic()
-    start = time.time() if now is None else Moment.of(now).epoch
-    moment = Moment.of(start if now is None else now)
-
-    def clock() -> float:
-        return start + time.monotonic() - started
-
-    _prepare_process()
-    command: Command = cmd_backup
-    if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
-        command = cmd_js3tream
-    elif words and words[0] in COMMANDS:
-        command = COMMANDS[words.pop(0)]
-    status = EXIT_OK
-    try:
-        with _signals():
-            status = command(words, moment, clock)
-            if sys.stdout:
-                sys.stdout.flush()  # here, where it can still be told that it went nowhere
-            return status
-    except Failure as failure:
-        _say(f"s3napback: {failure}")
-        return failure.status
-    except Interrupted as interrupted:
-        _say(f"s3napback: ended by {signal.Signals(interrupted.signum).name}")
-        return EXIT_SIGNAL + interrupted.signum
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status or EXIT_FAILED
-    except OSError as error:
-        # Of files we say the name; without one it is what was printed that had no room.
-        printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
-        _say(f"s3napback: {os_failure(error, 'write to standard output' if printing else 'go on')}")
-        return status or EXIT_FAILED
-
-
-def _prepare_process() -> None:
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # closed: what is opened next must not be the standard error of a tool
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # A core dump would hold the secret key.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
-            stream.reconfigure(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turns the first of the signals that ask for an end into `Interrupted`."""
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, _frame: FrameType | None) -> None:
-        global _held_signal
-        for one in wanted:  # a second signal must not cut the tidying short
-            signal.signal(one, signal.SIG_IGN)
-        if _held_signal is None:
-            raise Interrupted(signum)
-        _held_signal = signum
-
-    before = {signum: signal.getsignal(signum) for signum in wanted}
-    for signum, handler in before.items():
-        if handler != signal.SIG_IGN:  # nohup
-            signal.signal(signum, interrupt)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-# --------------------------------------------------------------------------------------------------
-# Backup, the original's call
-# --------------------------------------------------------------------------------------------------
-
-
-def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
-    try:
-        options, names = getopt.getopt(list(words), "c:fthd", ["help", "version"])
-    except getopt.GetoptError as error:
-        _say(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
-        _say(USAGE.rstrip(), keep="\n")
-        return EXIT_USAGE
-    given = {name for name, _ in options}
-    if "-h" in given or "--help" in given:
-        print(USAGE, end="")
-        return EXIT_USAGE if "-h" in given else EXIT_OK  # -h: the original's status
-    if "--version" in given:
-        print(f"s3napback {__version__}")
-        return EXIT_OK
-    problems = open_log(_read_logconfig(), debug="-d" in given)
-    try:
-        for problem in problems:
-            log.warning("%s", problem)
-        log.info("Starting s3napback")
-        if "-t" in given:
-            log.warning("TEST MODE ONLY, NO REAL ACTIONS WILL BE TAKEN")
-        if "-f" in given:
-            log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
-        context = Context(
-            moment, clock, tool_environment(os.environ), _program(), _progress_display(),
-            host_name(), test="-t" in given, force="-f" in given,
-        )
-        return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
-    except Failure as failure:
-        log.critical("%s", failure)
-        return failure.status
-    except Interrupted as interrupted:
-        log.critical("Ended by %s", signal.Signals(interrupted.signum).name)
-        return EXIT_SIGNAL + interrupted.signum
-    finally:
-        close_log()
-
-
-def _config_paths(file: str, names: Sequence[str]) -> list[str]:
-    """The config files of a call, in the original's order. Raises Failure for an unknown NAME."""
-    paths = [file] if file else []
-    for name in names:
-        tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
-        found = next((path for path in tried if os.path.isfile(path)), None)
-        if found is None:
-            raise Failure(
-                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
-                _command_hint(name), status=EXIT_USAGE,
-            )
-        paths.append(found)
-    if not paths:
-        raise Failure(
-            "Unable to open file '': No such file or directory",
-            "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
-        )
-    return paths
-
-
-def _command_hint(name: str) -> str:
-    """What to do about a NAME that is no config: it may be meant for a command."""
-    if name in COMMANDS:
-        return f"{name} is a command if it is the first word: s3napback.py {name} ..."
-    meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
-    if meant:
-        return f"did you mean the command {meant[0]}? Else give a config file's path with -c"
-    return "give the path of a config file with -c"
-
-
-def _run_configs(paths: Sequence[str], context: Context) -> int:
-    """Each config is a run of its own: one that cannot run does not keep the others back."""
-    statuses = []
-    for path in paths:
-        try:
-            statuses.append(run_config(path, context))
-        except Failure as failure:
-            log.critical("%s", failure)
-            statuses.append(failure.status)
-    return worst_status(statuses)
-
-
-def host_name() -> str:
-    """The name of this machine, in letters that metadata can hold."""
-    return re.sub("[^!-~]", "?", socket.gethostname()) or "?"
-
-
-def _script() -> str:
-    """The file to call. Installed by pip, the command is another one than the module."""
-    installed = os.path.basename(sys.argv[0]) == "s3napback"
-    return os.path.abspath(sys.argv[0] if installed else __file__)
-
-
-def _program() -> str:
-    """How to call this program in a shell."""
-    return shlex.quote(_script())
-
-
-def _read_logconfig() -> LogConfig:
-    """The s3napback.logconfig beside the script; where there is none, the screen at INFO."""
-    for folder in dict.fromkeys((os.path.dirname(os.path.abspath(__file__)),
-                                 os.path.dirname(os.path.realpath(__file__)))):
-        path = os.path.join(folder, "s3napback.logconfig")
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                return parse_logconfig(file.read(), path, os.environ)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            return replace(
-                parse_logconfig("", path),
-                problems=(f"cannot read {path}: {error.strerror}; logging to the screen only",),
-            )
-    return parse_logconfig("", "")
-
-
-@contextlib.contextmanager
-def _no_progress(_archive: str, _total: int | None = None) -> Iterator[Callable[[int], None]]:
-    yield lambda size: None
-
-
-@contextlib.contextmanager
-def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes (of a total, where it is known), rate and chunks; what is logged meanwhile is
-    written above it."""
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise missing_library(error) from error
-    lock = threading.Lock()
-    chunks = 0
-    shown = printable(archive, "")
-    shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
-    try:
-        columns, rows = os.get_terminal_size(sys.stderr.fileno())
-    except (OSError, ValueError):
-        columns = rows = 0
-    with tqdm(
-        desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr,
-        ncols=None if columns else 80, nrows=None if rows else 24,  # some do not know their size
-    ) as bar:
-
-        def stored(size: int) -> None:
-            nonlocal chunks
-            with lock:
-                chunks += 1
-                bar.set_postfix_str(f"{chunks} chunks", refresh=False)
-                bar.update(size)
-
-        yield stored
-
-
-def _progress_display() -> Callable[..., contextlib.AbstractContextManager[Callable[[int], None]]]:
-    try:
-        terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # closed
-        terminal = False
-    return _progress_bar if terminal else _no_progress
-
-
-# --------------------------------------------------------------------------------------------------
-# js3tream
-# --------------------------------------------------------------------------------------------------
-
-_JS3TREAM_OPTIONS = {
-    "-i": "stdin", "-o": "stdout", "-l": "list", "-d": "delete", "-f": "file", "-n": "neverdie",
-    "-p": "pretend", "-v": "verbose", "-V": "version", "-h": "help",
-}
-_JS3TREAM_VALUES = {"-K": "keyfile", "-k": "key", "-s": "secret", "-b": "bucket", "-z": "size",
-                    "-t": "tag"}
-_JS3TREAM_LONG = ("endpoint", "region", "storage-class", "parallel")
-
-
-def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`js3tream`: its options, its listing, its chunks; its exit status tells the truth."""
-    try:
-        options = _js3tream_options(words)
-    except getopt.GetoptError as error:
-        _say(f"js3tream: {error.msg}")
-        _say(JS3TREAM_USAGE.rstrip(), keep="\n")
-        return EXIT_USAGE
-    if "help" in options or not words:
-        print(JS3TREAM_USAGE, end="")
-        return EXIT_OK if words else EXIT_USAGE
-    if "version" in options:
-        print(f"s3napback {__version__}")
-        return EXIT_OK
-    modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
-    if len(modes) != 1:
-        raise Failure("give one of -i, -o, -l and -d", "see: js3tream -h", status=EXIT_USAGE)
-    bucket, _, prefix = options.get("bucket", "").partition(":")
-    if not bucket and modes != ["list"]:
-        raise Failure("no bucket given", "use -b BUCKET:PREFIX", status=EXIT_USAGE)
-    _js3tream_log("verbose" in options, "debug" in options)
-    access = _js3tream_access(options)
-    if not bucket:
-        return _list_all_buckets(access, moment)
-    hours = 20.0 if "neverdie" in options else 0.0
-    store = Patience(open_store(bucket, access, clock), hours, _TOOL_LOG)
-    work = {"stdin": _js3tream_send, "stdout": _js3tream_fetch,
-            "list": _js3tream_list, "delete": _js3tream_delete}[modes[0]]
-    work(store, key_text(prefix), options, moment)
-    return EXIT_OK
-
-
-_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
-
-
-def _js3tream_options(words: Sequence[str]) -> dict[str, str]:
-    """Long name → value ("" for a switch). Raises getopt.GetoptError."""
-    shorts = "".join(name[1] for name in _JS3TREAM_OPTIONS)
-    shorts += "".join(f"{name[1]}:" for name in _JS3TREAM_VALUES)
-    longs = [*_JS3TREAM_OPTIONS.values(), "debug"]
-    longs += [f"{name}=" for name in (*_JS3TREAM_VALUES.values(), *_JS3TREAM_LONG)]
-    found, rest = getopt.gnu_getopt(list(words), shorts, longs)
-    if rest:
-        raise getopt.GetoptError(f"unexpected argument {rest[0]}")
-    names = {**_JS3TREAM_OPTIONS, **_JS3TREAM_VALUES}
-    return {names.get(option, option.lstrip("-")): value for option, value in found}
-
-
-def _js3tream_access(options: Mapping[str, str]) -> Access:
-    key, secret = options.get("key"), options.get("secret")
-    endpoint = options.get("endpoint") or None
-    if "keyfile" in options and folder_root(endpoint) is None:
-        key, secret = read_key_file(options["keyfile"])
-    if bool(key) != bool(secret):
-        raise Failure("-k and -s go together", "or use -K FILE", status=EXIT_USAGE)
-    return Access(
-        endpoint, options.get("region"), key, secret, options.get("storage-class"),
-        _whole_number(options.get("parallel", "4"), "--parallel", 64),
-    )
-
-
-def _whole_number(text: str, option: str, largest: int) -> int:
-    if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
-        raise Failure(
-            f"{option} {text} is not a whole number from 1 to {largest}", status=EXIT_USAGE
-        )
-    return int(text)
-
-
-def _js3tream_log(verbose: bool, debug: bool) -> None:
-    """Messages to standard error: warnings always, the rest as asked for."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PatternFormatter("%m"))
-    _TOOL_LOG.handlers[:] = [handler]
-    _TOOL_LOG.propagate = False
-    _TOOL_LOG.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
-
-
-def _js3tream_send(
-    store: Patience, prefix: str, options: Mapping[str, str], moment: Moment
-) -> None:
-    chunk_size = _whole_number(options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", LARGEST_CHUNK)
-    tag = options.get("tag", "")
-    if not tag.isascii() or not tag.isprintable():
-        raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
-    _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
-    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
-    pretended = "pretend" in options
-
-    def make_sure() -> None:
-        """Sees to it that there is a bucket, and nothing of that name in it."""
-        try:
-            objects = archive_objects(store, prefix) if prefix else store.page("")[0]
-        except AbsentFailure:
-            if not pretended:
-                _TOOL_LOG.info("Creating bucket %s", store.bucket)
-                store.create()
-            return
-        if not prefix:
-            raise Failure(f"bucket {store.bucket} exists already",
-                          "give a prefix: -b BUCKET:PREFIX")
-        if objects:
-            raise Failure(f"{store.bucket}:{prefix} exists already",
-                          "delete it first, with js3tream -d")
-
-    if pretended:
-        make_sure()
-        _TOOL_LOG.warning("Pretending: nothing is stored")
-        return
-    if sys.stdin is None:
-        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
-    with workers(store, 1, "bucket") as pool:
-        sure = pool.submit(make_sure)  # meanwhile, the first chunks are read
-        stored = upload(
-            _StandardInput(sure),
-            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=sure.result,
-            metadata={"tag": tag} if tag else {},
-            closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
-            progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
-            log=_TOOL_LOG,
-        )
-    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
-
-
-class _StandardInput(FileStream):
-    """Standard input as a `Stream`, which ends with the Failure of what has to succeed besides."""
-
-    def __init__(self, sure: Future[None]) -> None:
-        self._raw: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
-        super().__init__(self._raw)
-        widen_pipe(self._raw)
-        # Where others made it so, "nothing yet" would be taken for the end.
-        os.set_blocking(self._raw.fileno(), True)
-        self._sure = sure
-
-    def readinto(self, view: memoryview) -> int:
-        while not self._sure.done() and not select.select([self._raw], [], [], 0.05)[0]:
-            pass
-        if self._sure.done():
-            self._sure.result()
-        return super().readinto(view)
-
-
-def _standard_output() -> IO[bytes]:
-    """Where data goes. Raises Failure where there is none."""
-    if sys.stdout is None:
-        raise Failure("standard output is closed: there is nowhere to write to",
-                      status=EXIT_USAGE)
-    output = sys.stdout.buffer
-    widen_pipe(output)
-    with contextlib.suppress(OSError):  # it may be no file
-        # Where others made it so, "no room yet" would be taken for an error.
-        os.set_blocking(output.fileno(), True)
-    return output
-
-
-def _js3tream_fetch(
-    store: Patience, prefix: str, options: Mapping[str, str], _moment: Moment
-) -> None:
-    archive = assemble(prefix, archive_objects(store, prefix), store.head)
-    if archive is None:
-        raise Failure(f"there is no archive {store.bucket}:{prefix}", "see: js3tream -l")
-    if "pretend" in options:
-        _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
-        return
-    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
-    output = _standard_output()
-    try:
-        for data in download(
-            _before_gap(archive), store, parallel,
-            lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
-        ):
-            write_all(output, data)
-        output.flush()
-    except BrokenPipeError as error:
-        raise Failure("standard output was closed before the end of the archive") from error
-    except OSError as error:
-        raise os_failure(error, "write to standard output") from error
-    if not archive.complete:
-        raise Failure(
-            f"{store.bucket}:{prefix} is not complete: {archive.fault}",
-            "what was written is its beginning",
-        )
-    _TOOL_LOG.info("%d bytes written", archive.size)
-
-
-def _before_gap(archive: Archive) -> Archive:
-    """The chunks that come before the first missing one: what can be written in order."""
-    numbers = itertools.takewhile(lambda pair: pair[0] == _number(pair[1]),
-                                  enumerate(archive.chunks))
-    return replace(archive, chunks=tuple(item for _, item in numbers))
-
-
-def _js3tream_delete(
-    store: Patience, prefix: str, options: Mapping[str, str], _moment: Moment
-) -> None:
-    if prefix and not store.exists():
-        _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
-        return
-    objects = archive_objects(store, prefix) if prefix else list(listing(store))
-    what = f"{store.bucket}:{prefix}" if prefix else f"the whole bucket {store.bucket}"
-    _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
-    if "pretend" in options:
-        _TOOL_LOG.warning("Pretending: %s is kept", what)
-        return
-    if sys.stderr.isatty() and objects:
-        _say(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
-        for second in range(10, 0, -1):
-            _say(f"{second}...")
-            time.sleep(1)
-    if prefix:
-        delete_chunks(store, objects)
-    else:
-        store.delete([item.key for item in objects])
-        store.remove()
-
-
-def _js3tream_list(
-    store: Patience, prefix: str, _options: Mapping[str, str], moment: Moment
-) -> None:
-    groups: dict[str, list[StoredObject]] = {}
-    for item in listing(store, f"{prefix}:" if prefix else ""):
-        # js3tream takes what stands before the first colon for the prefix.
-        groups.setdefault(item.key.partition(":")[0] if ":" in item.key else "", []).append(item)
-    groups = dict(sorted(groups.items()))
-    with ThreadPoolExecutor(8) as pool:
-        heads = pool.map(lambda items: store.head(items[0].key) or {}, groups.values())
-        for (name, items), metadata in zip(groups.items(), heads, strict=True):
-            _say(listing_line(f"{store.bucket}:{name}" if name else store.bucket, items, moment))
-            if metadata.get("tag"):
-                _say(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
-    _say(f"total: {len(groups)}")
-
-
-def listing_line(where: str, items: Sequence[StoredObject], moment: Moment) -> str:
-    """js3tream's line for an archive. Its clock has 12 hours and no am or pm."""
-    newest = moment.local(max(item.modified for item in items))
-    size = sum(item.size for item in items)
-    amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
-    return f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)} data blocks"
-
-
-def _list_all_buckets(access: Access, moment: Moment) -> int:
-    found = list_buckets(access)
-    _say("Bucket List")
-    for name, created in found:
-        _say(f"{moment.local(created):%Y-%m-%d %I:%M:%S} - {name}")
-    _say(f"total: {len(found)}")
-    return EXIT_OK
-
-
-# --------------------------------------------------------------------------------------------------
-# Recovery
-# --------------------------------------------------------------------------------------------------
-
-class _Parser(argparse.ArgumentParser):
-    """The options of one command. What it does not know is a Failure (status 2)."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
-
-    def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]] | None:
-        """(options that were given, by name; the other words), None where help was shown instead.
-        """
-        words = list(words)
-        end = words.index("--") if "--" in words else len(words)
-        given, others = self.parse_known_args(words[:end])
-        options = dict(vars(given))
-        if "help" in options:
-            self.print_help()
-            return None
-        for word in others:
-            if word.startswith("-") and word != "-":
-                self.error(f"option {word.partition('=')[0]} not recognized")
-        return options, others + words[end + 1 :]
-
-
-def _parent(title: str, *options: tuple[str, str, str]) -> argparse.ArgumentParser:
-    """Options that several commands have: (names, value or "" for a switch, meaning) of each."""
-    parent = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = parent.add_argument_group(title)
-    for names, value, meaning in options:
-        dest = names.split()[-1].lstrip("-")
-        if value:
-            group.add_argument(*names.split(), dest=dest, metavar=value, help=meaning)
-        else:
-            group.add_argument(*names.split(), dest=dest, action="store_true", help=meaning)
-    return parent
-
-
-_BUCKET_OPTIONS = _parent(
-    "where the archives are: -c, or -b with what it needs",
-    ("-c", "CONFIG", "a config file, or the NAME of one"),
-    ("-b", "BUCKET", "the bucket, where there is no config"),
-    ("-K", "FILE", "file with the lines key=... and secret=..."),
-    ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
-    ("--region", "NAME", "where the bucket is"),
-    ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
-     " every one are meant, and NAME is as list shows it: web1/etc"),
-)
-_MOMENT_OPTIONS = _parent(
-    "which state",
-    ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
-     " the local clock showed it then; without it the newest"),
-    ("--force-partial", "", "from what is left of a chain that is not whole"),
-)
-_KEY_OPTIONS = _parent(
-    "decryption",
-    ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
-    ("--passphrase-file", "FILE", "the secret key's passphrase"),
-)
-_HELP_OPTIONS = _parent("help", ("-h --help", "", "show this"))
-_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
-
-
-def _parser(
-    command: str, names: str, about: str, *parents: argparse.ArgumentParser
-) -> _Parser:
-    return _Parser(
-        f"s3napback.py {command}", f"s3napback.py {command} [options] {names}", about,
-        parents=[*parents, _BUCKET_OPTIONS, _HELP_OPTIONS], add_help=False,
-        argument_default=argparse.SUPPRESS,
-    )
-
-
-_LIST = _parser(
-    "list", "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
-    _parent("what is shown", ("--json", "", "for programs; README.md has the form")),
-)
-_RESTORE = _parser(
-    "restore", "NAME {--to PLACE | --stdout} [PATH...]",
-    f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
-    _parent(
-        "where it goes",
-        ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new one"),
-        ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
-        ("--overwrite", "", "into a folder that is not empty: what was not backed up is DELETED"
-         " there"),
-    ),
-    _MOMENT_OPTIONS, _KEY_OPTIONS,
-)
-_RESTORE_SCRIPT = _parser(
-    "restore-script", "NAME",
-    f"Prints a shell script that restores NAME without this program. {_A_NAME}",
-    _MOMENT_OPTIONS, _KEY_OPTIONS,
-)
-_VERIFY = _parser(
-    "verify", "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
-    _parent(
-        "how thoroughly",
-        ("--deep", "", "read every archive to its end, and store nothing"),
-        ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
-    ),
-    _KEY_OPTIONS,
-)
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
-    config's, or "" for all that there are; folder: for large chunks on their way; own: folders
-    that backups leave out, and no restore may take away."""
-
-    store: Patience
-    parallel: int
-    kinds: Mapping[str, str]
-    endpoint: str | None
-    folder: str | None = None
-    prefix: str = ""
-    own: tuple[str, ...] = ()
-
-    def download(
-        self, archive: Archive, progress: Callable[[int], None] = lambda size: None
-    ) -> Iterator[memoryview]:
-        return download(archive, self.store, self.parallel, progress, self.folder)
-
-
-def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
-    _js3tream_log(verbose=False, debug=False)
-    kinds: dict[str, str] = {}
-    folder = None
-    own: tuple[str, ...] = ()
-    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
-    if "c" in options:
-        for name in ("b", "K", "endpoint", "region"):
-            if name in options:
-                dashes = "-" if len(name) == 1 else "--"
-                raise Failure(f"{dashes}{name} cannot be given with -c: the config says it",
-                              "leave one of them out", status=EXIT_USAGE)
-        path = options["c"]
-        if not os.path.exists(path) and "/" not in path:
-            path = _config_paths("", [path])[0]
-        config = read_config(path)
-        settings = settings_of(config, needs_diff_dir=False)
-        prefix = prefix or settings.prefix
-        for job in jobs_of(config)[0]:
-            name = stored_name(job.kind, job.name)
-            # As `parse_archive_name` gives it back.
-            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
-        bucket, access = settings.bucket, access_of(settings)
-        own = (settings.diff_dir,)
-        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
-            folder = settings.temp_dir
-    elif "b" in options:
-        bucket, access = options["b"], _js3tream_access(
-            {name: options[short] for name, short in (
-                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
-            ) if short in options}
-        )
-    else:
-        raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
-    store = Patience(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
-    if root := folder_root(access.endpoint):
-        own += tuple(bucket_folders(root, bucket))
-    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix, own)
-
-
-def _sources(
-    found: Iterable[Found], kinds: Mapping[str, str]
-) -> dict[tuple[str, str, str], list[Found]]:
-    """(kind, name, prefix) → archives; the kind "" where nothing tells a directory from a
-    repository."""
-    sources: dict[tuple[str, str, str], list[Found]] = {}
-    for one in found:
-        kind = one.kind
-        if kind is None:
-            kind = kinds.get(one.name, "")
-            if kind == SUBVERSION_DIR or (not kind and os.path.dirname(one.name) in kinds):
-                kind = SUBVERSION if kinds.get(os.path.dirname(one.name)) == SUBVERSION_DIR else ""
-        sources.setdefault((kind, one.name, one.prefix), []).append(one)
-    # An unmarked archive beside marked ones of its name is of their kind.
-    for kind, name, prefix in [key for key in sources if not key[0]]:
-        for known in (DIRECTORY, SUBVERSION):
-            if (known, name, prefix) in sources:
-                sources[known, name, prefix] += sources.pop((kind, name, prefix))
-                break
-    return sources
-
-
-def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
-    if (read := _LIST.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    _refuse_more_names(names, 1)
-    bucket = _open_bucket(options, clock)
-    seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
-    sources = _sources((found for _, found in seen), bucket.kinds)
-    if names:
-        meant = _meant(key_text(names[0]), sources, bucket.prefix)
-        sources = {key: sources[key] for key in meant}
-        if not sources:
-            raise _nothing_found(bucket, names)
-    if "json" in options:
-        print(json.dumps(_catalogue_json(bucket.store.bucket, sources, moment), indent=1))
-        return EXIT_OK
-    if not sources:
-        _say(f"s3napback: {_nothing_found(bucket, names).message}")
-    for (kind, name, prefix), found in sorted(sources.items()):
-        of_prefix = f" (Prefix {prefix})" if prefix else ""
-        print(printable(
-            f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""
-        ))
-        history = History(found)
-        for one, at, whole in history.rows():
-            stale = "" if one.fault or whole else ", stale: what it continues is gone"
-            told = "" if at == math.floor(one.made) else (
-                f", by a clock that said {_moment_text(moment, one.made)}"
-            )
-            print(printable(
-                f"  {_moment_text(moment, at)}  {one.archive}  {size_text(one.size)} in"
-                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{told}{_remarks(one)}", ""
-            ))
-        shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
-        print(f"  can be restored as of: {shown}")
-        for doubt in date_doubts(found, moment):
-            print(printable(f"  in doubt: {doubt}", ""))
-        if first := begun_with(found):
-            print(printable(f"  in doubt: no FULL is before {first.archive}; it holds everything if"
-                            " the job began with it, which restore finds out by reading it", ""))
-    return EXIT_OK
-
-
-def _refuse_more_names(names: Sequence[str], most: int) -> None:
-    if len(names) > most:
-        raise Failure(f"one NAME at a time, not {names[most]}", status=EXIT_USAGE)
-
-
-def _nothing_found(bucket: _Bucket, names: Sequence[str]) -> Failure:
-    what = f"there is no backup of {names[0]}" if names else "there are no archives"
-    where = f" with the Prefix {bucket.prefix}" if bucket.prefix else ""
-    return Failure(f"{what}{where} in {bucket.store.bucket}",
-                   "see what there is: s3napback.py list")
-
-
-def _remarks(found: Found) -> str:
-    text = ", with warnings" if found.status == "warnings" else ""
-    if found.mode == DIFF and found.self_contained:
-        text += ", needs no FULL"
-    if found.encrypted:
-        text += ", encrypted"
-    if found.staged:
-        text += ", not yet in its place"
-    if found.leftovers:
-        text += f", and {found.leftovers} chunks left over from another upload"
-    return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
-
-
-def _catalogue_json(
-    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[Found]], moment: Moment
-) -> Any:
-    def utc(epoch: float) -> str:
-        return Moment(epoch).utc_text()
-
-    return {
-        "format": 1,
-        "bucket": bucket,
-        "sources": [
-            {
-                "kind": kind or None,
-                "name": name,
-                "prefix": prefix,
-                "restorable": [utc(at) for at in history.restorable()],
-                "doubts": date_doubts(found, moment),
-                "archives": [
-                    {
-                        "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
-                        "as_of": utc(at), "bytes": f.size, "chunks": f.chunks,
-                        "complete": not f.fault, "fault": f.fault or None,
-                        "status": f.status or None, "storage_classes": list(f.classes),
-                        "encrypted": f.encrypted, "leftovers": f.leftovers, "staged": f.staged,
-                        "stale": not f.fault and not whole,
-                    }
-                    for f, at, whole in history.rows()
-                ],
-            }
-            for (kind, name, prefix), found in sorted(sources.items())
-            for history in [History(found)]
-        ],
-    }
-
-
-def _meant(
-    given: str, sources: Iterable[tuple[str, str, str]], prefix: str
-) -> list[tuple[str, str, str]]:
-    """The sources that a NAME of the command line means: as archives have it, or as configs do;
-    with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
-    end."""
-    near: dict[int, list[tuple[str, str, str]]] = {}
-    for source in sources:
-        kind, name, own = source
-        bare = given.removeprefix(f"{own}/") if own else given
-        spelled = [bare, _bare(bare)]
-        if own == prefix:
-            spelled.append(_bare(given))  # a name that begins as its Prefix does
-        elif own and bare == given:
-            continue
-        for rank, one in enumerate(spelled):
-            if kind in (MYSQL, POSTGRESQL):
-                head, _, rest = one.partition("/")
-                same = head == kind and name in (rest, stored_name(kind, rest))
-            else:
-                same = one == (_bare(name) if rank else name)
-            if same:
-                near.setdefault(rank, []).append(source)
-                break
-    return near[min(near)] if near else []
-
-
-# Of what tar could not do, lines on the screen: in a container it is the owner of every file.
-_MOST_SHOWN = 100
-
-
-def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`restore NAME`: a directory, a dump or a repository as it was."""
-    if (read := _RESTORE.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    if not names:
-        raise Failure("no NAME given: what is to be restored?", "see: s3napback.py restore -h",
-                      status=EXIT_USAGE)
-    if ("to" in options) == ("stdout" in options):
-        raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
-    bucket = _open_bucket(options, clock)
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
-        _refuse_frozen(chain)
-        size = sum(link.size for link in chain.links)
-        progress = stack.enter_context(_progress_display()(names[0], size))
-        as_of = _moment_text(moment, chain.as_of)
-        work = _Restore(
-            bucket, [archives[link.archive] for link in chain.links], env, gpg,
-            chain.links[-1].name, as_of, progress,
-        )
-        try:
-            place = work.restore(kind, options, names[1:])
-        finally:
-            for warning in work.warnings[:_MOST_SHOWN]:
-                _say(f"s3napback: {warning}")
-            if len(work.warnings) > _MOST_SHOWN:
-                _say(f"s3napback: and {len(work.warnings) - _MOST_SHOWN} things more like these")
-    for doubt in chain.doubts:
-        _say(f"s3napback: {doubt}")
-    done = ", ".join(link.archive for link in chain.links)
-    _say(f"{names[0]} as of {as_of} is in {place}: {done}")
-    return EXIT_WARNINGS if work.warnings else EXIT_OK
-
-
-def _wanted(
-    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment,
-    env: Mapping[str, str], gpg: Sequence[str],
-) -> tuple[dict[str, Archive], str, Chain]:
-    """(archives by name, kind, chain) of what is to be restored."""
-    at = parse_when(options["at"], moment) if "at" in options else math.inf
-    given = key_text(given)
-    archives: dict[str, Archive] = {}
-    found: dict[str, Found] = {}
-    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
-    whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
-    for start in (*possible_starts(given, bucket.prefix), f"{whole}:"):
-        for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
-            archives[archive.name], found[archive.name] = archive, one
-    named = found.get(given) or found.get(of_prefix)
-    if named:
-        (source,) = _sources([named], bucket.kinds)
-        if named.fault and "force-partial" not in options:
-            raise Failure(f"{named.archive} cannot be used: {named.fault}",
-                          "--force-partial gives what is left of it")
-        return archives, source[0], Chain((named,), math.floor(named.made))
-    sources = _sources(found.values(), bucket.kinds)
-    meant = _meant(given, sources, bucket.prefix)
-    if not meant:
-        raise _nothing_found(bucket, [given])
-    if len(meant) > 1:
-        kinds = " and ".join(sorted(f"{kind or 'the source'} {name}" for kind, name, _ in meant))
-        raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
-    of_source = sources[meant[0]]
-    doubts = [f"in doubt: {doubt}" for doubt in date_doubts(of_source, moment)]
-    try:
-        chain = choose_chain(of_source, at, moment)
-    except Failure as failure:
-        first = begun_with(of_source)
-        lacking = None
-        if first:
-            try:
-                lacking = _lacking(bucket.download(archives[first.archive]), env, gpg)
-            except Failure as unread:
-                failure.hint = f"{first.archive} may hold everything, but cannot be read: {unread}"
-        second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
-        if second is None:
-            if first and lacking:
-                failure.hint = (f"{first.archive} does not hold {lacking}, which was excluded then,"
-                                " or is in an archive that is gone; --force-partial does without")
-            for doubt in doubts:
-                _say(f"s3napback: {doubt}")
-            raise
-        chain = second
-    return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
-
-
-def _second_choice(
-    found: Sequence[Found], at: float, local: Moment, lacking: str | None, partial: bool
-) -> Chain | None:
-    """What can be restored where the chain that is wanted is not whole, None for nothing.
-
-    lacking: what a DIFF that the source begins with does not hold, "" if it holds everything, None
-    if there is no such; partial: whether less than was asked for will do.
-    """
-    if lacking is not None and (partial or not lacking):
-        first = begun_with(found)
-        begun = [replace(one, before="-") if one is first else one for one in found]
-        with contextlib.suppress(Failure):
-            chain = choose_chain(begun, at, local)
-            said = f"partial: {chain.links[0].archive} does not hold {lacking}" if lacking else ""
-            return replace(chain, doubts=(*chain.doubts, said)) if said else chain
-    good = [m for m in restorable_moments(found) if m <= at]
-    if not partial or not good:
-        return None
-    chain = choose_chain(found, good[-1])
-    said = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
-    return replace(chain, doubts=(*chain.doubts, said))
-
-
-def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
-    """The first file that a directory's archive lists and does not hold, "" for none: GNU tar marks
-    such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
-    start, content = _peek(content_of(stored, env, gpg))
-    if start.startswith(b"SVN-fs-dump-format"):
-        return "its first revisions"
-    rest, lacking = b"", b""
-    listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
-    for block in through(listing, content, env):
-        *lines, rest = (rest + block).split(b"\n")
-        lacking = lacking or next((line[2:] for line in lines if line.startswith(b"N ")), b"")
-    return os.fsdecode(lacking)
-
-
-def _refuse_frozen(chain: Chain) -> None:
-    for link in chain.links:
-        frozen = _FROZEN & set(link.classes)
-        if frozen:
-            raise Failure(
-                f"{link.archive} is in the storage class {min(frozen)} and cannot be read at once",
-                "thaw its objects first: aws s3api restore-object, some hours before",
-            )
-
-
-def _decrypting(
-    options: Mapping[str, str], env: dict[str, str], stack: contextlib.ExitStack
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(environment, command) with which gpg finds the secret key and its passphrase."""
-    gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
-    if "passphrase-file" in options:
-        if not os.access(options["passphrase-file"], os.R_OK):
-            raise Failure(f"cannot read --passphrase-file {options['passphrase-file']}",
-                          status=EXIT_USAGE)
-        gpg += ["--batch", "--pinentry-mode", "loopback",
-                "--passphrase-file", options["passphrase-file"]]
-    elif not sys.stdin or not sys.stdin.isatty():
-        gpg.append("--batch")
-    if "secret-key" in options:
-        # A short path, for the agent's socket, where that may be written.
-        place = "/tmp" if os.access("/tmp", os.W_OK) else None
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir=place))
-        env = {**env, "GNUPGHOME": home}
-        stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
-        status, _, said = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
-        if status:
-            why = (said.strip().splitlines() or ["no reason given"])[0]
-            raise Failure(f"cannot import --secret-key {options['secret-key']}: {why}")
-    return env, tuple(gpg)
-
-
-def _refuse_unreadable(start: bytes) -> None:
-    """Raises Failure for a dump that begins as no text does."""
-    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
-        raise Failure("it is compressed in a way that is not known here",
-                      "js3tream -o gives its bytes as they are stored")
 
 
 class _Restore:
@@ -8865,7 +7490,7 @@ class _Restore:
         """Does it; where it went, in words."""
         self._kind = kind
         if not kind:
-            start, _ = _peek(self._content(self._archives[0]))
+            start, _ = split_head(self._content(self._archives[0]))
             kind = SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
         if kind == DIRECTORY and "stdout" in options:
             raise Failure("a directory needs --to DIR", status=EXIT_USAGE)
@@ -8889,11 +7514,11 @@ class _Restore:
 
     def _content(self, archive: Archive) -> Iterator[Piece]:
         blocks = self._bucket.download(archive, self._progress)
-        return blocks if self._kind == STREAM else content_of(blocks, self._env, self._gpg)
+        return blocks if self._kind == STREAM else decoded(blocks, self._env, self._gpg)
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
-            start, blocks = _peek(self._content(archive))
+            start, blocks = split_head(self._content(archive))
             if self._kind != STREAM:
                 _refuse_unreadable(start)
             for block in blocks:
@@ -8955,7 +7580,7 @@ class _Restore:
         for archive in self._archives:
             load = Stage(("svnadmin", "load", *SVN_LOAD, place))
             try:
-                for _ in through(load, self._content(archive), self._env):
+                for _ in run_filter(load, self._content(archive), self._env):
                     pass
             except Failure as failure:
                 failure.where = archive.name
@@ -8974,31 +7599,6 @@ class _Restore:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temp)
-
-
-def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`restore-script NAME`: a shell script that restores it without this program."""
-    if (read := _RESTORE_SCRIPT.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    if not names:
-        raise Failure("no NAME given: what is to be restored?",
-                      "see: s3napback.py restore-script -h", status=EXIT_USAGE)
-    _refuse_more_names(names, 1)
-    bucket = _open_bucket(options, clock)
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
-    _refuse_frozen(chain)
-    for doubt in chain.doubts:
-        _say(f"s3napback: {doubt}")
-    chosen = [archives[link.archive] for link in chain.links]
-    script = restore_script(names[0], kind, chosen, bucket)
-    # The keys in it are UTF-8, whatever the terminal is.
-    output = _standard_output()
-    output.write(script.encode("utf-8", "surrogateescape"))
-    output.flush()
-    return EXIT_OK
 
 
 def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _Bucket) -> str:
@@ -9050,57 +7650,8 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
     return "\n".join([*lines, "exit $bad", ""])
 
 
-def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
-    if (read := _VERIFY.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    _refuse_more_names(names, 1)
-    sample = options.get("sample", "0").removesuffix("%")
-    if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
-        raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
-    bucket = _open_bucket(options, clock)
-    faults: list[str] = []
-    checked = 0
-    found: list[Found] = []
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        for archive, one in catalogue(bucket.store, prefix=bucket.prefix):
-            key = (one.kind or "", one.name, one.prefix)
-            if names and key_text(names[0]) != one.archive and not _meant(
-                key_text(names[0]), [key], bucket.prefix
-            ):
-                continue
-            found.append(one)
-            checked += 1
-            if one.fault:
-                faults.append(f"{one.archive}: {one.fault}")
-            elif "deep" in options:
-                try:
-                    _read_to_the_end(archive, one.kind, bucket, env, gpg)
-                except Failure as failure:
-                    faults.append(f"{one.archive}: {failure}")
-            else:
-                chosen = [c for c in archive.chunks if random.uniform(0, 100) < float(sample)]
-                try:
-                    for _ in bucket.download(replace(archive, chunks=tuple(chosen))):
-                        pass
-                except Failure as failure:
-                    faults.append(f"{one.archive}: {failure}")
-    if not found:
-        raise _nothing_found(bucket, names)
-    for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
-        faults += _chain_faults(name, of_source, moment, names)
-        for doubt in date_doubts(of_source, moment):
-            _say(f"s3napback: in doubt: {doubt}")
-    for fault in faults:
-        print(printable(fault, ""))
-    _say(f"{checked} archives checked, {len(faults)} faults")
-    return EXIT_FAILED if faults else EXIT_OK
-
-
 def _chain_faults(
-    name: str, found: Sequence[Found], moment: Moment, asked_for: Sequence[str]
+    name: str, found: Sequence[CatalogEntry], moment: Moment, asked_for: Sequence[str]
 ) -> Iterator[str]:
     """A sentence for each archive of a source that is whole, but not what it continues."""
     first = begun_with(found)
@@ -9123,7 +7674,7 @@ def _read_to_the_end(
         for _ in bucket.download(archive):
             pass
         return
-    start, blocks = _peek(content_of(bucket.download(archive), env, gpg))
+    start, blocks = split_head(decoded(bucket.download(archive), env, gpg))
     if start.startswith(b"SVN-fs-dump-format"):
         last = archive.metadata.get("state", "").partition(":")[2].encode()
         tail, seen = b"", False
@@ -9143,31 +7694,24 @@ def _read_to_the_end(
         if comments and b"ump complete" not in tail:
             raise Failure("the dump has no closing line: it was cut before it was stored")
         return
-    for _ in through(Stage(("tar", "-t", "-f", "-")), blocks, env):
+    for _ in run_filter(Stage(("tar", "-t", "-f", "-")), blocks, env):
         pass
 
 
-# --------------------------------------------------------------------------------------------------
-# check: is this set-up going to work tonight, from cron?
-# --------------------------------------------------------------------------------------------------
-
-CHECK_USAGE = """\
-usage: s3napback.py check [--cron] [--json] [-c FILE] [NAME...]
-         rehearse tonight's run: tools, folders, keys, bucket, sources; nothing is backed up
-         -c FILE, NAME  as for a backup
-         --cron         as cron runs it: by the first line of the script, in the home folder, with
-                        cron's PATH and HOME and nothing else
-         --json         for programs: a list of {level, subject, text, hint}
-       exit status: 0 all is well, 3 with warnings, 1 with errors
-"""
+# ==================================================================================================
+# 16. Check
+# ==================================================================================================
 
 # What cron gives a job (Debian's cron, crontab(5)); a PATH in the crontab is not known here.
 _CRON_PATH = "/usr/bin:/bin"
+
 # Room that is little, bytes: for diff files, and for a dump on its way.
 _LITTLE_ROOM, _LITTLE_TEMP_ROOM = 100_000_000, 1_000_000_000
+
 # A key that is about to expire, days; a clock that is about to be refused, and is, seconds (S3
 # refuses what is signed 15 minutes off its own clock).
 _SOON, _SKEW_WARNING, _SKEW_ERROR = 30, 60, 900
+
 # How long a database may take for the structure of its tables, seconds.
 _DUMP_PATIENCE = 60
 
@@ -9180,35 +7724,6 @@ class Finding:
     subject: str
     text: str
     hint: str = ""
-
-
-def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
-    """`check`: tonight's run rehearsed, without storing anything."""
-    try:
-        found, names = getopt.gnu_getopt(list(words), "c:h", ["cron", "json", "help"])
-    except getopt.GetoptError as error:
-        raise Failure(error.msg, "see: s3napback.py check -h", status=EXIT_USAGE) from error
-    options = dict(found)
-    if "-h" in options or "--help" in options:
-        print(CHECK_USAGE, end="")
-        return EXIT_OK
-    if "--cron" in options:
-        findings = _check_as_cron(options.get("-c", ""), names)
-    else:
-        _js3tream_log(verbose=False, debug=False)
-        findings = _check_log()
-        for path in _config_paths(options.get("-c", ""), names):
-            check = _Check(path, moment, clock, tool_environment(os.environ))
-            check.all()
-            findings += check.findings
-    if "--json" in options:
-        print(json.dumps([vars(finding) for finding in findings], indent=1))
-    else:
-        for one in findings:
-            hint = f": {one.hint}" if one.hint else ""
-            print(printable(f"{one.level:8} {one.subject}: {one.text}{hint}", ""))
-    levels = {finding.level for finding in findings}
-    return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
 
 def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
@@ -9451,7 +7966,7 @@ class _Check:
     def _bucket(self) -> None:
         name = self._settings.bucket
         bare = open_store(name, access_of(self._settings), self._clock)
-        store = Patience(bare, 0.0, _TOOL_LOG)
+        store = RetryingStore(bare, 0.0, _TOOL_LOG)
         there = store.exists()
         if isinstance(bare, S3Store):
             self._clocks(bare)
@@ -9490,7 +8005,7 @@ class _Check:
             unknown = " and ".join(facts.unknown)
             self._say("ok", "bucket", f"the service does not say whether it has {unknown}")
 
-    def _new_bucket(self, store: Patience) -> None:
+    def _new_bucket(self, store: RetryingStore) -> None:
         """Makes the bucket, to know that it can be made, and takes it away again."""
         store.create()
         with self._subject("bucket"):
@@ -9500,7 +8015,7 @@ class _Check:
         now = "was not there, and is there now" if store.exists() else "is not there"
         self._say("ok", "bucket", f"{store.bucket} {now}; it can be made: the first run makes it")
 
-    def _probe(self, store: Patience) -> None:
+    def _probe(self, store: RetryingStore) -> None:
         """An object under as awkward a key as names can make, there and away again."""
         prefix = self._settings.prefix
         name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
@@ -9520,7 +8035,7 @@ class _Check:
         copied = ", copied" if self._settings.safe_replace else ""
         self._say("ok", "bucket", f"a probe object was stored{copied}, read, listed and deleted")
 
-    def _store_and_fetch(self, store: Patience, archive: str) -> None:
+    def _store_and_fetch(self, store: RetryingStore, archive: str) -> None:
         keys = [chunk_key(archive, n) for n in range(2 if self._settings.safe_replace else 1)]
         try:
             self._compare_probe(store, archive, keys)
@@ -9532,7 +8047,7 @@ class _Check:
         if is_there(store, keys[0]):
             raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
 
-    def _compare_probe(self, store: Patience, archive: str, keys: Sequence[str]) -> None:
+    def _compare_probe(self, store: RetryingStore, archive: str, keys: Sequence[str]) -> None:
         data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
         store.put(keys[0], data, {f"{META}archive": mark})
         if len(keys) > 1:
@@ -9547,7 +8062,7 @@ class _Check:
         if any(one.get(f"{META}archive") != mark for one in kept):
             raise Failure("the service does not keep the metadata of a probe object",
                           "use another one: without metadata no archive is known to be complete")
-        if [item.key for item in listing(store, f"{archive}:")] != list(keys):
+        if [item.key for item in iter_objects(store, f"{archive}:")] != list(keys):
             raise Failure("a probe object was stored, and is not listed",
                           "this service cannot be trusted with backups")
 
@@ -9562,7 +8077,7 @@ class _Check:
 
     def _recipient(self, recipient: str, keyring: str | None) -> None:
         check_recipient(recipient, keyring, self._env)
-        sealed = b"".join(through(gpg_stage([recipient], keyring), [b"probe"], self._env))
+        sealed = b"".join(run_filter(gpg_stage([recipient], keyring), [b"probe"], self._env))
         if not is_openpgp(sealed) or b"probe" in sealed:
             raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
         # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
@@ -9623,7 +8138,7 @@ class _Check:
         newest = {mode: objects for _, mode, objects in by_date}
         if self._store and by_date:
             last, _, objects = by_date[-1]
-            self._tell_host(f"{kind} {name}", assemble(last, objects, self._store.head))
+            self._tell_host(f"{kind} {name}", resolve_archive(last, objects, self._store.head))
         state = State(self._settings.diff_dir, self._moment)
         if kind not in (DIRECTORY, SUBVERSION) or state.chain(name) or not state.written_on(name):
             return
@@ -9660,7 +8175,7 @@ class _Check:
         except OSError as error:
             raise _start_failure(stage, error) from error
         said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-        end = StageEnd(stage, done.returncode, tuple(said), tail=done.stdout[-4096:])
+        end = StageResult(stage, done.returncode, tuple(said), tail=done.stdout[-4096:])
         if not end.is_whole:
             raise Failure(str(end), _tool_hint(end) or "try the command by hand")
         if done.returncode:
@@ -9693,43 +8208,1610 @@ def size_of_tree(path: str) -> int:
     return size
 
 
-def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] | None:
-    """(fewest restore points else, fewest after New Year) where the turn costs more than half.
+# ==================================================================================================
+# 17. Log
+# ==================================================================================================
 
-    year: the one that ends; dumps: whether all archives are FULL. SimpleCycle counts days of the
-    year, so that on January 1st it goes on in slot 0, wherever it was.
-    """
-    if cycle.cycle_type != "SimpleCycle":
+# log4perl's names for Python's numbers; the numbers of all level names: those of Log::Dispatch
+# (min_level, max_level) between them are its own ("notice" lets no INFO through).
+_LEVEL_NAMES = {1: "ALL", 5: "TRACE", 10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR",
+                50: "FATAL", 1000: "OFF"}
+_LEVELS = {name: number for number, name in _LEVEL_NAMES.items()} | {
+    "NOTICE": 25, "WARNING": 30, "ERR": 40, "CRIT": 45, "CRITICAL": 45, "ALERT": 46,
+    "EMERG": 50, "EMERGENCY": 50,
+}
+
+# The Python logger that stands for log4perl's root: everything of ours is below it, and nothing of
+# boto3's.
+_LOG_ROOT = "Backup"
+
+_SCREEN = "Log::Log4perl::Appender::Screen"
+_COLORED = "Log::Log4perl::Appender::ScreenColoredLevels"
+_FILE = "Log::Log4perl::Appender::File"
+_ROTATE = "Log::Dispatch::FileRotate"
+_SMTP = "Log::Dispatch::Email::MailSender"
+_SENDMAIL = "Log::Dispatch::Email::MailSend"
+_SYSLOG = "Log::Dispatch::Syslog"
+_ALIASES = {"Log::Dispatch::Screen": _SCREEN, "Log::Dispatch::File": _FILE}
+
+# The options of each class that are used; `stderr.` stands for one of each level.
+_OPTIONS = {
+    _SCREEN: ("stderr", "stderr."),
+    _COLORED: ("stderr", "stderr."),
+    _FILE: ("filename", "mode", "umask", "header_text", "mkpath"),
+    _ROTATE: ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
+    _SMTP: ("to", "from", "subject", "smtp", "port", "authid", "authpwd", "tls_required"),
+    _SENDMAIL: ("to", "from", "subject"),
+    _SYSLOG: ("ident", "facility", "socket"),
+}
+
+# Those that ask for what is done anyway: lines are UTF-8, written at once, and a file that was
+# moved is made anew. log4perl's own appenders pass min_level over.
+_GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "lock", "min_level",
+            "recreate_check_interval", "close_after_write"}
+
+LevelRange: TypeAlias = "tuple[int, int, bool]"  # first and last level; whether they pass, or not
+
+
+@dataclass(frozen=True)
+class Appender:
+    """kind: its Perl class; where: FILE:LINE; options: its parameters by name; pattern: of each
+    message, or of each line of one (multiline); ranges: what its messages must pass."""
+
+    name: str
+    kind: str
+    where: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    pattern: str = "%d %c %p %m%n"
+    multiline: bool = False
+    ranges: tuple[LevelRange, ...] = ()
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
+    closed: loggers whose messages do not go on to their parents; utc: whether dates are; problems:
+    sentences."""
+
+    loggers: Mapping[str, tuple[int | None, tuple[str, ...]]]
+    appenders: Mapping[str, Appender]
+    closed: frozenset[str] = frozenset()
+    utc: bool = False
+    problems: tuple[str, ...] = ()
+
+
+def parse_logconfig(text: str, name: str, env: Mapping[str, str] | None = None) -> LogConfig:
+    """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
+    file gives no value. Never raises."""
+    return _LogReader(text, name, env or {}).config()
+
+
+def _is_true(text: str) -> bool:
+    """Perl's truth, and log4perl's "false"."""
+    return text.lower() not in ("", "0", "false")
+
+
+class _LogReader:
+    """One logconfig on its way to a LogConfig. What is understood is taken out of the entries; what
+    is left in them at the end was not."""
+
+    def __init__(self, text: str, name: str, env: Mapping[str, str]) -> None:
+        self._name = name
+        self._problems: list[str] = []
+        self._entries: dict[str, tuple[str, str]] = {}  # key without `log4perl.` → (value, where)
+        self._read_properties(text, dict(env))
+
+    def config(self) -> LogConfig:
+        threshold = self._level("threshold", _LEVELS["ALL"])
+        utc = _is_true(self._take("utcDateTimes"))
+        loggers, closed = self._loggers()
+        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
+        appenders = {}
+        for key in self._keys("appender"):
+            made = self._appender(key, filters)
+            if made:
+                ranges = (*made.ranges, (threshold, _LEVELS["OFF"], True))
+                appenders[made.name] = replace(made, ranges=ranges)
+        for key, (_, where) in self._entries.items():
+            if not key.endswith(".min_level"):  # of an appender that is not there
+                self._problems.append(f"{where}: {key} is not understood; it is passed over")
+        if not appenders.keys() & {name for _, names in loggers.values() for name in names}:
+            if loggers or appenders or self._problems:
+                self._problems.append(
+                    f"{self._name}: no appender can be used; logging to the screen only"
+                )
+            loggers[""] = (loggers.get("", (None,))[0] or _LEVELS["INFO"], ("screen",))
+            appenders["screen"] = Appender("screen", _SCREEN, self._name)
+        return LogConfig(loggers, appenders, closed, utc, tuple(self._problems))
+
+    def _read_properties(self, text: str, variables: dict[str, str]) -> None:
+        joined = ""
+        for number, line in enumerate(text.splitlines(), 1):
+            joined += "" if line.strip().startswith(("#", ";", "!")) else line.strip()
+            if joined.endswith("\\"):
+                joined = joined[:-1]
+                continue
+            match, where = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined), f"{self._name}:{number}"
+            if joined and not match:
+                self._problems.append(f"{where}: this line is no NAME = VALUE")
+            joined = ""
+            if match:
+                value = match[2]
+                for variable in re.findall(r"\$\{([^}]*)\}", value):
+                    known = variables.get(variable.strip())
+                    if known is None:
+                        self._problems.append(f"{where}: the variable {variable} has no value,"
+                                              " neither in this file nor in the environment")
+                    value = value.replace(f"${{{variable}}}", known or "")
+                variables[match[1]] = value
+                self._add(match[1], value, where)
+
+    def _add(self, name: str, value: str, where: str) -> None:
+        key = re.sub(r"^(log4perl|log4j|l4p)\.", "", name).replace("::", ".")
+        if key == name and not key.startswith(("rootLogger", "logger.", "category.", "appender.")):
+            return  # a variable
+        if re.match(r"sub\s*\{", value):
+            self._problems.append(f"{where}: Perl code in {key} is not run")
+        elif key in self._entries and key.endswith(".to"):
+            self._entries[key] = (f"{self._entries[key][0]}, {value}", where)
+        else:
+            if key in self._entries and key.count(".") != 1:
+                self._problems.append(f"{where}: {key} is given again; the last value counts")
+            self._entries[key] = (value, where)
+
+    def _keys(self, head: str) -> list[str]:
+        return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
+
+    def _take(self, key: str, default: str = "") -> str:
+        return self._entries.pop(key, (default, ""))[0]
+
+    def _level(self, key: str, default: int) -> int:
+        word, where = self._entries.pop(key, ("", ""))
+        return self._level_of(word, where) or default
+
+    def _level_of(self, word: str, where: str) -> int | None:
+        number = _LEVELS.get(word.upper())
+        if number is None and word:
+            self._problems.append(f"{where}: level {word} is unknown")
+        return number
+
+    def _loggers(self) -> tuple[dict[str, tuple[int | None, tuple[str, ...]]], frozenset[str]]:
+        loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
+        closed = set()
+        for key in list(self._entries):
+            head, _, tail = key.partition(".")
+            if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
+                value, where = self._entries.pop(key)
+                level, *names = (word.strip() for word in value.split(","))
+                loggers[tail] = (self._level_of(level, where), tuple(filter(None, names)))
+                self._problems += [f"{where}: appender {name} is used and not defined"
+                                   for name in loggers[tail][1]
+                                   if f"appender.{name}" not in self._entries]
+            elif head == "additivity" and not _is_true(self._take(key)):
+                closed.add(tail)
+        return loggers, frozenset(closed)
+
+    def _filter(self, key: str) -> LevelRange | None:
+        kind, where = self._entries.pop(key)
+        accept = _is_true(self._take(f"{key}.AcceptOnMatch", "1"))
+        if kind.endswith("::LevelRange"):
+            return (self._level(f"{key}.LevelMin", _LEVELS["DEBUG"]),
+                    self._level(f"{key}.LevelMax", _LEVELS["FATAL"]), accept)
+        if kind.endswith("::LevelMatch"):
+            level = self._level(f"{key}.LevelToMatch", _LEVELS["OFF"])
+            return level, level, accept
+        self._problems.append(f"{where}: filter class {kind} is unknown; it lets everything pass")
+        self._drop(f"{key}.")
         return None
-    first = date(year - 1, 1, 1)
-    turn = (date(year + 1, 1, 1) - first).days
-    points = []
-    for n in range(turn + 90):
-        at = first + timedelta(days=n)
-        points.append((at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days))
-    counts = restore_points(cycle, [Day(*point) for point in points], dumps)
-    usual = min(counts[turn - 180 : turn])
-    after = min(counts[turn:])
-    return (usual, after) if after * 2 < usual else None
+
+    def _drop(self, prefix: str) -> None:
+        for key in [key for key in self._entries if key.startswith(prefix)]:
+            del self._entries[key]
+
+    def _appender(self, key: str, filters: Mapping[str, LevelRange | None]) -> Appender | None:
+        perl_class, where = self._entries.pop(key)
+        name, kind = key.partition(".")[2], _ALIASES.get(perl_class, perl_class)
+        if kind not in _OPTIONS:
+            self._problems.append(
+                f"{where}: appender class {perl_class} is unknown; {name} is left out"
+            )
+            self._drop(f"{key}.")
+            return None
+        ranges = [(self._level(f"{key}.Threshold", 0), _LEVELS["OFF"], True)]
+        if perl_class.startswith("Log::Dispatch"):
+            ranges.append((self._level(f"{key}.min_level", 0),
+                           self._level(f"{key}.max_level", _LEVELS["OFF"]), True))
+        chosen, at = self._entries.pop(f"{key}.Filter", ("", ""))
+        found = filters.get(chosen)
+        if found:
+            ranges.append(found)
+        elif chosen and chosen not in filters:
+            self._problems.append(f"{at}: filter {chosen} is not defined; everything passes")
+        pattern, multiline = self._layout(key)
+        options = {}
+        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
+            option = entry[len(key) + 1 :]
+            if option in _OPTIONS[kind] or f"{option.partition('.')[0]}." in _OPTIONS[kind]:
+                options[option] = self._take(entry)
+            elif option in _GRANTED:
+                del self._entries[entry]
+        wanted = next((o for o in ("filename", "to") if o in _OPTIONS[kind]), None)
+        if wanted and not options.get(wanted):
+            self._problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
+            return None
+        return Appender(name, kind, where, options, pattern, multiline, tuple(ranges))
+
+    def _layout(self, key: str) -> tuple[str, bool]:
+        """(pattern, multiline)"""
+        layout, where = self._entries.pop(f"{key}.layout", ("", ""))
+        pattern, at = self._entries.pop(f"{key}.layout.ConversionPattern", (None, where))
+        layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
+        defaults = {"": Appender.pattern, "PatternLayout": "%m%n", "NoopLayout": "%m",
+                    "PatternLayout::Multiline": "%m%n", "SimpleLayout": "%p - %m\n"}
+        if layout not in defaults:
+            self._problems.append(f"{where}: layout {layout} of {key.partition('.')[2]} is unknown")
+        if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
+            pattern = defaults.get(layout, Appender.pattern)
+        self._problems += [f"{at}: {part} in the pattern is not understood"
+                           for part in PatternFormatter(pattern).unknown]
+        return pattern, layout.endswith("Multiline")
 
 
-def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[int]:
-    """How many moments can be restored after each of the days, if no night fails."""
-    held: dict[int, int] = {}  # slot → the night that is in it
-    needs: list[int | None] = []  # night → the one that it continues
-    counts = []
-    for day in days:
-        if is_backup_day(cycle, day):
-            slot = slot_number(cycle, day, ignore_diffs=dumps)
-            full = dumps or slot_mode(cycle, slot) == FULL
-            needs.append(None if full or not needs else len(needs) - 1)
-            held[slot] = len(needs) - 1
-        good: set[int] = set()
-        for night in sorted(held.values()):
-            if needs[night] is None or needs[night] in good:
-                good.add(night)
-        counts.append(len(good))
-    return counts
+# --------------------------------------------------------------------------------------------------
+# Layout
+# --------------------------------------------------------------------------------------------------
+
+_CONVERSION = re.compile(r"%(-?)(\d{0,5})(?:\.(\d{1,5}))?([a-zA-Z%])(?:\{([^}]*)\})*")
+
+# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK.
+_DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDFwWakKzZ])\3*)|(.)", re.DOTALL)
+_DATE_NAMES = {"": "yyyy/MM/dd HH:mm:ss", "ABSOLUTE": "HH:mm:ss,SSS",
+               "DATE": "dd MMM yyyy HH:mm:ss,SSS", "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS",
+               "APACHE": "[EEE MMM dd HH:mm:ss yyyy]"}
+_PROGRAM_START = time.time()
+
+
+class PatternFormatter(logging.Formatter):
+    """log4perl's PatternLayout; the line it makes carries its own end (%n).
+
+    unknown: the parts of the pattern that are not understood. They are shown as they stand.
+    """
+
+    def __init__(self, pattern: str, *, multiline: bool = False, utc: bool = False) -> None:
+        super().__init__()
+        self._pattern = pattern.replace("\\n", "\n").replace("\\r", "\r")
+        self._multiline, self._zone = multiline, timezone.utc if utc else None
+        self._last = _PROGRAM_START
+        self.unknown = []
+        for match in _CONVERSION.finditer(self._pattern):
+            if match[4] not in "cCdFHlLmMnpPrRtTxX%":
+                self.unknown.append(match[0])
+            for part in _DATE_PART.finditer(match[5] or "") if match[4] == "d" else ():
+                if part[0] == "'" or (part[3] or "-") in "FwWkK":
+                    self.unknown.append(f"{part[0]} of {match[0]}")
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = without_controls(record.getMessage())
+        if "%m%n" in self._pattern:
+            message = message.removesuffix("\n")
+        lines = message.splitlines() if self._multiline else [message]
+        text = "".join(self._line(record, line) for line in lines)
+        if record.exc_info:
+            text = text.rstrip("\n") + "\n" + self.formatException(record.exc_info) + "\n"
+        self._last = record.created
+        return text
+
+    def _line(self, record: logging.LogRecord, message: str) -> str:
+        made, end = "", 0
+        for match in _CONVERSION.finditer(self._pattern):
+            left, width, limit, letter, argument = match.groups("")
+            made += self._pattern[end : match.start()]
+            end = match.end()
+            if letter == "m":
+                text = _message(message, argument, len(made) - made.rfind("\n") - 1)
+            else:
+                text = self._fields(record, argument).get(letter, match[0])
+            text = text[: int(limit)] if limit else text
+            made += text.ljust(int(width or 0)) if left else text.rjust(int(width or 0))
+        return made + self._pattern[end:]
+
+    def _fields(self, record: logging.LogRecord, argument: str) -> dict[str, str]:
+        moment = datetime.fromtimestamp(record.created, self._zone).astimezone(self._zone)
+        parts, line = record.name.split("."), str(record.lineno)
+        count = int(argument) if re.fullmatch("[0-9]{1,3}", argument) else 0
+        return {
+            "d": _DATE_PART.sub(partial(_date_part, moment), _DATE_NAMES.get(argument, argument)),
+            "c": ".".join(parts[-count:]), "C": "::".join(parts[-count:]),
+            "F": "/".join(record.pathname.split("/")[-count:]), "L": line,
+            "M": record.funcName or "", "l": f"{record.funcName} {record.filename} ({line})",
+            "T": f"{record.funcName}() called at {record.pathname} line {line}",
+            "p": _LEVEL_NAMES.get(record.levelno, record.levelname)[: count or None],
+            "r": str(int((record.created - _PROGRAM_START) * 1000)),
+            "R": str(int((record.created - self._last) * 1000)),
+            "H": socket.gethostname(), "P": str(record.process), "n": "\n", "%": "%",
+            "t": "N/A", "x": "[undef]", "X": "[undef]",
+        }
+
+
+def _message(message: str, argument: str, column: int) -> str:
+    """%m{chomp}, %m{indent=2}, %m{indent} (to the column where the message begins), or both."""
+    wanted = dict(part.partition("=")[::2] for part in argument.replace(" ", "").split(","))
+    if "chomp" in wanted:
+        message = message.rstrip("\n")
+    if "indent" in wanted:
+        fixed = re.fullmatch("[0-9]{1,3}", wanted["indent"])
+        message = message.replace("\n", "\n" + " " * (int(fixed[0]) if fixed else column))
+    return message
+
+
+def _date_part(moment: datetime, part: re.Match[str]) -> str:
+    run, letter = part[2] or "", part[3]
+    numbers = {
+        "y": moment.year % (10_000 if len(run) >= 4 else 100), "M": moment.month, "d": moment.day,
+        "h": moment.hour % 12 or 12, "H": moment.hour, "m": moment.minute, "s": moment.second,
+        "D": moment.timetuple().tm_yday, "e": int(moment.timestamp()),
+    }
+    if letter is None:
+        return part[4] or (part[1] or "").replace("''", "'")
+    if letter == "E" or (letter == "M" and len(run) >= 3):
+        name = moment.strftime("%A" if letter == "E" else "%B")
+        return name if len(run) >= 4 else name[:3]
+    if letter in numbers:
+        return str(numbers[letter]).zfill(2 if run == "y" else len(run))
+    others = {"S": f"{moment.microsecond:06d}"[: len(run)], "a": "%p", "Z": "%z", "z": "%Z",
+              "G": "AD"}
+    return moment.strftime(others.get(letter, run))
+
+
+# --------------------------------------------------------------------------------------------------
+# Handlers
+# --------------------------------------------------------------------------------------------------
+
+# Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
+_COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
+
+# When Log::Dispatch::FileRotate begins a new file: its DatePattern, in lower case, as the pattern
+# of strftime whose value changes then.
+_PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
+    day + hours: "%Y-%m-%d" + value
+    for day in ("yyyy-dd", "yyyy-mm-dd")
+    for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
+}
+
+
+class _QuietHandler(logging.Handler):
+    """A handler whose own failures are told once, on standard error, and never raised."""
+
+    terminator = ""  # the formatter makes whole lines
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._tell("write to", sys.exc_info()[1])
+
+    def _tell(self, doing: str, error: BaseException | None) -> None:
+        if not self._told:
+            self._told = True
+            reason = getattr(error, "strerror", None) or error
+            print_stderr(f"s3napback: cannot {doing} the log {self.get_name()}: {reason}")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # told above
+            super().close()
+
+
+class _Screen(_QuietHandler):
+    """Writes above a progress bar, to whatever standard error or output is just then. stderr: names
+    of the levels that go to standard error."""
+
+    def __init__(self, stderr: frozenset[str], colors: Mapping[str, int]) -> None:
+        super().__init__()
+        self._stderr, self._colors = stderr, colors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = _LEVEL_NAMES.get(record.levelno, "INFO")
+        stream = sys.stderr if level in self._stderr else sys.stdout
+        if stream is None:
+            return
+        try:
+            text = self.format(record)
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            if level in self._colors and stream.isatty():
+                text = f"\x1b[{self._colors[level]}m{text}\x1b[0m"
+            bars = sys.modules.get("tqdm")
+            if bars and stream.isatty():
+                bars.tqdm.write(text, file=stream, end="")
+            else:
+                stream.write(text)
+                stream.flush()
+        except (OSError, ValueError):  # closed: there is no one to tell
+            pass
+
+
+class _LogFile(_QuietHandler, logging.handlers.WatchedFileHandler):
+    pass
+
+
+class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
+    """Rotates before it grows over `limit` bytes, and where strftime(periods) changes."""
+
+    def __init__(self, path: str, limit: int, kept: int, periods: str, zone: tzinfo | None) -> None:
+        super().__init__(path, maxBytes=limit, backupCount=kept, encoding="utf-8",
+                         errors="surrogateescape")
+        self._periods, self._zone = periods, zone
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file = os.stat(self.baseFilename)
+        self._period = self._period_of(self._file.st_mtime) if self._file.st_size else None
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        if not (os.path.exists(self.baseFilename)
+                and os.path.samestat(self._file, os.stat(self.baseFilename))):
+            if self.stream:  # another run, or logrotate, has moved it
+                self.stream.close()
+            self.stream = self._open()
+            self._begin()
+        before, self._period = self._period, self._period_of(record.created)
+        # An empty file is not rotated for one long line (Python before 3.12 does).
+        return before not in (None, self._period) or bool(
+            os.path.getsize(self.baseFilename) and super().shouldRollover(record)
+        )
+
+    def doRollover(self) -> None:
+        try:
+            super().doRollover()
+        except OSError as error:  # a folder of root's; lines are worth more than a small file
+            self.maxBytes = 0
+            self._tell("rotate", error)
+        self._file = os.stat(self.baseFilename)
+
+    def _period_of(self, epoch: float) -> str:
+        return datetime.fromtimestamp(epoch, self._zone).strftime(self._periods)
+
+
+class _Mail(_QuietHandler, logging.handlers.BufferingHandler):
+    """Keeps its lines, and sends them as one mail when it is closed."""
+
+    # Longest that a mail keeps the program from ending, seconds.
+    _TIMEOUT = 30
+
+    def __init__(self, options: Mapping[str, str], server: str) -> None:
+        super().__init__(capacity=0)
+        self._options, self._server = options, server
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return False
+
+    def flush(self) -> None:
+        records, self.buffer = self.buffer, []
+        text = "".join(map(self.format, records))
+        if text:
+            try:
+                self._send(text.encode("utf-8", "backslashreplace").decode())
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                # smtplib's errors are OSErrors
+                reason = getattr(error, "strerror", None) or error
+                print_stderr(f"s3napback: cannot send the log to {self._options['to']}: {reason}")
+
+    def _send(self, text: str) -> None:
+        import smtplib
+        from email.message import EmailMessage
+
+        options, mail = self._options, EmailMessage()
+        to = re.sub(r"[\[\]'\"\r\n]", " ", options["to"]).strip()
+        mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
+        mail["From"] = options.get("from", "").strip() or f"root@{socket.gethostname()}"
+        mail["Subject"] = " ".join(options.get("subject", "s3napback").split())
+        mail.set_content(text)
+        sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
+        if self._server or not sendmail:
+            host, _, port = (self._server or "localhost").partition(":")
+            port = port or options.get("port", "25")
+            with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
+                if _is_true(options.get("tls_required", "")):
+                    smtp.starttls()
+                if "authid" in options:
+                    smtp.login(options["authid"], options.get("authpwd", ""))
+                smtp.send_message(mail)
+        else:
+            done = subprocess.run(
+                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
+            )
+            if done.returncode:
+                raise OSError(f"{sendmail} ended with status {done.returncode}")
+
+
+class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
+    append_nul = False
+
+
+def _handler(appender: Appender) -> logging.Handler:
+    """Raises OSError or ValueError where there can be none."""
+    options = appender.options
+    if appender.kind in (_SCREEN, _COLORED):
+        levels = [option.partition(".")[2].upper() for option, value in options.items()
+                  if option.startswith("stderr.") and _is_true(value)]
+        if not any(option.startswith("stderr.") for option in options):
+            levels = [*_LEVELS] if _is_true(options.get("stderr", "1")) else []
+        return _Screen(frozenset(levels), _COLORS if appender.kind == _COLORED else {})
+    if appender.kind == _SYSLOG:
+        return _syslog(options)
+    if appender.kind in (_SMTP, _SENDMAIL):
+        return _Mail(options, options.get("smtp", "localhost") if appender.kind == _SMTP else "")
+    _make_log_file(options)
+    if appender.kind == _FILE:
+        return _LogFile(options["filename"], encoding="utf-8", errors="surrogateescape")
+    zone = None
+    if options.get("TZ"):
+        from dateutil import tz
+
+        zone = tz.gettz(options["TZ"])
+    return _RotatedFile(
+        options["filename"], _perl_integer(options.get("size", "10_000_000")),
+        max(1, _perl_integer(options.get("max", "1"))), _periods(options.get("DatePattern", "")),
+        zone,
+    )
+
+
+_EMPTYING_MODES = ("write", "clobber", ">")
+
+
+def _make_log_file(options: Mapping[str, str]) -> None:
+    """Makes the file, or empties it, as its options say. Raises OSError or ValueError."""
+    path, mode = options["filename"], options.get("mode", "append")
+    if mode not in ("append", ">>", *_EMPTYING_MODES):
+        raise ValueError(f"mode {mode} is unknown")
+    if _is_true(options.get("mkpath", "")):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    is_new = not os.path.exists(path)
+    how = "w" if mode in _EMPTYING_MODES else "a"
+    with open(path, how, encoding="utf-8", errors="replace") as file:
+        if options.get("umask") and is_new:
+            os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
+        if options.get("header_text"):
+            file.write(options["header_text"] + "\n")
+
+
+def _perl_integer(text: str) -> int:
+    """0… is octal, and 10_000_000 is one number. Raises ValueError."""
+    text = text.strip().replace("_", "")
+    if not text.isdecimal():
+        raise ValueError(f"{text} is no number")
+    return int(text, 8 if text.startswith("0") else 10)
+
+
+def _syslog(options: Mapping[str, str]) -> logging.Handler:
+    facility, where = options.get("facility", "user"), options.get("socket", "unix")
+    if facility not in _Syslog.facility_names:
+        raise ValueError(f"facility {facility} is unknown")
+    where = "/dev/log" if where == "unix" else where
+    if where.startswith("/") and not os.path.exists(where):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+    handler = _Syslog(where if where.startswith("/") else ("localhost", 514), facility)
+    handler.ident = options.get("ident", "s3napback") + ": "
+    return handler
+
+
+def _periods(patterns: str) -> str:
+    """A strftime pattern whose value changes when the log is to be rotated. Raises ValueError."""
+    names = [re.sub("[-:. ]+", "-", part.strip()) for part in patterns.split(";") if part.strip()]
+    for name in names:
+        if name.lower() not in _PERIODS:
+            raise ValueError(f"DatePattern {name} is unknown")
+    return " ".join(_PERIODS[name.lower()] for name in names)
+
+
+_open_handlers: list[logging.Handler] = []
+
+
+def open_log(config: LogConfig, *, debug: bool = False) -> list[str]:
+    """Sets the log up; the sentences to be logged about what is wrong with it.
+
+    debug: everything is logged, whatever levels the config gives.
+    """
+    close_log()
+    problems = list(config.problems)
+    made: dict[str, logging.Handler] = {}
+    for name in dict.fromkeys(a for _, names in config.loggers.values() for a in names):
+        appender = config.appenders.get(name)
+        if appender is None:
+            continue
+        try:
+            made[name] = _handler(appender)
+        except (OSError, ValueError) as error:
+            target = appender.options.get("filename")
+            what = f"cannot write log file {target}" if target else f"cannot log to {name}"
+            reason = getattr(error, "strerror", None) or error
+            problems.append(f"{appender.where}: {what}: {reason}; going on without it")
+            continue
+        for limits in appender.ranges:
+            made[name].addFilter(partial(_passes, limits))
+        _open(made[name], name, PatternFormatter(
+            appender.pattern, multiline=appender.multiline, utc=config.utc
+        ))
+    if not made:
+        made[""] = _Screen(frozenset(_LEVELS), {})
+        _open(made[""], "", PatternFormatter(Appender.pattern))
+        logging.getLogger(_LOG_ROOT).addHandler(made[""])
+    _wire(config, made, debug)
+    return problems
+
+
+def _open(handler: logging.Handler, name: str, formatter: logging.Formatter) -> None:
+    handler.set_name(name)
+    handler.setFormatter(formatter)
+    _open_handlers.append(handler)
+
+
+def _passes(limits: LevelRange, record: logging.LogRecord) -> bool:
+    first, last, accept = limits
+    return (first <= record.levelno <= last) == accept
+
+
+def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
+    for existing in _our_loggers():
+        existing.setLevel(logging.NOTSET)
+        existing.propagate = existing.name != _LOG_ROOT
+    root = logging.getLogger(_LOG_ROOT)
+    root.setLevel(_LEVELS["INFO"])
+    for name, (level, names) in config.loggers.items():
+        if name and not _is_ours(name):
+            continue
+        logger = logging.getLogger(name) if name else root
+        if level is not None and not debug:
+            logger.setLevel(level)
+        for appender in names:
+            if appender in made:
+                logger.addHandler(made[appender])
+        if name in config.closed:
+            logger.propagate = False
+    if debug:
+        root.setLevel(_LEVELS["DEBUG"])
+
+
+def _is_ours(name: str) -> bool:
+    return name == _LOG_ROOT or name.startswith(f"{_LOG_ROOT}.")
+
+
+def _our_loggers() -> list[logging.Logger]:
+    names = [_LOG_ROOT, *filter(_is_ours, logging.root.manager.loggerDict)]
+    return list(map(logging.getLogger, names))
+
+
+def close_log() -> None:
+    """Closes what `open_log` opened; buffered mail is sent here."""
+    for logger in _our_loggers():
+        for handler in [h for h in logger.handlers if h in _open_handlers]:
+            logger.removeHandler(handler)
+    while _open_handlers:
+        _open_handlers.pop().close()
+
+
+def _read_logconfig() -> LogConfig:
+    """The s3napback.logconfig beside the script; where there is none, the screen at INFO."""
+    for folder in dict.fromkeys((os.path.dirname(os.path.abspath(__file__)),
+                                 os.path.dirname(os.path.realpath(__file__)))):
+        path = os.path.join(folder, "s3napback.logconfig")
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                return parse_logconfig(file.read(), path, os.environ)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return replace(
+                parse_logconfig("", path),
+                problems=(f"cannot read {path}: {error.strerror}; logging to the screen only",),
+            )
+    return parse_logconfig("", "")
+
+
+# ==================================================================================================
+# 18. Command line
+# ==================================================================================================
+
+USAGE = """\
+usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
+         make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
+         -c FILE  the config file          -t  show what would be done, change nothing
+         -f       do it even if not due    -d  log every command and detail
+       s3napback.py {list|restore|restore-script|verify} -h
+         what is in the bucket, and back again; whether it is whole
+       s3napback.py check -h
+         is this set-up going to work tonight, from cron?
+       s3napback.py js3tream -h
+         one stream to the bucket, or back: recovery by hand
+       s3napback.py demo
+         back up, change, back up again, restore, compare; needs no account
+"""
+
+JS3TREAM_USAGE = """\
+usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCKET[:PREFIX]]
+  -i, --stdin          send standard input to the bucket, as chunks PREFIX:0000000000000, ...
+  -o, --stdout         fetch the chunks, check them, and write them to standard output
+  -l, --list           list archives; without -b, the buckets
+  -d, --delete         delete an archive; without PREFIX, the whole bucket
+  -b, --bucket B[:P]   the bucket and, behind the first colon, the archive's name
+  -K, --keyfile FILE   file with the lines key=... and secret=...
+  -k, --key KEY        -s, --secret SECRET   the same here, where others can see it
+  -z, --size BYTES     size of a chunk (5000000)
+  -t, --tag TEXT       note kept with each chunk, shown by -l
+  -n, --neverdie       try again for 20 hours where something may pass
+  -p, --pretend        say what would be done, change nothing
+  -f, --file           accepted for old calls; memory is bounded without it
+  -v, --verbose        say what is done     --debug  say more
+  -V, --version        -h, --help
+  --endpoint URL       another service than Amazon's, or file:///PATH    --region NAME
+  --storage-class C    of what is stored    --parallel N   chunks at once (4)
+"""
+
+# The words behind the command's own, the present, and a clock; the exit status.
+Command: TypeAlias = "Callable[[Sequence[str], Moment, Callable[[], float]], int]"
+
+
+def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = None) -> int:
+    """Runs the command line and returns the exit status.
+
+    argv: the words behind the program's name, default sys.argv's; now: stands for the present in
+    everything that is decided or stamped, default the real time.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    started = time.monotonic()
+    start = time.time() if now is None else Moment.of(now).epoch
+    moment = Moment.of(start if now is None else now)
+
+    def clock() -> float:
+        return start + time.monotonic() - started
+
+    _prepare_process()
+    command: Command = cmd_backup
+    if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
+        command = cmd_js3tream
+    elif words and words[0] in COMMANDS:
+        command = COMMANDS[words.pop(0)]
+    status = EXIT_OK
+    try:
+        with _signals():
+            status = command(words, moment, clock)
+            if sys.stdout:
+                sys.stdout.flush()  # here, where it can still be told that it went nowhere
+            return status
+    except Failure as failure:
+        print_stderr(f"s3napback: {failure}")
+        return failure.status
+    except Interrupted as interrupted:
+        print_stderr(f"s3napback: ended by {signal.Signals(interrupted.signum).name}")
+        return EXIT_SIGNAL + interrupted.signum
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or EXIT_FAILED
+    except OSError as error:
+        # Of files we say the name; without one it is what was printed that had no room.
+        printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
+        doing = "write to standard output" if printing else "go on"
+        print_stderr(f"s3napback: {os_failure(error, doing)}")
+        return status or EXIT_FAILED
+
+
+def _prepare_process() -> None:
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: what is opened next must not be the standard error of a tool
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # A core dump would hold the secret key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns the first of the signals that ask for an end into `Interrupted`."""
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        global _held_signal
+        for one in wanted:  # a second signal must not cut the tidying short
+            signal.signal(one, signal.SIG_IGN)
+        if _held_signal is None:
+            raise Interrupted(signum)
+        _held_signal = signum
+
+    before = {signum: signal.getsignal(signum) for signum in wanted}
+    for signum, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def print_stderr(text: str, keep: str = "") -> None:
+    """A line to standard error, which may be closed. keep: control characters that are meant."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(printable(text, keep) + "\n")
+        sys.stderr.flush()
+
+
+def host_name() -> str:
+    """The name of this machine, in letters that metadata can hold."""
+    return re.sub("[^!-~]", "?", socket.gethostname()) or "?"
+
+
+def _script() -> str:
+    """The file to call. Installed by pip, the command is another one than the module."""
+    installed = os.path.basename(sys.argv[0]) == "s3napback"
+    return os.path.abspath(sys.argv[0] if installed else __file__)
+
+
+def _program() -> str:
+    """How to call this program in a shell."""
+    return shlex.quote(_script())
+
+
+@contextlib.contextmanager
+def _no_progress(_archive: str, _total: int | None = None) -> Iterator[Callable[[int], None]]:
+    yield lambda size: None
+
+
+@contextlib.contextmanager
+def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes (of a total, where it is known), rate and chunks; what is logged meanwhile is
+    written above it."""
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise missing_library(error) from error
+    lock = threading.Lock()
+    chunks = 0
+    shown = printable(archive, "")
+    shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        columns = rows = 0
+    with tqdm(
+        desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr,
+        ncols=None if columns else 80, nrows=None if rows else 24,  # some do not know their size
+    ) as bar:
+
+        def stored(size: int) -> None:
+            nonlocal chunks
+            with lock:
+                chunks += 1
+                bar.set_postfix_str(f"{chunks} chunks", refresh=False)
+                bar.update(size)
+
+        yield stored
+
+
+def _progress_display() -> Callable[..., contextlib.AbstractContextManager[Callable[[int], None]]]:
+    try:
+        terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # closed
+        terminal = False
+    return _progress_bar if terminal else _no_progress
+
+
+# --------------------------------------------------------------------------------------------------
+# Backup, the original's call
+# --------------------------------------------------------------------------------------------------
+
+
+def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
+    try:
+        options, names = getopt.getopt(list(words), "c:fthd", ["help", "version"])
+    except getopt.GetoptError as error:
+        print_stderr(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
+        print_stderr(USAGE.rstrip(), keep="\n")
+        return EXIT_USAGE
+    given = {name for name, _ in options}
+    if "-h" in given or "--help" in given:
+        print(USAGE, end="")
+        return EXIT_USAGE if "-h" in given else EXIT_OK  # -h: the original's status
+    if "--version" in given:
+        print(f"s3napback {__version__}")
+        return EXIT_OK
+    problems = open_log(_read_logconfig(), debug="-d" in given)
+    try:
+        for problem in problems:
+            log.warning("%s", problem)
+        log.info("Starting s3napback")
+        if "-t" in given:
+            log.warning("TEST MODE ONLY, NO REAL ACTIONS WILL BE TAKEN")
+        if "-f" in given:
+            log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
+        context = RunOptions(
+            moment, clock, tool_environment(os.environ), _program(), _progress_display(),
+            host_name(), test="-t" in given, force="-f" in given,
+        )
+        return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
+    except Failure as failure:
+        log.critical("%s", failure)
+        return failure.status
+    except Interrupted as interrupted:
+        log.critical("Ended by %s", signal.Signals(interrupted.signum).name)
+        return EXIT_SIGNAL + interrupted.signum
+    finally:
+        close_log()
+
+
+def _config_paths(file: str, names: Sequence[str]) -> list[str]:
+    """The config files of a call, in the original's order. Raises Failure for an unknown NAME."""
+    paths = [file] if file else []
+    for name in names:
+        tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
+        found = next((path for path in tried if os.path.isfile(path)), None)
+        if found is None:
+            raise Failure(
+                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
+                _command_hint(name), status=EXIT_USAGE,
+            )
+        paths.append(found)
+    if not paths:
+        raise Failure(
+            "Unable to open file '': No such file or directory",
+            "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
+        )
+    return paths
+
+
+def _command_hint(name: str) -> str:
+    """What to do about a NAME that is no config: it may be meant for a command."""
+    if name in COMMANDS:
+        return f"{name} is a command if it is the first word: s3napback.py {name} ..."
+    meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+    if meant:
+        return f"did you mean the command {meant[0]}? Else give a config file's path with -c"
+    return "give the path of a config file with -c"
+
+
+def _run_configs(paths: Sequence[str], context: RunOptions) -> int:
+    """Each config is a run of its own: one that cannot run does not keep the others back."""
+    statuses = []
+    for path in paths:
+        try:
+            statuses.append(run_config(path, context))
+        except Failure as failure:
+            log.critical("%s", failure)
+            statuses.append(failure.status)
+    return worst_status(statuses)
+
+
+# --------------------------------------------------------------------------------------------------
+# js3tream
+# --------------------------------------------------------------------------------------------------
+
+_JS3TREAM_OPTIONS = {
+    "-i": "stdin", "-o": "stdout", "-l": "list", "-d": "delete", "-f": "file", "-n": "neverdie",
+    "-p": "pretend", "-v": "verbose", "-V": "version", "-h": "help",
+}
+_JS3TREAM_VALUES = {"-K": "keyfile", "-k": "key", "-s": "secret", "-b": "bucket", "-z": "size",
+                    "-t": "tag"}
+_JS3TREAM_LONG = ("endpoint", "region", "storage-class", "parallel")
+
+
+def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`js3tream`: its options, its listing, its chunks; its exit status tells the truth."""
+    try:
+        options = _js3tream_options(words)
+    except getopt.GetoptError as error:
+        print_stderr(f"js3tream: {error.msg}")
+        print_stderr(JS3TREAM_USAGE.rstrip(), keep="\n")
+        return EXIT_USAGE
+    if "help" in options or not words:
+        print(JS3TREAM_USAGE, end="")
+        return EXIT_OK if words else EXIT_USAGE
+    if "version" in options:
+        print(f"s3napback {__version__}")
+        return EXIT_OK
+    modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
+    if len(modes) != 1:
+        raise Failure("give one of -i, -o, -l and -d", "see: js3tream -h", status=EXIT_USAGE)
+    bucket, _, prefix = options.get("bucket", "").partition(":")
+    if not bucket and modes != ["list"]:
+        raise Failure("no bucket given", "use -b BUCKET:PREFIX", status=EXIT_USAGE)
+    _js3tream_log("verbose" in options, "debug" in options)
+    access = _js3tream_access(options)
+    if not bucket:
+        return _list_all_buckets(access, moment)
+    hours = 20.0 if "neverdie" in options else 0.0
+    store = RetryingStore(open_store(bucket, access, clock), hours, _TOOL_LOG)
+    work = {"stdin": _js3tream_send, "stdout": _js3tream_fetch,
+            "list": _js3tream_list, "delete": _js3tream_delete}[modes[0]]
+    work(store, key_text(prefix), options, moment)
+    return EXIT_OK
+
+
+_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
+
+
+def _js3tream_options(words: Sequence[str]) -> dict[str, str]:
+    """Long name → value ("" for a switch). Raises getopt.GetoptError."""
+    shorts = "".join(name[1] for name in _JS3TREAM_OPTIONS)
+    shorts += "".join(f"{name[1]}:" for name in _JS3TREAM_VALUES)
+    longs = [*_JS3TREAM_OPTIONS.values(), "debug"]
+    longs += [f"{name}=" for name in (*_JS3TREAM_VALUES.values(), *_JS3TREAM_LONG)]
+    found, rest = getopt.gnu_getopt(list(words), shorts, longs)
+    if rest:
+        raise getopt.GetoptError(f"unexpected argument {rest[0]}")
+    names = {**_JS3TREAM_OPTIONS, **_JS3TREAM_VALUES}
+    return {names.get(option, option.lstrip("-")): value for option, value in found}
+
+
+def _js3tream_access(options: Mapping[str, str]) -> Access:
+    key, secret = options.get("key"), options.get("secret")
+    endpoint = options.get("endpoint") or None
+    if "keyfile" in options and folder_root(endpoint) is None:
+        key, secret = read_key_file(options["keyfile"])
+    if bool(key) != bool(secret):
+        raise Failure("-k and -s go together", "or use -K FILE", status=EXIT_USAGE)
+    return Access(
+        endpoint, options.get("region"), key, secret, options.get("storage-class"),
+        _whole_number(options.get("parallel", "4"), "--parallel", 64),
+    )
+
+
+def _whole_number(text: str, option: str, largest: int) -> int:
+    if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
+        raise Failure(
+            f"{option} {text} is not a whole number from 1 to {largest}", status=EXIT_USAGE
+        )
+    return int(text)
+
+
+def _js3tream_log(verbose: bool, debug: bool) -> None:
+    """Messages to standard error: warnings always, the rest as asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PatternFormatter("%m"))
+    _TOOL_LOG.handlers[:] = [handler]
+    _TOOL_LOG.propagate = False
+    _TOOL_LOG.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+
+
+def _js3tream_send(
+    store: RetryingStore, prefix: str, options: Mapping[str, str], moment: Moment
+) -> None:
+    chunk_size = _whole_number(options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
+    tag = options.get("tag", "")
+    if not tag.isascii() or not tag.isprintable():
+        raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
+    _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
+    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
+    pretended = "pretend" in options
+
+    def make_sure() -> None:
+        """Sees to it that there is a bucket, and nothing of that name in it."""
+        try:
+            objects = archive_objects(store, prefix) if prefix else store.list_page("")[0]
+        except NotFound:
+            if not pretended:
+                _TOOL_LOG.info("Creating bucket %s", store.bucket)
+                store.create()
+            return
+        if not prefix:
+            raise Failure(f"bucket {store.bucket} exists already",
+                          "give a prefix: -b BUCKET:PREFIX")
+        if objects:
+            raise Failure(f"{store.bucket}:{prefix} exists already",
+                          "delete it first, with js3tream -d")
+
+    if pretended:
+        make_sure()
+        _TOOL_LOG.warning("Pretending: nothing is stored")
+        return
+    if sys.stdin is None:
+        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
+    with workers(store, 1, "bucket") as pool:
+        sure = pool.submit(make_sure)  # meanwhile, the first chunks are read
+        stored = upload(
+            _StandardInput(sure),
+            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=sure.result,
+            metadata={"tag": tag} if tag else {},
+            closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
+            progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
+            log=_TOOL_LOG,
+        )
+    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
+
+
+class _StandardInput(FileStream):
+    """Standard input as a `Stream`, which ends with the Failure of what has to succeed besides."""
+
+    def __init__(self, sure: Future[None]) -> None:
+        self._raw: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
+        super().__init__(self._raw)
+        widen_pipe(self._raw)
+        # Where others made it so, "nothing yet" would be taken for the end.
+        os.set_blocking(self._raw.fileno(), True)
+        self._sure = sure
+
+    def readinto(self, view: memoryview) -> int:
+        while not self._sure.done() and not select.select([self._raw], [], [], 0.05)[0]:
+            pass
+        if self._sure.done():
+            self._sure.result()
+        return super().readinto(view)
+
+
+def _standard_output() -> IO[bytes]:
+    """Where data goes. Raises Failure where there is none."""
+    if sys.stdout is None:
+        raise Failure("standard output is closed: there is nowhere to write to",
+                      status=EXIT_USAGE)
+    output = sys.stdout.buffer
+    widen_pipe(output)
+    with contextlib.suppress(OSError):  # it may be no file
+        # Where others made it so, "no room yet" would be taken for an error.
+        os.set_blocking(output.fileno(), True)
+    return output
+
+
+def _js3tream_fetch(
+    store: RetryingStore, prefix: str, options: Mapping[str, str], _moment: Moment
+) -> None:
+    archive = resolve_archive(prefix, archive_objects(store, prefix), store.head)
+    if archive is None:
+        raise Failure(f"there is no archive {store.bucket}:{prefix}", "see: js3tream -l")
+    if "pretend" in options:
+        _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
+        return
+    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
+    output = _standard_output()
+    try:
+        for data in download(
+            _before_gap(archive), store, parallel,
+            lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
+        ):
+            write_all(output, data)
+        output.flush()
+    except BrokenPipeError as error:
+        raise Failure("standard output was closed before the end of the archive") from error
+    except OSError as error:
+        raise os_failure(error, "write to standard output") from error
+    if not archive.complete:
+        raise Failure(
+            f"{store.bucket}:{prefix} is not complete: {archive.fault}",
+            "what was written is its beginning",
+        )
+    _TOOL_LOG.info("%d bytes written", archive.size)
+
+
+def _before_gap(archive: Archive) -> Archive:
+    """The chunks that come before the first missing one: what can be written in order."""
+    numbers = itertools.takewhile(lambda pair: pair[0] == _number(pair[1]),
+                                  enumerate(archive.chunks))
+    return replace(archive, chunks=tuple(item for _, item in numbers))
+
+
+def _js3tream_delete(
+    store: RetryingStore, prefix: str, options: Mapping[str, str], _moment: Moment
+) -> None:
+    if prefix and not store.exists():
+        _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
+        return
+    objects = archive_objects(store, prefix) if prefix else list(iter_objects(store))
+    what = f"{store.bucket}:{prefix}" if prefix else f"the whole bucket {store.bucket}"
+    _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
+    if "pretend" in options:
+        _TOOL_LOG.warning("Pretending: %s is kept", what)
+        return
+    if sys.stderr.isatty() and objects:
+        print_stderr(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
+        for second in range(10, 0, -1):
+            print_stderr(f"{second}...")
+            time.sleep(1)
+    if prefix:
+        delete_chunks(store, objects)
+    else:
+        store.delete([item.key for item in objects])
+        store.remove()
+
+
+def _js3tream_list(
+    store: RetryingStore, prefix: str, _options: Mapping[str, str], moment: Moment
+) -> None:
+    groups: dict[str, list[StoredObject]] = {}
+    for item in iter_objects(store, f"{prefix}:" if prefix else ""):
+        # js3tream takes what stands before the first colon for the prefix.
+        groups.setdefault(item.key.partition(":")[0] if ":" in item.key else "", []).append(item)
+    groups = dict(sorted(groups.items()))
+    with ThreadPoolExecutor(8) as pool:
+        heads = pool.map(lambda items: store.head(items[0].key) or {}, groups.values())
+        for (name, items), metadata in zip(groups.items(), heads, strict=True):
+            where = f"{store.bucket}:{name}" if name else store.bucket
+            print_stderr(listing_line(where, items, moment))
+            if metadata.get("tag"):
+                print_stderr(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
+    print_stderr(f"total: {len(groups)}")
+
+
+def listing_line(where: str, items: Sequence[StoredObject], moment: Moment) -> str:
+    """js3tream's line for an archive. Its clock has 12 hours and no am or pm."""
+    newest = moment.local(max(item.modified for item in items))
+    size = sum(item.size for item in items)
+    amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
+    return f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)} data blocks"
+
+
+def _list_all_buckets(access: Access, moment: Moment) -> int:
+    found = list_buckets(access)
+    print_stderr("Bucket List")
+    for name, created in found:
+        print_stderr(f"{moment.local(created):%Y-%m-%d %I:%M:%S} - {name}")
+    print_stderr(f"total: {len(found)}")
+    return EXIT_OK
+
+
+# --------------------------------------------------------------------------------------------------
+# Recovery
+# --------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """The options of one command. What it does not know is a Failure (status 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
+
+    def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]] | None:
+        """(options that were given, by name; the other words), None where help was shown instead.
+        """
+        words = list(words)
+        end = words.index("--") if "--" in words else len(words)
+        given, others = self.parse_known_args(words[:end])
+        options = dict(vars(given))
+        if "help" in options:
+            self.print_help()
+            return None
+        for word in others:
+            if word.startswith("-") and word != "-":
+                self.error(f"option {word.partition('=')[0]} not recognized")
+        return options, others + words[end + 1 :]
+
+
+def _parent(title: str, *options: tuple[str, str, str]) -> argparse.ArgumentParser:
+    """Options that several commands have: (names, value or "" for a switch, meaning) of each."""
+    parent = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = parent.add_argument_group(title)
+    for names, value, meaning in options:
+        dest = names.split()[-1].lstrip("-")
+        if value:
+            group.add_argument(*names.split(), dest=dest, metavar=value, help=meaning)
+        else:
+            group.add_argument(*names.split(), dest=dest, action="store_true", help=meaning)
+    return parent
+
+
+_BUCKET_OPTIONS = _parent(
+    "where the archives are: -c, or -b with what it needs",
+    ("-c", "CONFIG", "a config file, or the NAME of one"),
+    ("-b", "BUCKET", "the bucket, where there is no config"),
+    ("-K", "FILE", "file with the lines key=... and secret=..."),
+    ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
+    ("--region", "NAME", "where the bucket is"),
+    ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
+     " every one are meant, and NAME is as list shows it: web1/etc"),
+)
+_MOMENT_OPTIONS = _parent(
+    "which state",
+    ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
+     " the local clock showed it then; without it the newest"),
+    ("--force-partial", "", "from what is left of a chain that is not whole"),
+)
+_KEY_OPTIONS = _parent(
+    "decryption",
+    ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
+    ("--passphrase-file", "FILE", "the secret key's passphrase"),
+)
+_HELP_OPTIONS = _parent("help", ("-h --help", "", "show this"))
+_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
+
+
+def _parser(
+    command: str, names: str, about: str, *parents: argparse.ArgumentParser
+) -> _Parser:
+    return _Parser(
+        f"s3napback.py {command}", f"s3napback.py {command} [options] {names}", about,
+        parents=[*parents, _BUCKET_OPTIONS, _HELP_OPTIONS], add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+_LIST = _parser(
+    "list", "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
+    _parent("what is shown", ("--json", "", "for programs; README.md has the form")),
+)
+_RESTORE = _parser(
+    "restore", "NAME {--to PLACE | --stdout} [PATH...]",
+    f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
+    _parent(
+        "where it goes",
+        ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new one"),
+        ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
+        ("--overwrite", "", "into a folder that is not empty: what was not backed up is DELETED"
+         " there"),
+    ),
+    _MOMENT_OPTIONS, _KEY_OPTIONS,
+)
+_RESTORE_SCRIPT = _parser(
+    "restore-script", "NAME",
+    f"Prints a shell script that restores NAME without this program. {_A_NAME}",
+    _MOMENT_OPTIONS, _KEY_OPTIONS,
+)
+_VERIFY = _parser(
+    "verify", "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
+    _parent(
+        "how thoroughly",
+        ("--deep", "", "read every archive to its end, and store nothing"),
+        ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
+    ),
+    _KEY_OPTIONS,
+)
+
+
+def _refuse_more_names(names: Sequence[str], most: int) -> None:
+    if len(names) > most:
+        raise Failure(f"one NAME at a time, not {names[most]}", status=EXIT_USAGE)
+
+
+def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
+    if (read := _LIST.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    _refuse_more_names(names, 1)
+    bucket = _open_bucket(options, clock)
+    seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
+    sources = _sources((found for _, found in seen), bucket.kinds)
+    if names:
+        meant = _meant(key_text(names[0]), sources, bucket.prefix)
+        sources = {key: sources[key] for key in meant}
+        if not sources:
+            raise _nothing_found(bucket, names)
+    if "json" in options:
+        print(json.dumps(_catalogue_json(bucket.store.bucket, sources, moment), indent=1))
+        return EXIT_OK
+    if not sources:
+        print_stderr(f"s3napback: {_nothing_found(bucket, names).message}")
+    for (kind, name, prefix), found in sorted(sources.items()):
+        of_prefix = f" (Prefix {prefix})" if prefix else ""
+        print(printable(
+            f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""
+        ))
+        history = History(found)
+        for one, at, whole in history.rows():
+            stale = "" if one.fault or whole else ", stale: what it continues is gone"
+            told = "" if at == math.floor(one.made) else (
+                f", by a clock that said {_moment_text(moment, one.made)}"
+            )
+            print(printable(
+                f"  {_moment_text(moment, at)}  {one.archive}  {size_text(one.size)} in"
+                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{told}{_remarks(one)}", ""
+            ))
+        shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
+        print(f"  can be restored as of: {shown}")
+        for doubt in date_doubts(found, moment):
+            print(printable(f"  in doubt: {doubt}", ""))
+        if first := begun_with(found):
+            print(printable(f"  in doubt: no FULL is before {first.archive}; it holds everything if"
+                            " the job began with it, which restore finds out by reading it", ""))
+    return EXIT_OK
+
+
+def _remarks(found: CatalogEntry) -> str:
+    text = ", with warnings" if found.status == "warnings" else ""
+    if found.mode == DIFF and found.self_contained:
+        text += ", needs no FULL"
+    if found.encrypted:
+        text += ", encrypted"
+    if found.staged:
+        text += ", not yet in its place"
+    if found.leftovers:
+        text += f", and {found.leftovers} chunks left over from another upload"
+    return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
+
+
+def _catalogue_json(
+    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[CatalogEntry]], moment: Moment
+) -> Any:
+    def utc(epoch: float) -> str:
+        return Moment(epoch).utc_text()
+
+    return {
+        "format": 1,
+        "bucket": bucket,
+        "sources": [
+            {
+                "kind": kind or None,
+                "name": name,
+                "prefix": prefix,
+                "restorable": [utc(at) for at in history.restorable()],
+                "doubts": date_doubts(found, moment),
+                "archives": [
+                    {
+                        "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
+                        "as_of": utc(at), "bytes": f.size, "chunks": f.chunks,
+                        "complete": not f.fault, "fault": f.fault or None,
+                        "status": f.status or None, "storage_classes": list(f.classes),
+                        "encrypted": f.encrypted, "leftovers": f.leftovers, "staged": f.staged,
+                        "stale": not f.fault and not whole,
+                    }
+                    for f, at, whole in history.rows()
+                ],
+            }
+            for (kind, name, prefix), found in sorted(sources.items())
+            for history in [History(found)]
+        ],
+    }
+
+
+# Of what tar could not do, lines on the screen: in a container it is the owner of every file.
+_MAX_SHOWN = 100
+
+
+def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`restore NAME`: a directory, a dump or a repository as it was."""
+    if (read := _RESTORE.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    if not names:
+        raise Failure("no NAME given: what is to be restored?", "see: s3napback.py restore -h",
+                      status=EXIT_USAGE)
+    if ("to" in options) == ("stdout" in options):
+        raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
+    bucket = _open_bucket(options, clock)
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
+        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
+        _refuse_frozen(chain)
+        size = sum(link.size for link in chain.links)
+        progress = stack.enter_context(_progress_display()(names[0], size))
+        as_of = _moment_text(moment, chain.as_of)
+        work = _Restore(
+            bucket, [archives[link.archive] for link in chain.links], env, gpg,
+            chain.links[-1].name, as_of, progress,
+        )
+        try:
+            place = work.restore(kind, options, names[1:])
+        finally:
+            for warning in work.warnings[:_MAX_SHOWN]:
+                print_stderr(f"s3napback: {warning}")
+            if len(work.warnings) > _MAX_SHOWN:
+                more = len(work.warnings) - _MAX_SHOWN
+                print_stderr(f"s3napback: and {more} things more like these")
+    for doubt in chain.doubts:
+        print_stderr(f"s3napback: {doubt}")
+    done = ", ".join(link.archive for link in chain.links)
+    print_stderr(f"{names[0]} as of {as_of} is in {place}: {done}")
+    return EXIT_WARNINGS if work.warnings else EXIT_OK
+
+
+def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`restore-script NAME`: a shell script that restores it without this program."""
+    if (read := _RESTORE_SCRIPT.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    if not names:
+        raise Failure("no NAME given: what is to be restored?",
+                      "see: s3napback.py restore-script -h", status=EXIT_USAGE)
+    _refuse_more_names(names, 1)
+    bucket = _open_bucket(options, clock)
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
+        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
+    _refuse_frozen(chain)
+    for doubt in chain.doubts:
+        print_stderr(f"s3napback: {doubt}")
+    chosen = [archives[link.archive] for link in chain.links]
+    script = restore_script(names[0], kind, chosen, bucket)
+    # The keys in it are UTF-8, whatever the terminal is.
+    output = _standard_output()
+    output.write(script.encode("utf-8", "surrogateescape"))
+    output.flush()
+    return EXIT_OK
+
+
+def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
+    if (read := _VERIFY.read(words)) is None:
+        return EXIT_OK
+    options, names = read
+    _refuse_more_names(names, 1)
+    sample = options.get("sample", "0").removesuffix("%")
+    if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
+        raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
+    bucket = _open_bucket(options, clock)
+    faults: list[str] = []
+    checked = 0
+    found: list[CatalogEntry] = []
+    with contextlib.ExitStack() as stack:
+        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
+        for archive, one in catalogue(bucket.store, prefix=bucket.prefix):
+            key = (one.kind or "", one.name, one.prefix)
+            if names and key_text(names[0]) != one.archive and not _meant(
+                key_text(names[0]), [key], bucket.prefix
+            ):
+                continue
+            found.append(one)
+            checked += 1
+            if one.fault:
+                faults.append(f"{one.archive}: {one.fault}")
+            elif "deep" in options:
+                try:
+                    _read_to_the_end(archive, one.kind, bucket, env, gpg)
+                except Failure as failure:
+                    faults.append(f"{one.archive}: {failure}")
+            else:
+                chosen = [c for c in archive.chunks if random.uniform(0, 100) < float(sample)]
+                try:
+                    for _ in bucket.download(replace(archive, chunks=tuple(chosen))):
+                        pass
+                except Failure as failure:
+                    faults.append(f"{one.archive}: {failure}")
+    if not found:
+        raise _nothing_found(bucket, names)
+    for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
+        faults += _chain_faults(name, of_source, moment, names)
+        for doubt in date_doubts(of_source, moment):
+            print_stderr(f"s3napback: in doubt: {doubt}")
+    for fault in faults:
+        print(printable(fault, ""))
+    print_stderr(f"{checked} archives checked, {len(faults)} faults")
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+# --------------------------------------------------------------------------------------------------
+# check
+# --------------------------------------------------------------------------------------------------
+
+CHECK_USAGE = """\
+usage: s3napback.py check [--cron] [--json] [-c FILE] [NAME...]
+         rehearse tonight's run: tools, folders, keys, bucket, sources; nothing is backed up
+         -c FILE, NAME  as for a backup
+         --cron         as cron runs it: by the first line of the script, in the home folder, with
+                        cron's PATH and HOME and nothing else
+         --json         for programs: a list of {level, subject, text, hint}
+       exit status: 0 all is well, 3 with warnings, 1 with errors
+"""
+
+
+def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`check`: tonight's run rehearsed, without storing anything."""
+    try:
+        found, names = getopt.gnu_getopt(list(words), "c:h", ["cron", "json", "help"])
+    except getopt.GetoptError as error:
+        raise Failure(error.msg, "see: s3napback.py check -h", status=EXIT_USAGE) from error
+    options = dict(found)
+    if "-h" in options or "--help" in options:
+        print(CHECK_USAGE, end="")
+        return EXIT_OK
+    if "--cron" in options:
+        findings = _check_as_cron(options.get("-c", ""), names)
+    else:
+        _js3tream_log(verbose=False, debug=False)
+        findings = _check_log()
+        for path in _config_paths(options.get("-c", ""), names):
+            check = _Check(path, moment, clock, tool_environment(os.environ))
+            check.all()
+            findings += check.findings
+    if "--json" in options:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        for one in findings:
+            hint = f": {one.hint}" if one.hint else ""
+            print(printable(f"{one.level:8} {one.subject}: {one.text}{hint}", ""))
+    levels = {finding.level for finding in findings}
+    return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9854,7 +9936,7 @@ class _Demo:
         log.setLevel(logging.INFO)
         try:
             started = time.monotonic()
-            context = Context(
+            context = RunOptions(
                 moment, lambda: moment.epoch + time.monotonic() - started, self._env,
                 _program(), _no_progress, host_name(),
             )
@@ -9868,7 +9950,7 @@ class _Demo:
         """The archives in the demo's bucket, oldest first."""
         store = open_store("demo", Access(f"file://{self._folder}/buckets"), time.time)
         newest: dict[str, float] = {}
-        for item in listing(store):
+        for item in iter_objects(store):
             parsed = parse_chunk_key(item.key)
             if parsed:
                 newest[parsed[0]] = max(item.modified, newest.get(parsed[0], 0.0))
@@ -9887,6 +9969,10 @@ class _Demo:
         if done.returncode:
             raise Failure(f"the demo's command ended with status {done.returncode}: {line}")
 
+
+# --------------------------------------------------------------------------------------------------
+# Start
+# --------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Command] = {
     "list": cmd_list,
@@ -9924,7 +10010,7 @@ def _with_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def program() -> NoReturn:
+def run_as_script() -> NoReturn:
     """`main` as a process of its own, which ends without taking itself apart."""
     _with_utf8()
     # What is made is mostly there to stay; to search it for garbage every 700 objects, Python's
@@ -9940,4 +10026,4 @@ def program() -> NoReturn:
 if __name__ == "__main__":
     if not {"-h", "--help"} & set(sys.argv):  # help needs none of them, and should be there at once
         _with_libraries()
-    program()
+    run_as_script()

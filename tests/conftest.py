@@ -734,10 +734,11 @@ class Site:
         store = self.store()
         if not store.exists():
             return {}
-        names = {s3napback.parse_chunk_key(i.key)[0] for i in s3napback.listing(store)}  # type: ignore[index]
+        names = {s3napback.parse_chunk_key(i.key)[0] for i in s3napback.iter_objects(store)}  # type: ignore[index]
         found = {}
         for name in names:
-            archive = s3napback.assemble(name, s3napback.archive_objects(store, name), store.head)
+            objects = s3napback.archive_objects(store, name)
+            archive = s3napback.resolve_archive(name, objects, store.head)
             assert archive
             found[name] = archive
         return found

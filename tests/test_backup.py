@@ -461,7 +461,7 @@ def test_a_folder_that_cannot_be_locked_is_no_end(
 def test_many_messages_are_counted_not_kept(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(s3napback, "_MOST_MESSAGES", 10)
+    monkeypatch.setattr(s3napback, "_MAX_MESSAGES", 10)
     fake_tool(site, monkeypatch, "tar", '"$REAL" "$@"; seq 1 100 >&2; exit 1')
     assert site.run() == 3
     said = capsys.readouterr().err

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Access, Archive, Buffer, Failure, PassingFailure, Store, StoredObject
+from s3napback import Access, Archive, Buffer, Failure, Store, StoredObject, TransientFailure
 
 LOG = logging.getLogger("test")
 
@@ -47,7 +47,7 @@ def send(store: Store, data: bytes, name: str = "a", size: int = 1000, **options
 
 
 def whole(store: Store, name: str = "a", chunk_size: int | None = None) -> Archive:
-    archive = s3napback.assemble(
+    archive = s3napback.resolve_archive(
         name, s3napback.archive_objects(store, name), store.head, chunk_size
     )
     assert archive is not None
@@ -61,7 +61,7 @@ def content(store: Store, name: str = "a") -> bytes:
 
 
 def keys(store: Store) -> list[str]:
-    return [item.key for item in s3napback.listing(store)]
+    return [item.key for item in s3napback.iter_objects(store)]
 
 
 def test_the_objects_are_those_of_the_original(store: Store, golden: Path) -> None:
@@ -146,7 +146,7 @@ class Memory:
     def head(self, key: str) -> dict[str, str] | None:
         return self.objects[key][1]
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         return [
             StoredObject(key, len(data), hashlib.md5(data).hexdigest(), 0.0)
             for key, (data, _) in sorted(self.objects.items())
@@ -273,10 +273,10 @@ def test_a_chunk_that_cannot_be_stored_ends_the_upload(number: int) -> None:
 
     def fail(verb: str, key: str) -> None:
         if (verb, key) == ("put", f"a:{number:013d}"):
-            raise PassingFailure("no luck for hours")
+            raise TransientFailure("no luck for hours")
 
     store.fail = fail
-    with pytest.raises(PassingFailure):
+    with pytest.raises(TransientFailure):
         send(store, b"n" * 4500)
     assert not store.objects
 
@@ -317,7 +317,7 @@ def test_memory_is_bounded() -> None:
     assert len(waiting) == 0
 
 
-@pytest.mark.parametrize("error", [Failure("denied"), PassingFailure("no luck"),
+@pytest.mark.parametrize("error", [Failure("denied"), TransientFailure("no luck"),
                                    s3napback.Interrupted(15)])
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_a_single_put_that_fails_leaves_the_old_archive(chunks: int, error: BaseException) -> None:
@@ -350,11 +350,11 @@ def test_an_interruption_after_the_last_chunk_does_not_undo_it() -> None:
 
 def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
     store = Memory()
-    patient = s3napback.Patience(store, 20, LOG)  # type: ignore[arg-type]
+    patient = s3napback.RetryingStore(store, 20, LOG)  # type: ignore[arg-type]
 
     def fail(verb: str, key: str) -> None:
         if verb == "delete" or key.endswith("2"):
-            raise PassingFailure("down")
+            raise TransientFailure("down")
 
     store.fail = fail
 
@@ -403,14 +403,14 @@ def no_head(key: str) -> dict[str, str]:
 def test_archives_of_the_original(
     items: list[StoredObject], chunk_size: int | None, fault: str
 ) -> None:
-    archive = s3napback.assemble("a", items, no_head, chunk_size)
+    archive = s3napback.resolve_archive("a", items, no_head, chunk_size)
     assert archive is not None
     assert archive.fault.startswith(fault)
     assert archive.complete == (not fault)
 
 
 def test_nothing_is_no_archive() -> None:
-    assert s3napback.assemble("a", [], no_head) is None
+    assert s3napback.resolve_archive("a", [], no_head) is None
 
 
 def test_both_widths_the_complete_one_counts(store: Store) -> None:

@@ -67,7 +67,7 @@ def test_a_replacement_leaves_one_archive(safe_site: Site) -> None:
     assert again == name
     assert new.metadata["archive"] != old.metadata["archive"]
     assert not new.staged
-    keys = [item.key for item in s3napback.listing(safe_site.store())]
+    keys = [item.key for item in s3napback.iter_objects(safe_site.store())]
     assert keys == [s3napback.chunk_key(name, n) for n in range(len(new.chunks))]
 
 
@@ -94,12 +94,12 @@ def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, place
     if placed == "torn":  # an upload under way has no last chunk, and nothing says that it is whole
         store.delete([s3napback.staged_key(name, len(archive.chunks) - 1)])
         assert safe_site.run() == 0
-        assert [i for i in s3napback.listing(store) if s3napback.is_staged(i.key)] == []
+        assert [i for i in s3napback.iter_objects(store) if s3napback.is_staged(i.key)] == []
         assert safe_site.archives()[name].complete
         return
     assert safe_site.run(now=NIGHT + timedelta(minutes=1)) == 0  # done today
     assert safe_site.content(name) == content
-    assert [i.key for i in s3napback.listing(store)] == [i.key for i in archive.chunks]
+    assert [i.key for i in s3napback.iter_objects(store)] == [i.key for i in archive.chunks]
 
 
 def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) -> None:
@@ -181,14 +181,14 @@ def test_staged_chunks_lie_in_the_standard_class(s3_site: Site, s3_server: Any) 
     classes: set[tuple[bool, str]] = set()
 
     def look(method: str, path: str, query: dict[str, str], body: bytes | None) -> None:
-        for item in s3napback.listing(s3_site.store()) if method == "POST" else ():
+        for item in s3napback.iter_objects(s3_site.store()) if method == "POST" else ():
             classes.add((s3napback.is_staged(item.key), item.storage_class))
 
     s3_server.fail = look
     assert s3_site.run("-f") == 0
     s3_server.fail = None
     assert (True, "STANDARD") in classes and (True, "STANDARD_IA") not in classes
-    assert {i.storage_class for i in s3napback.listing(s3_site.store())} == {"STANDARD_IA"}
+    assert {i.storage_class for i in s3napback.iter_objects(s3_site.store())} == {"STANDARD_IA"}
 
 
 def test_etags_that_are_no_md5(s3_server: Any) -> None:
@@ -197,13 +197,14 @@ def test_etags_that_are_no_md5(s3_server: Any) -> None:
     objects = [StoredObject(f"a:{n:013d}", 10, digits[n], 0.0) for n in range(2)]
     marks = {"archive": "x", "chunks": "2", "bytes": "20", "md5": "f" * 32}
     metadata = {s3napback.META + name: value for name, value in marks.items()}
-    torn = s3napback.assemble("a", objects, lambda key: metadata)
+    torn = s3napback.resolve_archive("a", objects, lambda key: metadata)
     assert torn and "not those that were uploaded together" in torn.fault
-    whole = s3napback.assemble("a", objects, lambda key: {**metadata, s3napback.OPAQUE: "yes"})
+    told = {**metadata, s3napback.ETAG_IS_NOT_MD5: "yes"}
+    whole = s3napback.resolve_archive("a", objects, lambda key: told)
     assert whole and whole.complete
-    link = s3napback.Link("a", "x")
-    assert link.find(objects, lambda key: {**metadata, s3napback.OPAQUE: "yes"})
-    assert not s3napback.Link("a", "y").find(objects, lambda key: metadata)
+    link = s3napback.ArchiveRef("a", "x")
+    assert link.find(objects, lambda key: {**metadata, s3napback.ETAG_IS_NOT_MD5: "yes"})
+    assert not s3napback.ArchiveRef("a", "y").find(objects, lambda key: metadata)
 
 
 # ---- chains ----
@@ -447,7 +448,7 @@ def test_a_dump_that_waits_for_the_bucket_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(s3napback, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(s3napback, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(s3napback, "_MAX_PAUSE", 0.1)
     monkeypatch.setattr(s3napback, "_PATIENCE_OF_SOURCES", 0.05)
     s3_site.settings["RetryHours"] = "1"
     job = f"<MySQL {mariadb.socket}:mysql>\nUseTempFile {{}}\n</MySQL>"

@@ -270,7 +270,7 @@ def test_any_listing_and_any_metadata(
     }
     chunks = [StoredObject(key, *about) for key, about in items.items()]
     metadata = {META + name: value for name, value in said.items()}
-    archive = s3napback.assemble("a-0-FULL", chunks, lambda key: metadata, 2)
+    archive = s3napback.resolve_archive("a-0-FULL", chunks, lambda key: metadata, 2)
     assert archive is not None
     one = s3napback._found(archive, None, "a", 0, "FULL")
     s3napback.restorable_moments([one])

@@ -23,7 +23,7 @@ import pytest
 from conftest import NIGHT, Site, require_tool, tmpfs
 
 import s3napback
-from s3napback import META, Failure, Found, StoredObject
+from s3napback import META, CatalogEntry, Failure, StoredObject
 
 DIGITS = "9" * 5000  # int() takes 4300 (Python's limit for conversions from text)
 
@@ -43,8 +43,10 @@ def test_a_slot_of_any_length_makes_a_foreign_name(name: str) -> None:
 
 @pytest.mark.parametrize("number", ["²", "٣", DIGITS, "-1", " 1"])
 def test_a_revision_that_is_none_is_followed_by_nothing(number: str) -> None:
-    def one(made: float, mode: str, before: str, after: str) -> Found:
-        return Found(f"/svn-{made}", "Subversion", "/svn", 0, mode, made, 1, 1, "", before, after)
+    def one(made: float, mode: str, before: str, after: str) -> CatalogEntry:
+        return CatalogEntry(
+            f"/svn-{made}", "Subversion", "/svn", 0, mode, made, 1, 1, "", before, after
+        )
 
     found = [one(1.0, "FULL", "0", "4"), one(2.0, "DIFF", number, "9")]
     with pytest.raises(Failure, match="continues an archive that is no longer there"):
@@ -280,7 +282,7 @@ def test_a_file_that_may_not_be_read_hides_no_other(
     locked.chmod(0)
     if os.geteuid() == 0:  # who may read everything
         monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(locked))
-    etags = {item.key: item.etag for item in s3napback.listing(site.store())}
+    etags = {item.key: item.etag for item in s3napback.iter_objects(site.store())}
     assert etags.pop("locked-0-FULL:0000000000000") == ""
     assert all(etags.values())
     assert s3napback.main(["list", str(site.data), *words]) == 0
@@ -557,7 +559,7 @@ def test_thousands_of_ends_take_no_thousands_of_requests() -> None:
         return {f"{META}chunks": "1"}
 
     started = time.monotonic()
-    archive = s3napback.assemble("a-0-FULL", items, head)
+    archive = s3napback.resolve_archive("a-0-FULL", items, head)
     assert archive and not archive.complete
     assert len(asked) <= 60
     assert time.monotonic() - started < 20  # all of them: two minutes

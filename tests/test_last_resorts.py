@@ -12,7 +12,7 @@ import pytest
 from conftest import NIGHT, Site, fake_tool
 
 import s3napback
-from s3napback import Access, Failure, Link, Moment, Notes, Stage, State
+from s3napback import Access, ArchiveRef, Failure, Moment, Sidecar, Stage, State
 
 Capture = pytest.CaptureFixture[str]
 
@@ -47,7 +47,7 @@ def test_a_server_that_speaks_no_tls(s3_server: Any) -> None:
     store = s3napback.S3Store("bkt", Access(endpoint, "us-east-1", "key", "secret"))
     with pytest.raises(Failure, match="SSL") as failure:
         store.exists()
-    assert not isinstance(failure.value, s3napback.PassingFailure)
+    assert not isinstance(failure.value, s3napback.TransientFailure)
 
 
 def test_a_bucket_of_no_possible_name() -> None:
@@ -85,7 +85,7 @@ def test_a_diff_file_that_is_none(state: State, tmp_path: Path) -> None:
 
 
 def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
-    notes = Notes("x", "bkt", (Link("a", "y"),))
+    notes = Sidecar("x", "bkt", (ArchiveRef("a", "y"),))
     state.keep_chain("/repo", notes)
     (path,) = tmp_path.glob(".s3napback-*.chain")
     path.unlink()
@@ -147,7 +147,7 @@ def test_data_that_cannot_be_read() -> None:
 def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path)}
     with pytest.raises(Failure, match="no-such is not on PATH"):
-        list(s3napback.through(Stage(("no-such",)), [b"x"], bare))
+        list(s3napback.run_filter(Stage(("no-such",)), [b"x"], bare))
     before = os.environ["PATH"]
     os.environ["PATH"] = str(tmp_path)
     try:
@@ -182,14 +182,14 @@ def test_a_bucket_that_cannot_be_asked_about_fulls(
     site.jobs = f"<Directory {site.data}>\nFulls 2\nDiffs 0\n</Directory>"
     (site.data / "big").write_bytes(os.urandom(5000))
     assert site.run() == 0
-    real = s3napback.FolderStore.page
+    real = s3napback.FolderStore.list_page
 
-    def page(self: Any, prefix: str, after: str = "") -> Any:
+    def list_page(self: Any, prefix: str, after: str = "") -> Any:
         if prefix.endswith("-"):
             raise Failure("not now")
         return real(self, prefix, after)
 
-    monkeypatch.setattr(s3napback.FolderStore, "page", page)
+    monkeypatch.setattr(s3napback.FolderStore, "list_page", list_page)
     assert site.run("-f") == 0
     assert "last complete full backup" not in caplog.text
 

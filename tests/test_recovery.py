@@ -19,7 +19,7 @@ import pytest
 from conftest import GOLDEN, fetched, require_tool
 
 import s3napback
-from s3napback import Failure, Found
+from s3napback import CatalogEntry, Failure
 
 ARCHIVES = GOLDEN / "perl-archives"
 EXPECTED = json.loads((ARCHIVES / "expected.json").read_text())
@@ -161,13 +161,15 @@ def test_recorded_restores_over_http_with_the_config(
 # ---- choosing ----
 
 
-def found(slot: int, mode: str, made: float, state: str = "", fault: str = "") -> Found:
+def found(slot: int, mode: str, made: float, state: str = "", fault: str = "") -> CatalogEntry:
     before, _, after = state.partition(":")
-    return Found(f"/d-{slot}-{mode}", "Directory" if state else None, "/d", slot, mode, made, 1, 1,
-                 fault, before, after)
+    kind = "Directory" if state else None
+    return CatalogEntry(
+        f"/d-{slot}-{mode}", kind, "/d", slot, mode, made, 1, 1, fault, before, after
+    )
 
 
-def chain(archives: list[Found], at: float = 1e9) -> list[float]:
+def chain(archives: list[CatalogEntry], at: float = 1e9) -> list[float]:
     return [link.made for link in s3napback.choose_chain(archives, at).links]
 
 
@@ -177,7 +179,7 @@ PERL = [found(f.slot, f.mode, f.made) for f in PORT]
 
 
 @pytest.mark.parametrize("archives", [PORT, PERL])
-def test_chains_by_state_and_by_date(archives: list[Found]) -> None:
+def test_chains_by_state_and_by_date(archives: list[CatalogEntry]) -> None:
     assert [chain(archives, at) for at in (1, 2.5, 3, 4, 99)] == [
         [1], [1, 2], [1, 2, 3], [4], [4, 5]
     ]
@@ -187,7 +189,7 @@ def test_chains_by_state_and_by_date(archives: list[Found]) -> None:
 
 
 @pytest.mark.parametrize("archives", [PORT, PERL])
-def test_a_missing_full_makes_its_diffs_stale(archives: list[Found]) -> None:
+def test_a_missing_full_makes_its_diffs_stale(archives: list[CatalogEntry]) -> None:
     with pytest.raises(Failure, match="no longer there") as caught:
         chain(archives[1:], 3)
     assert "nothing before it" in caught.value.hint
@@ -444,11 +446,11 @@ def test_foreign_chunks_are_never_given_out(site: Callable[..., Path]) -> None:
     """Swapped, from another upload, one too many, both widths of numbers."""
     folder = site()
     store = s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 1e9)
-    keys = [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]
+    keys = [item.key for item in s3napback.iter_objects(store) if "-17-DIFF" in item.key]
     kept = {key: fetched(store, key) for key in keys}
 
     def put_back() -> None:
-        for key in [item.key for item in s3napback.listing(store) if "-17-DIFF" in item.key]:
+        for key in [item.key for item in s3napback.iter_objects(store) if "-17-DIFF" in item.key]:
             if key not in kept:
                 store.delete([key])
         for key, (data, metadata) in kept.items():
@@ -507,7 +509,7 @@ class Million:
     bucket = "million"
     requests = 0
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[s3napback.StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[s3napback.StoredObject], bool]:
         self.requests += 1
         start = 0
         if after:

@@ -343,12 +343,12 @@ def keep_notes(stage: Stage) -> None:
     state = s3napback.State(f"{stage.folder}/diffs/", s3napback.Moment.of(at))
     reached = text.strip() if kind == "Subversion" else hashlib.sha256(text.encode()).hexdigest()
     place = s3napback.bucket_place(endpoint, bucket)
-    link = s3napback.Link(f"{name}-9-FULL", "x")
+    link = s3napback.ArchiveRef(f"{name}-9-FULL", "x")
     identity = (
         s3napback.revision_identity(name, int(reached), dict(os.environ))
         if kind == "Subversion" else ""
     )
-    state.keep_chain(name, s3napback.Notes(reached, place, (link,), identity=identity))
+    state.keep_chain(name, s3napback.Sidecar(reached, place, (link,), identity=identity))
 
 
 OF_OURS = ["the diff file was touched today", "svn, a diff", "svn, nothing new", "svn, done today"]
@@ -428,6 +428,6 @@ def test_the_shown_commands_can_be_pasted(
     done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], capture_output=True)
     assert done.returncode == 0, done.stderr
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), time.time)
-    (item,) = s3napback.listing(store)
+    (item,) = s3napback.iter_objects(store)
     tar = subprocess.run(["tar", "tz"], input=fetched(store, item.key)[0], capture_output=True)
     assert tar.stdout.decode().splitlines()[-1].endswith("it's a dir; $(x)/f")

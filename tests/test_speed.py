@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def spooling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of more than 1,000 bytes go through a file."""
-    monkeypatch.setattr(s3napback, "_LARGEST_IN_MEMORY", 1000)
+    monkeypatch.setattr(s3napback, "_MAX_IN_MEMORY", 1000)
 
 
 def send(store: Any, data: bytes, chunk_size: int, folder: Path, parallel: int = 3) -> Any:
@@ -68,7 +68,7 @@ def send(store: Any, data: bytes, chunk_size: int, folder: Path, parallel: int =
 
 
 def whole(store: Store) -> s3napback.Archive:
-    archive = s3napback.assemble("a", s3napback.archive_objects(store, "a"), store.head)
+    archive = s3napback.resolve_archive("a", s3napback.archive_objects(store, "a"), store.head)
     assert archive and archive.complete
     return archive
 
@@ -82,7 +82,7 @@ def whole(store: Store) -> s3napback.Archive:
 def test_a_buffer_holds_what_it_was_filled_with(
     size: int, room: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3napback, "_LARGEST_IN_MEMORY", largest)
+    monkeypatch.setattr(s3napback, "_MAX_IN_MEMORY", largest)
     data = os.urandom(size)
     buffer = Buffer(room, str(tmp_path))
     buffer.fill(io.BytesIO(b"what was there before").readinto)
@@ -239,8 +239,8 @@ def test_a_chunk_may_take_longer_than_any_timeout(
 def test_a_chunk_is_sent_in_pieces_of_one_size() -> None:
     """Each piece has its time; those of a limit are small, so that the flow is even."""
     data = os.urandom(600_000)
-    for limit, size in ((None, 256 << 10), (s3napback.Limit(1e12), 16 << 10)):
-        body = s3napback._Body(Buffer.of(data), limit, threading.Event())
+    for limit, size in ((None, 256 << 10), (s3napback.RateLimiter(1e12), 16 << 10)):
+        body = s3napback.UploadBody(Buffer.of(data), limit, threading.Event())
         pieces = list(iter(lambda: bytes(body.read()), b""))  # noqa: B023
         assert b"".join(pieces) == data
         assert {len(piece) for piece in pieces[:-1]} == {size}
@@ -322,7 +322,7 @@ def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str
 def test_a_body_that_is_cut_off_may_pass(
     objects: s3napback.S3Store, key: str, said: str
 ) -> None:
-    with pytest.raises(s3napback.PassingFailure, match=said):
+    with pytest.raises(s3napback.TransientFailure, match=said):
         objects.fetch(key, Buffer(3_000_000))
     objects.fetch("plain", Buffer(3_000_000))  # and the next one is a new connection's
 
@@ -354,7 +354,7 @@ def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
     env = dict(os.environ)
     for data in (whole, whole[:-1]):
         (tmp_path / f"out{len(data)}").mkdir()
-        blocks = s3napback.content_of(iter([data]), env)
+        blocks = s3napback.decoded(iter([data]), env)
         if data is whole:
             s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
         else:
@@ -502,9 +502,9 @@ class Crowd(s3napback.FolderStore):
     others = 0
     asked = 0
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         Crowd.asked += 1
-        own, _ = super().page(prefix, after)
+        own, _ = super().list_page(prefix, after)
         start = int(after[7:14]) + 1 if after.startswith("/other-") else 0
         if not "/other-".startswith(prefix) or (own and own[0].key < "/other-"):
             return own, False
@@ -540,5 +540,5 @@ def test_a_run_asks_the_same_of_a_bucket_of_a_million(
         assert site.run(now=NIGHT + timedelta(days=day)) == 0
         counts.append(Crowd.asked)
     assert counts[2] == counts[1] <= 12
-    listed = sum(1 for _ in s3napback.listing(site.store()))
+    listed = sum(1 for _ in s3napback.iter_objects(site.store()))
     assert listed >= 1_000_000  # so the crowd is there for who asks for it

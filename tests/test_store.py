@@ -11,7 +11,7 @@ import pytest
 from conftest import fetched
 
 import s3napback
-from s3napback import Access, Failure, PassingFailure, Store
+from s3napback import Access, Failure, Store, TransientFailure
 
 AWKWARD = [
     "/etc-3-FULL:0000000000000", "/some//path-5-DIFF:00000000000000000001",
@@ -41,7 +41,7 @@ def bucket(store: Store) -> Store:
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
-    return [item.key for item in s3napback.listing(store, prefix)]
+    return [item.key for item in s3napback.iter_objects(store, prefix)]
 
 
 def test_a_bucket_is_made_once_and_removed(store: Store) -> None:
@@ -58,7 +58,7 @@ def test_what_is_put_is_got(bucket: Store) -> None:
     assert fetched(bucket, "/k:1") == (data, {"s3napback-archive": "id"})
     assert bucket.head("/k:1") == {"s3napback-archive": "id"}
     assert bucket.peek("/k:1", 5) == data[:5]
-    (item,) = s3napback.listing(bucket)
+    (item,) = s3napback.iter_objects(bucket)
     assert (item.size, item.etag) == (len(data), hashlib.md5(data).hexdigest())
     assert abs(item.modified - time.time()) < 60
 
@@ -88,7 +88,7 @@ def test_listing_is_sorted_and_filtered_and_goes_on(bucket: Store) -> None:
     assert keys(bucket) == sorted(AWKWARD, key=str.encode)
     assert keys(bucket, "/home/") == ["/home/*-1-DIFF:0", "/home/my docs-0-FULL:0"]
     middle = sorted(AWKWARD, key=str.encode)[7]
-    objects, more = bucket.page("", middle)
+    objects, more = bucket.list_page("", middle)
     assert [item.key for item in objects] == sorted(AWKWARD, key=str.encode)[8:]
     assert not more
 
@@ -173,7 +173,7 @@ def test_folder_damage_is_noticed(tmp_path: Path) -> None:
 def test_folder_files_that_were_copied_there_are_unmarked_objects(tmp_path: Path) -> None:
     store = folder(tmp_path)
     (tmp_path / "b" / "%2Fx-0-FULL%3A00000000000000000000").write_bytes(b"hi")
-    (item,) = s3napback.listing(store)
+    (item,) = s3napback.iter_objects(store)
     assert (item.key, item.etag) == ("/x-0-FULL:" + "0" * 20, hashlib.md5(b"hi").hexdigest())
     assert fetched(store, item.key) == (b"hi", {})
 
@@ -221,11 +221,11 @@ def test_who_may_not_is_told_why(
     s3_store: Callable[..., Store], access: dict[str, str], bucket: str, message: str
 ) -> None:
     store = s3_store(bucket, **access)
-    for attempt in (lambda: store.page(""), lambda: store.put("k", b"", {}),
+    for attempt in (lambda: store.list_page(""), lambda: store.put("k", b"", {}),
                     lambda: fetched(store, "k"), lambda: store.delete(["k"])):
         with pytest.raises(Failure, match=message) as caught:
             attempt()
-        assert not isinstance(caught.value, PassingFailure)
+        assert not isinstance(caught.value, TransientFailure)
         assert "wrong" not in repr(access) or "wrong" not in str(caught.value).split("(")[0]
 
 
@@ -236,14 +236,14 @@ def test_storage_class_and_any_region(s3_store: Callable[..., Store], s3_server:
     client = s3_server.client()
     assert client.get_bucket_location(Bucket="there")["LocationConstraint"] == "eu-central-1"
     assert client.head_object(Bucket="there", Key="k")["StorageClass"] == "STANDARD_IA"
-    (item,) = s3napback.listing(store)
+    (item,) = s3napback.iter_objects(store)
     assert item.storage_class == "STANDARD_IA"
 
 
 def test_clock_skew_tells_the_seconds(s3_store: Callable[..., Store], s3_server: Any) -> None:
     s3_server.fail = lambda *_: (403, "RequestTimeTooSkewed", "The difference is too large")
     with pytest.raises(Failure, match=r"clock is [+-]\d+ seconds off .*set the clock"):
-        s3_store().page("")
+        s3_store().list_page("")
 
 
 @pytest.mark.parametrize(
@@ -253,20 +253,20 @@ def test_what_may_pass_is_told_from_what_may_not(
     s3_store: Callable[..., Store], s3_server: Any, answer: tuple[int, str, str]
 ) -> None:
     s3_server.fail = lambda *_: answer
-    with pytest.raises(PassingFailure):
+    with pytest.raises(TransientFailure):
         s3_store().put("k", b"x", {})
 
 
 def test_a_dead_connection_may_pass(s3_store: Callable[..., Store], s3_server: Any) -> None:
-    with pytest.raises(PassingFailure):
-        s3_store(endpoint="http://127.0.0.1:9").page("")
+    with pytest.raises(TransientFailure):
+        s3_store(endpoint="http://127.0.0.1:9").list_page("")
 
     def cut(*_: Any) -> None:
         raise ConnectionAbortedError
 
     s3_server.fail = cut
-    with pytest.raises(PassingFailure):
-        s3_store().page("")
+    with pytest.raises(TransientFailure):
+        s3_store().list_page("")
 
 
 def test_data_damaged_in_the_store_is_noticed(
@@ -277,7 +277,7 @@ def test_data_damaged_in_the_store_is_noticed(
     store.put("k", b"data", {})
     s3_server.stored("bkt", "k").value = b"dat\0"
     s3_server.stored("bkt", "k")._etag = hashlib.md5(b"data").hexdigest()
-    with pytest.raises(PassingFailure, match="damaged"):
+    with pytest.raises(TransientFailure, match="damaged"):
         fetched(store, "k")
 
 
@@ -285,7 +285,7 @@ def test_missing_credentials_are_a_sentence(
     s3_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Failure, match=r"no S3 credentials.*S3Keyfile") as caught:
-        s3_store(key=None, secret=None).page("")
+        s3_store(key=None, secret=None).list_page("")
     assert caught.value.status == 2
 
 
@@ -326,7 +326,7 @@ def test_single_keys_that_were_not_deleted_may_pass(
 ) -> None:
     store: Any = s3_store()
     store._made = Deleting(code)
-    with pytest.raises(PassingFailure, match=code):
+    with pytest.raises(TransientFailure, match=code):
         store.delete(["k"])
 
 
@@ -354,7 +354,7 @@ class Flaky:
 
 
 def patient(failures: list[Failure], hours: float, monkeypatch: pytest.MonkeyPatch) -> Any:
-    store = s3napback.Patience(Flaky(failures), hours, s3napback.log)  # type: ignore[arg-type]
+    store = s3napback.RetryingStore(Flaky(failures), hours, s3napback.log)  # type: ignore[arg-type]
     monkeypatch.setattr(store.stop, "wait", lambda seconds: pauses.append(seconds))
     pauses: list[float] = []
     store.pauses = pauses  # type: ignore[attr-defined]
@@ -362,7 +362,7 @@ def patient(failures: list[Failure], hours: float, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = patient([PassingFailure("busy") for _ in range(12)], 1, monkeypatch)
+    store = patient([TransientFailure("busy") for _ in range(12)], 1, monkeypatch)
     assert store.exists()
     assert len(store.pauses) == 12
     assert all(0.25 * 2**n <= pause <= min(0.5 * 2**n, 600) or pause >= 300
@@ -371,8 +371,8 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_three_tries_at_least_and_no_more_without_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = patient([PassingFailure("busy") for _ in range(12)], 0, monkeypatch)
-    with pytest.raises(PassingFailure, match="busy"):
+    store = patient([TransientFailure("busy") for _ in range(12)], 0, monkeypatch)
+    with pytest.raises(TransientFailure, match="busy"):
         store.exists()
     assert len(store.pauses) == 2
 

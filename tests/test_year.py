@@ -113,7 +113,7 @@ def test_any_moment_of_a_year(
     assert left == ["chain", "diff"]
 
 
-def is_whole(found: list[s3napback.Found], wanted: s3napback.Found) -> bool:
+def is_whole(found: list[s3napback.CatalogEntry], wanted: s3napback.CatalogEntry) -> bool:
     """Whether all that an archive continues is held: by the states alone, going back."""
     while wanted.mode == "DIFF" and wanted.before != "-":
         earlier = [one for one in found if one.after == wanted.before and one.made < wanted.made]

@@ -28,7 +28,7 @@ def child(call: dict[str, Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    s3napback._FIRST_PAUSE, s3napback._LONGEST_PAUSE = 0.005, 0.1
+    s3napback._FIRST_PAUSE, s3napback._MAX_PAUSE = 0.005, 0.1
     s3napback._CONNECT_TIMEOUT, s3napback._READ_TIMEOUT = 2.0, 0.4
     s3napback._read_logconfig = lambda: s3napback.parse_logconfig("", "")
     return s3napback.main(call["argv"], now=datetime.fromisoformat(call["now"]))

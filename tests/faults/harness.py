@@ -37,7 +37,7 @@ from urllib.parse import unquote
 from conftest import GpgHome, Refusal, S3Server, _error_document
 
 import s3napback
-from s3napback import Found, StoredObject
+from s3napback import CatalogEntry, StoredObject
 
 BUCKET = "faults.example.com"
 
@@ -188,7 +188,7 @@ class Shelf:
         bucket = self._server._backend.buckets.get(BUCKET)
         return bucket.keys if bucket else {}
 
-    def page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         found = [
             StoredObject(
                 key, len(entry.value), entry.etag.strip('"'),
@@ -421,7 +421,7 @@ class World:
         self._require(not left, f"drafts are left: {left}")
         own = self._own()  # other slots are left alone till their next turn
         staged = [
-            item.key for item in Shelf(self.server).page("")[0]
+            item.key for item in Shelf(self.server).list_page("")[0]
             if s3napback.is_staged(item.key) and item.key.partition(":")[0] in own
         ]
         self._require(not staged, f"staged chunks are left: {staged}")
@@ -575,7 +575,7 @@ class World:
         return set(re.findall(rf" -> {re.escape(BUCKET)}:(.+)$", self.said, re.MULTILINE))
 
     def _check_contents(
-        self, found: list[Found], require: Callable[[bool, str], None]
+        self, found: list[CatalogEntry], require: Callable[[bool, str], None]
     ) -> None:
         """Whatever calls itself complete was made of what there was."""
         for one in found:
@@ -594,7 +594,7 @@ class World:
             self._proved[one.archive, self._upload(one)] = content
 
     def _check_state(
-        self, found: list[Found], own: set[str], require: Callable[[bool, str], None]
+        self, found: list[CatalogEntry], own: set[str], require: Callable[[bool, str], None]
     ) -> None:
         """DiffDir tells of archives that are there, unless their own slot was being rewritten."""
         for source in (self.tree, self.small, self.repo):
@@ -621,7 +621,7 @@ class World:
                 self._lost.add(str(source))
 
     def _check_status(
-        self, fault: Fault, status: int, found: list[Found],
+        self, fault: Fault, status: int, found: list[CatalogEntry],
         require: Callable[[bool, str], None],
     ) -> None:
         lines = self.said.splitlines()
@@ -655,34 +655,35 @@ class World:
             for archive, one in s3napback.catalogue(shelf)
         }
 
-    def _found(self) -> list[Found]:
+    def _found(self) -> list[CatalogEntry]:
         shelf: Any = Shelf(self.server)
         return [one for _, one in s3napback.catalogue(shelf)]
 
     def _archive(self, name: str) -> s3napback.Archive:
         shelf: Any = Shelf(self.server)
-        archive = s3napback.assemble(name, s3napback.archive_objects(shelf, name), shelf.head)
+        objects = s3napback.archive_objects(shelf, name)
+        archive = s3napback.resolve_archive(name, objects, shelf.head)
         assert archive
         return archive
 
-    def _upload(self, one: Found) -> str:
+    def _upload(self, one: CatalogEntry) -> str:
         return self._archive(one.archive).metadata["archive"]
 
     @staticmethod
-    def _of(found: Sequence[Found], source: str) -> list[Found]:
+    def _of(found: Sequence[CatalogEntry], source: str) -> list[CatalogEntry]:
         return [one for one in found if one.name == source]
 
     def _plain(self, name: str) -> Iterator[bytes]:
         shelf: Any = Shelf(self.server)
         blocks = iter([b"".join(shelf.get(i.key)[0] for i in self._archive(name).chunks)])
-        return s3napback.content_of(
+        return s3napback.decoded(
             blocks, {**os.environ, "GNUPGHOME": str(self.gpg.home)}, ("gpg", "--batch", "-q")
         )
 
     def _content(self, name: str) -> bytes:
         return b"".join(self._plain(name))
 
-    def _restored(self, found: Sequence[Found], one: Found) -> dict[str, bytes]:
+    def _restored(self, found: Sequence[CatalogEntry], one: CatalogEntry) -> dict[str, bytes]:
         """The files of a directory as of one of its archives."""
         of_source = self._of(found, one.name)
         try:

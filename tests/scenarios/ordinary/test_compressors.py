@@ -131,7 +131,7 @@ def test_where_the_decoder_is_missing_it_is_named(
 def test_each_decoder_of_gzip_notices_what_is_not_whole(
     site: Site, tool: str, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """content_of takes the first that is there, so each of them must be strict."""
+    """decoded takes the first that is there, so each of them must be strict."""
     folder = tmp_path / "path"
     folder.mkdir()
     (folder / tool).symlink_to(require_tool(tool))
@@ -145,5 +145,5 @@ def test_each_decoder_of_gzip_notices_what_is_not_whole(
         data[200_000] ^= 1
     env = {"PATH": str(folder)}
     with pytest.raises(s3napback.Failure, match=f"{tool} ended with status"):
-        for _ in s3napback.content_of(iter([bytes(data)]), env):
+        for _ in s3napback.decoded(iter([bytes(data)]), env):
             pass

@@ -17,20 +17,22 @@ import pytest
 from conftest import Site
 
 import s3napback
-from s3napback import Failure, Found, History
+from s3napback import CatalogEntry, Failure, History
 
 NIGHT = datetime(2026, 11, 22, 3)  # a DIFF is due from now on, till the 28th
 
 
-def one(n: int, made: float, state: str = "", fault: str = "", kind: str = "Directory") -> Found:
+def one(
+    n: int, made: float, state: str = "", fault: str = "", kind: str = "Directory"
+) -> CatalogEntry:
     """The archive of slot n; a FULL where the state says that it continues nothing."""
     before, _, after = state.partition(":")
     mode = "FULL" if before in ("-", "0") else "DIFF"
-    return Found(f"/d-{n}-{mode}", kind, "/d", n, mode, made, 1, 1, fault, before, after,
+    return CatalogEntry(f"/d-{n}-{mode}", kind, "/d", n, mode, made, 1, 1, fault, before, after,
                  "ok" if state else "")
 
 
-def chains(found: list[Found]) -> dict[int, list[int]]:
+def chains(found: list[CatalogEntry]) -> dict[int, list[int]]:
     """moment → slots of its chain, for each moment that can be restored."""
     return {at: [link.slot for link in s3napback.choose_chain(found, at).links]
             for at in s3napback.restorable_moments(found)}

@@ -79,7 +79,7 @@ def send(store: Store, data: bytes, name: str = "a", **options: Any) -> s3napbac
 
 def found(store: Store, name: str = "a") -> s3napback.Archive | None:
     objects = s3napback.archive_objects(store, name)
-    return s3napback.assemble(name, objects, store.head)
+    return s3napback.resolve_archive(name, objects, store.head)
 
 
 @pytest.fixture(params=["folder", "S3"])
@@ -234,7 +234,7 @@ def test_an_answer_that_is_no_listing(
 
     monkeypatch.setattr(s3_server, "_app", answer)
     with pytest.raises(Failure, match="what the service answers to a listing is no listing"):
-        service.page("")
+        service.list_page("")
     assert s3_site.run("list") == 1
     assert "S3Endpoint may be no S3 service" in capsys.readouterr().err
 
@@ -271,7 +271,7 @@ def test_safe_replace_where_no_metadata_is_kept(
     assert s3_site.run(now=NIGHT + timedelta(days=1)) == 1
     assert "the service keeps no user metadata" in capsys.readouterr().err
     assert s3_site.content(f"{s3_site.data}-0-FULL") == before
-    assert not any("s3napback-new" in item.key for item in s3napback.listing(s3_site.store()))
+    assert not any("s3napback-new" in item.key for item in s3napback.iter_objects(s3_site.store()))
     assert s3_site.run("check") == 1
     assert "does not keep the metadata" in capsys.readouterr().out
 
@@ -313,7 +313,7 @@ def test_chunks_that_lost_their_marks_are_proved_by_the_whole(
     assert site.run("restore", str(site.data), "--to", str(out)) == 0
     assert (out / str(site.data).lstrip("/") / "file").read_bytes() == contents[1]
     assert site.run("verify", "--deep") == 0
-    key = next(i.key for i in s3napback.listing(site.store()) if i.size == 3000)
+    key = next(i.key for i in s3napback.iter_objects(site.store()) if i.size == 3000)
     value = s3_server.stored("bkt", key)
     value.value = bytes(3000)
     capsys.readouterr()
@@ -423,9 +423,9 @@ def test_a_tls_connection_that_breaks_is_tried_again(
     server = TlsServer(act)
     monkeypatch.setenv("AWS_CA_BUNDLE", certificate[0])
     store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
-    patient = s3napback.Patience(store, 1, LOG)
+    patient = s3napback.RetryingStore(store, 1, LOG)
     if broken == "damage":  # of an object: the answer itself has come
-        with pytest.raises(s3napback.PassingFailure):
+        with pytest.raises(s3napback.TransientFailure):
             store.fetch("k", s3napback.Buffer(100_000))
     assert patient.exists()
     assert server.connections == 2
@@ -455,7 +455,7 @@ def test_tls_that_no_further_try_can_mend_is_final(
         monkeypatch.setenv("AWS_CA_BUNDLE", there)
     store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
     with pytest.raises(Failure) as failure:
-        s3napback.Patience(store, 20, LOG).exists()
+        s3napback.RetryingStore(store, 20, LOG).exists()
     assert hint in failure.value.hint
     assert server.connections == 1
 
@@ -492,7 +492,7 @@ def test_a_service_without_delete_objects(
     archive = found(service)
     assert archive and downloaded(archive, service, 2) == data
     service.delete([item.key for item in archive.chunks] + ["absent"])
-    assert service.page("") == ([], False)
+    assert service.list_page("") == ([], False)
     assert sum(method == "POST" for method, _ in s3_server.requests) == 1
 
 
@@ -648,13 +648,15 @@ def test_chunks_whose_etags_say_nothing_are_known_by_their_marks(
     """Encryption by KMS where listings and answers differ."""
 
     class Kms(s3napback.FolderStore):
-        def page(self, prefix: str, after: str = "") -> tuple[list[s3napback.StoredObject], bool]:
-            objects, more = super().page(prefix, after)
+        def list_page(
+            self, prefix: str, after: str = ""
+        ) -> tuple[list[s3napback.StoredObject], bool]:
+            objects, more = super().list_page(prefix, after)
             return [dataclasses.replace(one, etag=os.urandom(16).hex()) for one in objects], more
 
         def head(self, key: str) -> dict[str, str] | None:
             told = super().head(key)
-            return told and {**told, s3napback.OPAQUE: "yes"}
+            return told and {**told, s3napback.ETAG_IS_NOT_MD5: "yes"}
 
     (tmp_path / "bkt").mkdir()
     bucket = Kms(str(tmp_path), "bkt", lambda: NIGHT.timestamp())
