@@ -314,9 +314,7 @@ _DIRECTIVE = re.compile(r"(\w+)(?:\s+(.+))?", re.ASCII)
 _BARE_WORD = re.compile(r"(\S+)\s*", re.ASCII)
 
 # A backslash protects whatever follows it, another backslash too (Text::Balanced).
-_QUOTED_WORD = re.compile(
-    r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*""", re.ASCII
-)
+_QUOTED_WORD = re.compile(r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*')\s*""", re.ASCII)
 
 _BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
 
@@ -754,9 +752,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
         raise _config_failure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
     temp_dir = _text(config, "TempDir")
     _required(config, "Bucket", "add a line Bucket NAME")
-    bucket = _checked(
-        config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name"
-    )
+    bucket = _checked(config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name")
     if config.first("S3Keyfile"):
         _required(config, "S3Keyfile", "name a file, or leave the line out")
     _required(config, "ChunkSize", "add a line ChunkSize 25000000")
@@ -1016,9 +1012,7 @@ def _names(kind: str, entries: Iterable[T], warnings: list[str]) -> Iterator[T]:
         yield entry
 
 
-def _warn_of_differences(
-    kind: str, entries: Sequence[Value | Block], warnings: list[str]
-) -> None:
+def _warn_of_differences(kind: str, entries: Sequence[Value | Block], warnings: list[str]) -> None:
     blocks = [entry for entry in entries if isinstance(entry, Block)]
     if blocks and len(blocks) < len(entries):
         warnings.append(
@@ -1157,9 +1151,7 @@ class Moment:
         wall: without a zone. So an hour that the clock showed twice is taken with both, and of one
         that it left out nothing is.
         """
-        low, high = sorted(
-            wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1)
-        )
+        low, high = sorted(wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1))
         while high - low > 1 and self.local(high).replace(tzinfo=None) > wall:
             middle = (low + high) / 2
             if self.local(middle).replace(tzinfo=None) > wall:
@@ -1412,9 +1404,7 @@ _ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]{1,20})-(?P<mode>FULL|DIFF)
 _DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]{1,20})", re.DOTALL)
 
 
-def parse_archive_name(
-    archive: str, prefix: str = ""
-) -> tuple[str | None, str, int, str] | None:
+def parse_archive_name(archive: str, prefix: str = "") -> tuple[str | None, str, int, str] | None:
     """(kind, name, slot, mode) of an archive name, or None for a name of another shape or prefix.
 
     The kind is None for "NAME-SLOT-MODE": the name does not tell a directory from a repository.
@@ -3320,9 +3310,7 @@ class S3Store:
             f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)
         )
         region = (place.get("LocationConstraint") or "us-east-1") if place else ""
-        return BucketFacts(
-            region, versions.get("Status") == "Enabled", retention, tuple(unknown)
-        )
+        return BucketFacts(region, versions.get("Status") == "Enabled", retention, tuple(unknown))
 
     def skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
@@ -3781,9 +3769,7 @@ def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObjec
     return found
 
 
-def groupby_archive(
-    objects: Iterable[StoredObject],
-) -> Iterator[tuple[str, list[StoredObject]]]:
+def groupby_archive(objects: Iterable[StoredObject]) -> Iterator[tuple[str, list[StoredObject]]]:
     """(archive, its chunks) of a listing, one archive at a time; "" for what is no chunk."""
 
     def archive_of(item: StoredObject) -> str:
@@ -5733,9 +5719,7 @@ class Run:
         saved = int(task.notes.reached) if task.notes and not task.torn else -1
         head = youngest_revision(name, self._context.env)
         noted = task.notes.identity if task.notes and saved >= 0 else ""
-        if saved > head or (
-            noted and noted != revision_identity(name, saved, self._context.env)
-        ):
+        if saved > head or (noted and noted != revision_identity(name, saved, self._context.env)):
             task.log.warning(
                 "%s, at revision %d, is not what the last backup saw at revision %d: it was"
                 " replaced; all of it is saved", name, head, saved,
@@ -5769,9 +5753,7 @@ class Run:
 
         def look(task: Task) -> None:
             test = self._context.test
-            guarded = not test and task.notes and not task.torn and (
-                task.mode == DIFF or not there
-            )
+            guarded = not test and task.notes and not task.torn and (task.mode == DIFF or not there)
             find = self._finder(task, one_page=bool(guarded))
             present = task.present = find(task.archive)
             if not test:
@@ -5873,13 +5855,9 @@ class Run:
         return sum(item.size for item in objects or task.present)
 
     def _archive_start(self, task: Task) -> str:
-        return archive_start(
-            task.kind, stored_name(task.kind, task.name), self._settings.prefix
-        )
+        return archive_start(task.kind, stored_name(task.kind, task.name), self._settings.prefix)
 
-    def _guard_chain(
-        self, task: Task, find: Callable[[str], Sequence[StoredObject]]
-    ) -> None:
+    def _guard_chain(self, task: Task, find: Callable[[str], Sequence[StoredObject]]) -> None:
         """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
         links: list[ArchiveRef] = []
         for link in task.notes.links if task.notes else ():
@@ -5990,9 +5968,7 @@ class Run:
             task.log.info("%s lies in %s, and is left out of the archive", path, task.name)
         return [name for found in left_out.values() for name in found]
 
-    def _tar(
-        self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]
-    ) -> Stage:
+    def _tar(self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]) -> Stage:
         """The command that reads a Directory, with a draft that fits to it."""
         env = self._context.env
         names = self._survey_directory(task, warnings)
@@ -6097,9 +6073,7 @@ class Run:
                 with signals_held():
                     pipeline = Pipeline(stages, self._context.env)
                     stack.callback(pipeline.kill)
-                stored = self._send(
-                    task, pipeline, lambda: closing(pipeline.finish()), progress
-                )
+                stored = self._send(task, pipeline, lambda: closing(pipeline.finish()), progress)
             if draft:
                 self._keep_state(task, draft, stored, boot)
         if stored.size * 10 < size_before:
@@ -7180,9 +7154,7 @@ class Unpacker:
         while todo:
             path, done = todo.pop()
             exact = self._is_backed_up(path)
-            with (
-                self._or_told(path), opened(result, path) as new, self._there(path) as there,
-            ):
+            with (self._or_told(path), opened(result, path) as new, self._there(path) as there):
                 if new is None or there is None:
                     continue
                 if done:
@@ -7840,9 +7812,7 @@ class _Check:
         for job in self._jobs:
             cycle = CycleSpec.of(job.timing)
             dumps = job.kind in (MYSQL, POSTGRESQL)
-            start = archive_start(
-                job.kind, stored_name(job.kind, job.name), self._settings.prefix
-            )
+            start = archive_start(job.kind, stored_name(job.kind, job.name), self._settings.prefix)
             other = makers.setdefault(start, job)
             if other is not job:
                 self._say("error", f"{job.kind} {job.name}",
@@ -9517,9 +9487,7 @@ _HELP_OPTIONS = _parent("help", ("-h --help", "", "show this"))
 _A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
 
 
-def _parser(
-    command: str, names: str, about: str, *parents: argparse.ArgumentParser
-) -> _Parser:
+def _parser(command: str, names: str, about: str, *parents: argparse.ArgumentParser) -> _Parser:
     return _Parser(
         f"s3napback.py {command}", f"s3napback.py {command} [options] {names}", about,
         parents=[*parents, _BUCKET_OPTIONS, _HELP_OPTIONS], add_help=False,
@@ -9585,9 +9553,7 @@ def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         print_stderr(f"s3napback: {_nothing_found(bucket, names).message}")
     for (kind, name, prefix), found in sorted(sources.items()):
         of_prefix = f" (Prefix {prefix})" if prefix else ""
-        print(printable(
-            f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""
-        ))
+        print(printable(f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""))
         history = History(found)
         for one, at, whole in history.rows():
             stale = "" if one.fault or whole else ", stale: what it continues is gone"
