@@ -1,6 +1,6 @@
 
 """What keeps a stored backup from being lost: SafeReplace, the guard of chains, and warnings in
-time. Kills and faults at random are in tests/faults."""
+time. Kills and faults at random are in tests/scenarios/test_faults.py."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The long run of the fault harness, by hand: python tests/faults/soak.py [--help]
+"""The long run of the fault harness, by hand: python tests/tools/soak.py [--help]
 
 Prints one line for each month, at the end the sums, and every violation as it is found.
 """

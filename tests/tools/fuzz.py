@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads what others wrote; by hand, with atheris:
 
     pip install atheris
-    python tests/faults/fuzz.py TARGET [CORPUS] -max_total_time=120 -max_len=8000
+    python tests/tools/fuzz.py TARGET [CORPUS] -max_total_time=120 -max_len=8000
 
 It starts from SEEDS, which are written to the folder CORPUS; what it finds is kept there. Numbers
 have to be allowed more than 4300 digits, where int() gives up: hence -max_len.
