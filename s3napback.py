@@ -8942,7 +8942,8 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     status = EXIT_OK
     try:
         with _signals():
-            status = command(words, moment, clock)
+            with contextlib.suppress(SystemExit):  # argparse has shown a help
+                status = command(words, moment, clock)
             if sys.stdout:
                 sys.stdout.flush()  # here, where it can still be told that it went nowhere
             return status
@@ -9155,6 +9156,117 @@ def _run_configs(paths: Sequence[str], context: RunOptions) -> int:
             log.critical("%s", failure)
             statuses.append(failure.status)
     return worst_status(statuses)
+
+
+# --------------------------------------------------------------------------------------------------
+# Options of our commands
+# --------------------------------------------------------------------------------------------------
+
+# A title and, of each option, its names, its value ("" for a switch) and its meaning.
+Options: TypeAlias = "tuple[str, Sequence[tuple[str, str, str]]]"
+
+_BUCKET_OPTIONS: Options = ("where the archives are: -c, or -b with what it needs", (
+    ("-c", "CONFIG", "a config file, or the NAME of one"),
+    ("-b", "BUCKET", "the bucket, where there is no config"),
+    ("-K", "FILE", "file with the lines key=... and secret=..."),
+    ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
+    ("--region", "NAME", "where the bucket is"),
+    ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
+     " every one are meant, and NAME is as list shows it: web1/etc"),
+))
+_STATE_OPTIONS: Options = ("which state", (
+    ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
+     " the local clock showed it then; without it the newest"),
+    ("--force-partial", "", "from what is left of a chain that is not whole"),
+))
+_KEY_OPTIONS: Options = ("decryption", (
+    ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
+    ("--passphrase-file", "FILE", "the secret key's passphrase"),
+))
+_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
+
+# Of each command: what stands behind its options, what it is for, its options. A NAME that is not
+# in brackets is needed; where no "..." is, one is the most.
+_SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
+    "list": (
+        "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
+        (("what is shown", [("--json", "", "for programs; README.md has the form")]),
+         _BUCKET_OPTIONS),
+    ),
+    "restore": (
+        "NAME {--to PLACE | --stdout} [PATH...]",
+        f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
+        (("where it goes", (
+            ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new"
+             " one"),
+            ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
+            ("--overwrite", "", "into a folder that is not empty: what was not backed up is"
+             " DELETED there"),
+        )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "restore-script": (
+        "NAME", f"Prints a shell script that restores NAME without this program. {_A_NAME}",
+        (_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "verify": (
+        "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
+        (("how thoroughly", (
+            ("--deep", "", "read every archive to its end, and store nothing"),
+            ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
+        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "check": (
+        "[NAME...]",
+        "Rehearses tonight's run: tools, folders, keys, bucket, sources; nothing is backed up. NAME"
+        " is as in a backup. Exit status: 0 all is well, 3 with warnings, 1 with errors.",
+        (("what is checked, and how it is shown", (
+            ("-c", "FILE", "the config file"),
+            ("--cron", "", "as cron runs it: by the first line of the script, in the home folder,"
+             " with cron's PATH and HOME and nothing else"),
+            ("--json", "", "for programs: a list of {level, subject, text, hint}"),
+        )),),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are a Failure (status 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
+
+
+def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(the options that were given, by name; the other words) of a call of one of our commands.
+
+    Raises Failure for what the command does not know, and SystemExit when it has shown a help.
+    """
+    words, about, groups = _SYNTAX[command]
+    prog = f"s3napback.py {command}"
+    parser = _Parser(
+        prog, f"{prog} [options] {words}", about, argument_default=argparse.SUPPRESS
+    )
+    known: list[str] = []
+    for title, options in groups:
+        group = parser.add_argument_group(title)
+        for option, value, meaning in options:
+            how: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            group.add_argument(option, dest=option.lstrip("-"), help=meaning, **how)
+            known.append(option)
+    end = args.index("--") if "--" in args else len(args)
+    given, names = parser.parse_known_args(args[:end])
+    for word in names:
+        if word.startswith("-") and word != "-":
+            unknown = word.partition("=")[0]
+            meant = difflib.get_close_matches(unknown, known, 1)
+            parser.error(f"option {unknown} not recognized"
+                         + (f"; did you mean {meant[0]}?" if meant else ""))
+    names += args[end + 1 :]
+    if words.startswith("NAME") and not names:
+        parser.error("no NAME given")
+    if "..." not in words and len(names) > 1:
+        parser.error(f"one NAME at a time, not {names[1]}")
+    return vars(given), names
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9427,117 +9539,9 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 # --------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """The options of one command. What it does not know is a Failure (status 2)."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
-
-    def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]] | None:
-        """(options that were given, by name; the other words), None where help was shown instead.
-        """
-        words = list(words)
-        end = words.index("--") if "--" in words else len(words)
-        given, others = self.parse_known_args(words[:end])
-        options = dict(vars(given))
-        if "help" in options:
-            self.print_help()
-            return None
-        for word in others:
-            if word.startswith("-") and word != "-":
-                self.error(f"option {word.partition('=')[0]} not recognized")
-        return options, others + words[end + 1 :]
-
-
-def _parent(title: str, *options: tuple[str, str, str]) -> argparse.ArgumentParser:
-    """Options that several commands have: (names, value or "" for a switch, meaning) of each."""
-    parent = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = parent.add_argument_group(title)
-    for names, value, meaning in options:
-        dest = names.split()[-1].lstrip("-")
-        if value:
-            group.add_argument(*names.split(), dest=dest, metavar=value, help=meaning)
-        else:
-            group.add_argument(*names.split(), dest=dest, action="store_true", help=meaning)
-    return parent
-
-
-_BUCKET_OPTIONS = _parent(
-    "where the archives are: -c, or -b with what it needs",
-    ("-c", "CONFIG", "a config file, or the NAME of one"),
-    ("-b", "BUCKET", "the bucket, where there is no config"),
-    ("-K", "FILE", "file with the lines key=... and secret=..."),
-    ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
-    ("--region", "NAME", "where the bucket is"),
-    ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
-     " every one are meant, and NAME is as list shows it: web1/etc"),
-)
-_MOMENT_OPTIONS = _parent(
-    "which state",
-    ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
-     " the local clock showed it then; without it the newest"),
-    ("--force-partial", "", "from what is left of a chain that is not whole"),
-)
-_KEY_OPTIONS = _parent(
-    "decryption",
-    ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
-    ("--passphrase-file", "FILE", "the secret key's passphrase"),
-)
-_HELP_OPTIONS = _parent("help", ("-h --help", "", "show this"))
-_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
-
-
-def _parser(command: str, names: str, about: str, *parents: argparse.ArgumentParser) -> _Parser:
-    return _Parser(
-        f"s3napback.py {command}", f"s3napback.py {command} [options] {names}", about,
-        parents=[*parents, _BUCKET_OPTIONS, _HELP_OPTIONS], add_help=False,
-        argument_default=argparse.SUPPRESS,
-    )
-
-
-_LIST = _parser(
-    "list", "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
-    _parent("what is shown", ("--json", "", "for programs; README.md has the form")),
-)
-_RESTORE = _parser(
-    "restore", "NAME {--to PLACE | --stdout} [PATH...]",
-    f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
-    _parent(
-        "where it goes",
-        ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new one"),
-        ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
-        ("--overwrite", "", "into a folder that is not empty: what was not backed up is DELETED"
-         " there"),
-    ),
-    _MOMENT_OPTIONS, _KEY_OPTIONS,
-)
-_RESTORE_SCRIPT = _parser(
-    "restore-script", "NAME",
-    f"Prints a shell script that restores NAME without this program. {_A_NAME}",
-    _MOMENT_OPTIONS, _KEY_OPTIONS,
-)
-_VERIFY = _parser(
-    "verify", "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
-    _parent(
-        "how thoroughly",
-        ("--deep", "", "read every archive to its end, and store nothing"),
-        ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
-    ),
-    _KEY_OPTIONS,
-)
-
-
-def _refuse_more_names(names: Sequence[str], most: int) -> None:
-    if len(names) > most:
-        raise Failure(f"one NAME at a time, not {names[most]}", status=EXIT_USAGE)
-
-
-def cmd_list(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
-    if (read := _LIST.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    _refuse_more_names(names, 1)
+    options, names = read_args("list", args)
     bucket = _open_bucket(options, clock)
     seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
     sources = _sources((found for _, found in seen), bucket.kinds)
@@ -9625,14 +9629,9 @@ def _catalogue_json(
 _MAX_SHOWN = 100
 
 
-def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
-    if (read := _RESTORE.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    if not names:
-        raise Failure("no NAME given: what is to be restored?", "see: s3napback.py restore -h",
-                      status=EXIT_USAGE)
+    options, names = read_args("restore", args)
     if ("to" in options) == ("stdout" in options):
         raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
     bucket = _open_bucket(options, clock)
@@ -9662,15 +9661,9 @@ def cmd_restore(words: Sequence[str], moment: Moment, clock: Callable[[], float]
     return EXIT_WARNINGS if work.warnings else EXIT_OK
 
 
-def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
-    if (read := _RESTORE_SCRIPT.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    if not names:
-        raise Failure("no NAME given: what is to be restored?",
-                      "see: s3napback.py restore-script -h", status=EXIT_USAGE)
-    _refuse_more_names(names, 1)
+    options, names = read_args("restore-script", args)
     bucket = _open_bucket(options, clock)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
@@ -9687,12 +9680,9 @@ def cmd_restore_script(words: Sequence[str], moment: Moment, clock: Callable[[],
     return EXIT_OK
 
 
-def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
-    if (read := _VERIFY.read(words)) is None:
-        return EXIT_OK
-    options, names = read
-    _refuse_more_names(names, 1)
+    options, names = read_args("verify", args)
     sample = options.get("sample", "0").removesuffix("%")
     if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
         raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
@@ -9740,37 +9730,19 @@ def cmd_verify(words: Sequence[str], moment: Moment, clock: Callable[[], float])
 # check
 # --------------------------------------------------------------------------------------------------
 
-CHECK_USAGE = """\
-usage: s3napback.py check [--cron] [--json] [-c FILE] [NAME...]
-         rehearse tonight's run: tools, folders, keys, bucket, sources; nothing is backed up
-         -c FILE, NAME  as for a backup
-         --cron         as cron runs it: by the first line of the script, in the home folder, with
-                        cron's PATH and HOME and nothing else
-         --json         for programs: a list of {level, subject, text, hint}
-       exit status: 0 all is well, 3 with warnings, 1 with errors
-"""
-
-
-def cmd_check(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_check(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`check`: tonight's run rehearsed, without storing anything."""
-    try:
-        found, names = getopt.gnu_getopt(list(words), "c:h", ["cron", "json", "help"])
-    except getopt.GetoptError as error:
-        raise Failure(error.msg, "see: s3napback.py check -h", status=EXIT_USAGE) from error
-    options = dict(found)
-    if "-h" in options or "--help" in options:
-        print(CHECK_USAGE, end="")
-        return EXIT_OK
-    if "--cron" in options:
-        findings = _check_as_cron(options.get("-c", ""), names)
+    options, names = read_args("check", args)
+    if "cron" in options:
+        findings = _check_as_cron(options.get("c", ""), names)
     else:
         _js3tream_log(verbose=False, debug=False)
         findings = _check_log()
-        for path in _config_paths(options.get("-c", ""), names):
+        for path in _config_paths(options.get("c", ""), names):
             check = _Check(path, moment, clock, tool_environment(os.environ))
             check.all()
             findings += check.findings
-    if "--json" in options:
+    if "json" in options:
         print(json.dumps([vars(finding) for finding in findings], indent=1))
     else:
         for one in findings:

@@ -31,7 +31,7 @@ def place(site: Site) -> list[str]:
     return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
 
 
-@pytest.mark.parametrize("command", ["list", "restore", "restore-script", "verify"])
+@pytest.mark.parametrize("command", ["list", "restore", "restore-script", "verify", "check"])
 def test_each_command_has_a_help_of_its_own(command: str) -> None:
     done = call(command, "-h")
     assert (done.returncode, done.stderr) == (0, "")
@@ -45,6 +45,9 @@ def test_each_command_has_a_help_of_its_own(command: str) -> None:
     (["list", "--at", "rubbish"], "option --at not recognized"),
     (["list", "--to=x"], "option --to not recognized"),
     (["verify", "--json"], "option --json not recognized"),
+    (["check", "--deep"], "option --deep not recognized"),
+    (["check", "--jsno"], "option --jsno not recognized; did you mean --json?"),
+    (["restore", "/d", "--overwirte"], "did you mean --overwrite?"),
     (["verify", "--overwrite"], "option --overwrite not recognized"),
     (["restore", "/d", "--to", "x", "--sample", "5%"], "option --sample not recognized"),
     (["restore-script", "/d", "--stdout"], "option --stdout not recognized"),
