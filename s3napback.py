@@ -29,6 +29,7 @@ import argparse
 import base64
 import bisect
 import contextlib
+import copy
 import ctypes
 import difflib
 import errno
@@ -198,14 +199,18 @@ def duration_text(seconds: float) -> str:
 class Failure(Exception):
     """Something the user must know, and never a bug; caught in `main` and around each job.
 
-    message: what happened, lower case unless the original worded it; hint: what to do;
-    where: "FILE:LINE" or a directive; status: the exit status it asks for; code: S3's, of an
-    answer that refuses.
+    message: what happened, lower case unless the original worded it
+    hint: what to do
+    where: "FILE:LINE", a directive or an archive
+    status: the exit status it asks for
+    code: S3's, of an answer that refuses
     """
 
     code = ""
 
-    def __init__(self, message: str, hint: str = "", *, where: str = "", status: int = 1) -> None:
+    def __init__(
+        self, message: str, hint: str = "", *, where: str = "", status: int = EXIT_FAILED
+    ) -> None:
         super().__init__(message)
         self.message, self.hint, self.where, self.status = message, hint, where, status
 
@@ -213,9 +218,22 @@ class Failure(Exception):
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text} ({self.hint})" if self.hint else text
 
+    def at(self, where: str = "", hint: str = "") -> Failure:
+        """A copy of it; what is given takes the place of what it had."""
+        copied = copy.copy(self)
+        copied.where, copied.hint = where or self.where, hint or self.hint
+        return copied
+
+
+class UsageFailure(Failure):
+    """The command line or the config is wrong, or a file that they name: exit status 2."""
+
+    def __init__(self, message: str, hint: str = "", where: str = "") -> None:
+        super().__init__(message, hint, where=where, status=EXIT_USAGE)
+
 
 class TransientFailure(Failure):
-    """A failure that may pass: the network, a busy service. Worth another try."""
+    """A transient error; retrying may help."""
 
 
 class NotFound(Failure):
@@ -251,21 +269,31 @@ def signals_held() -> Iterator[None]:
             raise Interrupted(signum)
 
 
-def os_failure(error: OSError, doing: str, hint: str = "") -> Failure:
+@contextlib.contextmanager
+def failures_at(where: str) -> Iterator[None]:
+    """Gives a Failure that is raised within it a place; see `Failure`."""
+    try:
+        yield
+    except Failure as failure:
+        raise failure.at(where) from failure
+
+
+def os_failure(error: OSError, doing: str, hint: str = "", *, status: int = EXIT_FAILED) -> Failure:
     """The Failure for an operating system error met while `doing` something (a verb phrase)."""
     if error.errno == errno.ENOSPC and not hint:
         hint = "free some room there"
-    name = f": {os.fsdecode(error.filename)}" if error.filename else ""
-    return Failure(f"cannot {doing}{name}: {error.strerror or error}", hint)
+    name = os.fsdecode(error.filename) if error.filename else ""
+    named = f": {name}" if name not in doing else ""
+    return Failure(f"cannot {doing}{named}: {error.strerror or error}", hint, status=status)
 
 
 @contextlib.contextmanager
-def os_failures(doing: str) -> Iterator[None]:
-    """Within it, an operating system error is a Failure; see `os_failure`."""
+def os_failures(doing: str, hint: str = "", *, status: int = EXIT_FAILED) -> Iterator[None]:
+    """Turns an operating system error into a Failure; see `os_failure`."""
     try:
         yield
     except OSError as error:
-        raise os_failure(error, doing) from error
+        raise os_failure(error, doing, hint, status=status) from error
 
 
 def missing_library(error: ImportError) -> Failure:
@@ -565,11 +593,8 @@ class _Reader:
         if depth == _MAX_DEPTH:
             raise source.error(f"more than {_MAX_DEPTH} blocks inside each other")
         self._check_name(tag, source)
-        try:
+        with failures_at(place):
             arguments = [] if text in ("", "0") else split_words(text)
-        except Failure as failure:
-            failure.where = place
-            raise
         words = ":".join(map(_encode, (place, *arguments)))
         # The comment is there because the library gives an empty block no list of nodes.
         self.canonical += [f"<{tag.lower()} {words}>", "#"]
@@ -703,10 +728,6 @@ def read_config(path: str) -> Block:
     return Block("", (), path, tuple(_entries(nodes)), tuple(reader.warnings))
 
 
-def _config_failure(message: str, hint: str = "", where: str = "") -> Failure:
-    return Failure(message, hint, where=where, status=EXIT_USAGE)
-
-
 # --------------------------------------------------------------------------------------------------
 # Settings
 # --------------------------------------------------------------------------------------------------
@@ -744,12 +765,12 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     diff_dir = _required(config, "DiffDir", "add a line DiffDir /path, for a folder of its own")
     diff_dir = _with_slash(diff_dir)
     if needs_diff_dir and not os.path.exists(diff_dir):
-        raise _config_failure(
+        raise UsageFailure(
             f"DiffDir does not exist, please create: {diff_dir}",
             f"run: mkdir -m 700 {shlex.quote(diff_dir)}", _place(config, "DiffDir"),
         )
     if needs_diff_dir and not os.path.isdir(diff_dir):
-        raise _config_failure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
+        raise UsageFailure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
     temp_dir = _text(config, "TempDir")
     _required(config, "Bucket", "add a line Bucket NAME")
     bucket = _checked(config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name")
@@ -758,7 +779,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     _required(config, "ChunkSize", "add a line ChunkSize 25000000")
     keyring, recipients = _text(config, "GpgKeyring"), _texts(config, "GpgRecipient", [])
     if config.first("GpgRecipient") and not all(text.strip() for text in recipients or ("",)):
-        raise _config_failure(
+        raise UsageFailure(
             "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
             _place(config, "GpgRecipient"),
         )
@@ -797,7 +818,7 @@ def _place(block: Block, name: str) -> str:
 def _required(config: Block, name: str, hint: str) -> str:
     value = _text(config, name)
     if value is None or value in ("", "0"):  # what Perl takes for false
-        raise _config_failure(f"{name} must be defined.", hint, config.where)
+        raise UsageFailure(f"{name} must be defined.", hint, config.where)
     return value
 
 
@@ -808,7 +829,7 @@ def _with_slash(folder: str) -> str:
 def _checked(config: Block, name: str, pattern: str, meaning: str) -> Any:
     value = _text(config, name)
     if value is not None and not re.fullmatch(pattern, value):
-        raise _config_failure(f"{name} {value} is not {meaning}", where=_place(config, name))
+        raise UsageFailure(f"{name} {value} is not {meaning}", where=_place(config, name))
     return value
 
 
@@ -817,7 +838,7 @@ def _whole(config: Block, name: str, default: int, smallest: int, largest: int) 
     if value is None:
         return default
     if not (re.fullmatch(r"[0-9]{1,18}", value) and smallest <= int(value) <= largest):
-        raise _config_failure(
+        raise UsageFailure(
             f"{name} {value} is not a whole number from {smallest} to {largest}",
             where=_place(config, name),
         )
@@ -827,7 +848,7 @@ def _whole(config: Block, name: str, default: int, smallest: int, largest: int) 
 def _switch(block: Block, name: str) -> bool:
     value = _text(block, name)
     if value not in (None, "0", "1"):
-        raise _config_failure(f"{name} {value} is neither yes nor no", where=_place(block, name))
+        raise UsageFailure(f"{name} {value} is neither yes nor no", where=_place(block, name))
     return value == "1"
 
 
@@ -856,10 +877,8 @@ def check_prefix(prefix: str) -> str:
 
 def _prefix(config: Block) -> str:
     value = _text(config, "Prefix")
-    try:
+    with failures_at(_place(config, "Prefix")):
         return "" if value is None else check_prefix(value)
-    except Failure as failure:
-        raise _config_failure(failure.message, failure.hint, _place(config, "Prefix")) from failure
 
 
 def _endpoint(config: Block) -> str | None:
@@ -877,7 +896,7 @@ def _endpoint(config: Block) -> str | None:
         else:
             good = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
     if not good:
-        raise _config_failure(
+        raise UsageFailure(
             f"S3Endpoint {value} is not a URL", "use https://HOST, http://HOST or file:///PATH",
             _place(config, "S3Endpoint"),
         )
@@ -895,7 +914,7 @@ def _compressor(config: Block) -> str | None:
     except ValueError:
         split = []
     if not split:
-        raise _config_failure(
+        raise UsageFailure(
             f'Compressor "{text}" is no command', where=_place(config, "Compressor")
         )
     return text
@@ -1034,7 +1053,7 @@ def _job(
 ) -> Job:
     if not name:
         wanted = f"<{kind} NAME>" if is_block else f"{kind} NAME"
-        raise _config_failure(f"this {kind} has no name", f"write {wanted}", where)
+        raise UsageFailure(f"this {kind} has no name", f"write {wanted}", where)
     given = {}
     for directive in TIMING:
         value = timing.first(directive)
@@ -1088,7 +1107,7 @@ def _mysql_options(block: Block, warnings: list[str]) -> tuple[str, ...]:
         try:
             words += shlex.split(text)
         except ValueError as error:
-            raise _config_failure(
+            raise UsageFailure(
                 f"MySQLOptions {text}: {error}", "close the quote", where
             ) from error
     if len(values) > 1:
@@ -2707,9 +2726,7 @@ def read_key_file(path: str) -> tuple[str, str]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read(65536).splitlines()
     except OSError as error:
-        failure = os_failure(error, "read S3Keyfile")
-        failure.status = EXIT_USAGE
-        raise failure from error
+        raise os_failure(error, "read S3Keyfile", status=EXIT_USAGE) from error
     found: dict[str, str] = {}
     for line in lines:
         match = re.match(r"\s*([A-Za-z]+)\s*[=:\s]\s*(.*?)\s*$", line)
