@@ -69,7 +69,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from types import FrameType
 from typing import IO, Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
@@ -77,6 +77,7 @@ from warnings import catch_warnings, simplefilter
 __version__ = "2.0.0"
 
 T = TypeVar("T")
+Operation = TypeVar("Operation", bound=Callable[..., Any])
 Piece: TypeAlias = "bytes | memoryview"
 
 # ==================================================================================================
@@ -2461,18 +2462,21 @@ _PIECE = 1 << 20
 _MAX_IN_MEMORY = 64_000_000
 
 
-class Buffer:
-    """The bytes of one object on their way: in memory, or in an unnamed file where they are many.
+class DiskFull(Failure):
+    """A buffer's file found no room; see `Buffer.extend`."""
 
-    room: most bytes that it will hold; folder: for the file, None for the system's temporary one;
-    full: called when the file finds no room, makes some and says so, or says False.
+
+class Buffer:
+    """The bytes of one object on their way: in memory, or in an unlinked file where they are many.
+
+    room: the most bytes that it can hold.
+    folder: where the file is, None for the system's temporary folder.
     """
 
-    def __init__(
-        self, room: int, folder: str | None = None, full: Callable[[], bool] = lambda: False
-    ) -> None:
-        self._room, self._folder, self._full = room, folder, full
+    def __init__(self, room: int, folder: str | None = None) -> None:
+        self._room, self._folder = room, folder
         self._size = 0
+        self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
         self._digest: hashlib._Hash | None = None
         self._file: io.FileIO | None = None
         if room <= _MAX_IN_MEMORY:
@@ -2505,11 +2509,17 @@ class Buffer:
         return b"".join(map(bytes, self.pieces()))
 
     def fill(self, readinto: Callable[[memoryview], int | None]) -> None:
-        """Takes the next bytes of a source in place of its own, up to the source's end or its room.
-
-        Raises Failure where the file finds no room.
-        """
+        """Takes the next bytes of a source in place of its own; see `extend`."""
         self.clear()
+        self.extend(readinto)
+
+    def extend(self, readinto: Callable[[memoryview], int | None]) -> None:
+        """Takes the next bytes of a source, up to the source's end or its own room.
+
+        Raises DiskFull where the file finds no room. Nothing of the source is lost then: called
+        again when there is room, it goes on.
+        """
+        self._write()
         while self._size < self._room:
             if self._file is None:
                 view = self._memory[self._size : self._room]
@@ -2518,28 +2528,31 @@ class Buffer:
             count = readinto(view)
             if not count:
                 break
-            if self._file is not None:
-                self._spool(self._file, view[:count])
             self._size += count
+            if self._file is not None:
+                self._unwritten = view[:count]
+                if self._digest is None:
+                    self._digest = hashlib.md5(usedforsecurity=False)
+                self._digest.update(self._unwritten)  # a large file is slow to read again
+                self._write()
 
-    def _spool(self, file: io.FileIO, view: memoryview) -> None:
-        if self._digest is None:
-            self._digest = hashlib.md5(usedforsecurity=False)
-        self._digest.update(view)  # now, since reading a large file again takes its time
-        while view:
+    def _write(self) -> None:
+        while self._unwritten and self._file is not None:
             try:
-                view = view[file.write(view) :]
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self._full():
-                    raise os_failure(
-                        error, self._keeping(),
-                        f"{self._room} bytes may be needed there: set TempDir to a larger disk"
-                        " (without a config, the variable TMPDIR), or a smaller ChunkSize",
-                    ) from error
+                failure = os_failure(
+                    error, self._keeping(),
+                    f"{self._room} bytes may be needed there: set TempDir to a larger disk"
+                    " (without a config, the variable TMPDIR), or a smaller ChunkSize",
+                )
+                if error.errno == errno.ENOSPC:
+                    raise DiskFull(failure.message, failure.hint) from error
+                raise failure from error
 
     def clear(self) -> None:
         """Empties it, and gives a file's room back."""
-        self._size, self._digest = 0, None
+        self._size, self._digest, self._unwritten = 0, None, memoryview(b"")
         if self._file is not None:
             self._file.seek(0)
             self._file.truncate()
@@ -2602,6 +2615,83 @@ class StoredObject:
     storage_class: str = "STANDARD"
 
 
+# Pauses between two tries, seconds: before the second, and the longest, js3tream's with -n.
+_FIRST_PAUSE, _MAX_PAUSE = 0.5, 600.0
+
+# Tries that an operation always gets: js3tream's.
+_MIN_TRIES = 3
+
+
+class Retries:
+    """How the operations of a store are tried again while their failures are transient.
+
+    hours: how long one operation is tried, at least three times; None: it is tried once.
+    log: where each further try is told.
+    stop: set by whoever does not want to wait: it ends all pauses, and nothing is tried again.
+    Pauses double from half a second to ten minutes, with jitter.
+    """
+
+    def __init__(self, hours: float | None = None, log: logging.Logger | None = None) -> None:
+        self.stop = threading.Event()
+        self._seconds = None if hours is None else hours * 3600
+        self._log = log or logging.getLogger("Backup.S3napback")
+        self._watch: Callable[[float], None] = lambda seconds: None
+
+    def run(self, attempt: Callable[[], T]) -> T:
+        """The result of the attempt. Raises its last TransientFailure, or the first other."""
+        started = time.monotonic()
+        for tries in itertools.count(1):
+            try:
+                return attempt()
+            except TransientFailure as failure:
+                if self._seconds is None or self.stop.is_set():
+                    raise
+                left = started + self._seconds - time.monotonic()
+                if tries >= _MIN_TRIES and left <= 0:
+                    raise
+                gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
+                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE)
+                pause *= random.uniform(0.5, 1.0)
+                if tries >= _MIN_TRIES:
+                    pause = min(pause, left)
+                self._log.warning("%s; trying again in %.0f s", failure, pause)
+                self._watch(time.monotonic() - started + pause)
+                self.stop.wait(pause)
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Within it nothing is tried again and pauses end: for the clean-up after a failure, since
+        one who waited for hours does not wait for hours once more."""
+        before = self.stop.is_set()
+        self.stop.set()
+        try:
+            yield
+        finally:
+            if not before:
+                self.stop.clear()
+
+    @contextlib.contextmanager
+    def watched(self, watch: Callable[[float], None]) -> Iterator[None]:
+        """Within it `watch` is told, before each pause, the seconds from an operation's first try
+        to the end of that pause."""
+        self._watch, before = watch, self._watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
+
+def retried(operation: Operation) -> Operation:
+    """An operation of a store, tried again as the store's `retries` say."""
+
+    @wraps(operation)
+    def persistent(store: Store, *args: Any) -> Any:
+        return store.retries.run(lambda: operation(store, *args))
+
+    return persistent  # type: ignore[return-value]
+
+
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
 ETAG_IS_NOT_MD5 = f"{META}opaque"
 
@@ -2611,6 +2701,7 @@ class Store(Protocol):
     `put` is atomic: after a failure the key holds what it held, or all of the new object."""
 
     bucket: str
+    retries: Retries
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         """Stores an object and returns its ETag as a listing will show it: the hex MD5 of its data,
@@ -2770,12 +2861,18 @@ def access_of(settings: Settings) -> Access:
     )
 
 
-def open_store(bucket: str, access: Access, clock: Callable[[], float]) -> Store:
-    """The store of a bucket; clock gives epoch seconds, the stamps of a folder store."""
+def open_store(
+    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None
+) -> Store:
+    """The store of a bucket.
+
+    clock: gives epoch seconds, the stamps of a folder store.
+    retries: None: each operation is tried once.
+    """
     root = folder_root(access.endpoint)
     if root is not None:
         return FolderStore(root, bucket, clock)
-    return S3Store(bucket, access)
+    return S3Store(bucket, access, retries)
 
 
 def list_buckets(access: Access) -> list[tuple[str, float]]:
@@ -2822,6 +2919,7 @@ class FolderStore:
 
     def __init__(self, root: str, bucket: str, clock: Callable[[], float]) -> None:
         self.bucket = bucket
+        self.retries = Retries()  # no failure of a folder is transient
         self._root = root
         self._folder = os.path.join(root, bucket)
         self._clock = clock
@@ -3128,13 +3226,13 @@ class S3Store:
     The client is made at the first request; botocore is imported there, since it takes its time.
     """
 
-    def __init__(self, bucket: str, access: Access) -> None:
+    def __init__(self, bucket: str, access: Access, retries: Retries | None = None) -> None:
         self.bucket = bucket
+        self.retries = retries or Retries()
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
         self._knows_batches, self._prepared = True, False
-        self.stop = threading.Event()  # see `RetryingStore`
 
     @property
     def _client(self) -> Any:
@@ -3144,12 +3242,13 @@ class S3Store:
                     self._made = _s3_client(self._access)
         return self._made
 
+    @retried
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         data = Buffer.of(data)
         digest = data.md5()
         # Other classes cost for months what is there for minutes, or cannot be copied from.
         extra = {} if is_staged(key) else self._class
-        body = UploadBody(data, self._access.limit, self.stop)
+        body = UploadBody(data, self._access.limit, self.retries.stop)
         with self._errors(f"store {key} in"):
             answer = self._client.put_object(
                 Bucket=self.bucket,
@@ -3165,6 +3264,7 @@ class S3Store:
             raise TransientFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
         return etag or str(answer.get("ETag", "")).strip('"')
 
+    @retried
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
@@ -3178,6 +3278,7 @@ class S3Store:
             raise TransientFailure(f"{key} arrived damaged: its MD5 is not the stored one")
         return _user_metadata(answer)
 
+    @retried
     def peek(self, key: str, count: int) -> bytes:
         with self._errors(f"fetch {key} from"):
             answer = self._client.get_object(
@@ -3186,6 +3287,7 @@ class S3Store:
             data: bytes = answer["Body"].read(count)
         return data
 
+    @retried
     def head(self, key: str) -> dict[str, str] | None:
         try:
             with self._errors(f"look up {key} in"):
@@ -3195,6 +3297,7 @@ class S3Store:
         mark = {} if _plain_etag(answer) else {ETAG_IS_NOT_MD5: "yes"}
         return _user_metadata(answer) | mark
 
+    @retried
     def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
         answer = self._list(Prefix=prefix, **start)
@@ -3215,6 +3318,7 @@ class S3Store:
         with self._errors("list"):
             return self._client.list_objects_v2(Bucket=self.bucket, **what)
 
+    @retried
     def copy(self, source: str, target: str) -> None:
         with self._errors(f"copy {source} to {target} in"):
             self._client.copy_object(
@@ -3227,6 +3331,7 @@ class S3Store:
         name = self._access.storage_class
         return {"StorageClass": name} if name else {}
 
+    @retried
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):
             batch = keys[start : start + DELETE_BATCH]
@@ -3261,15 +3366,17 @@ class S3Store:
             if failure.code == "NoSuchBucket":
                 raise
 
+    @retried
     def prepare(self, key: str) -> None:
         if not self._prepared:
             with self._errors(f"store {key} in"):
                 self._client.put_object(Bucket=self.bucket, Key=key, Body=b"", **self._class,
                                         ContentMD5=base64.b64encode(hashlib.md5(
                                             usedforsecurity=False).digest()).decode())
-            self.delete([key])
+            self._delete_one(key)
             self._prepared = True
 
+    @retried
     def exists(self) -> bool:
         try:
             # Not HeadBucket: its errors come without a code that says what is wrong.
@@ -3283,6 +3390,7 @@ class S3Store:
                 raise
         return True
 
+    @retried
     def create(self) -> None:
         region = self._client.meta.region_name
         place = {} if region in ("us-east-1", "aws-global") else {
@@ -3295,6 +3403,7 @@ class S3Store:
             if failure.code != "BucketAlreadyOwnedByYou":  # another run was faster
                 raise
 
+    @retried
     def remove(self) -> None:
         with self._errors("remove"):
             self._client.delete_bucket(Bucket=self.bucket)
@@ -3504,7 +3613,7 @@ def _s3_client(access: Access) -> Any:
             # Older S3-compatible services refuse the checksum trailers that botocore adds.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            retries={"total_max_attempts": 1},  # `RetryingStore` is the only one that tries again
+            retries={"total_max_attempts": 1},  # `Retries` is the only one that tries again
             max_pool_connections=access.connections + 1,
             connect_timeout=_CONNECT_TIMEOUT,
             read_timeout=_READ_TIMEOUT,
@@ -3548,95 +3657,8 @@ def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Retries
+# Work on a store
 # --------------------------------------------------------------------------------------------------
-
-# Pauses between two tries, seconds: before the second, and the longest, js3tream's with -n.
-_FIRST_PAUSE, _MAX_PAUSE = 0.5, 600.0
-
-# Tries that an operation always gets: js3tream's.
-_MIN_TRIES = 3
-
-
-class RetryingStore:
-    """A store whose operations are tried again, for a while, when their failure may pass.
-
-    hours: how long one operation is tried, at least three times; log: where each further try is
-    told; stop: ends every pause; waiting: told before each pause the seconds since the first try
-    to the end of the pause. Pauses double from half a second to ten minutes, with jitter.
-    """
-
-    def __init__(self, store: Store, hours: float, log: logging.Logger) -> None:
-        self.bucket = store.bucket
-        self.stop: threading.Event = getattr(store, "stop", threading.Event())
-        self.waiting: Callable[[float], None] = lambda seconds: None
-        self._store, self._seconds, self._log = store, hours * 3600, log
-
-    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
-        return self._persist(lambda: self._store.put(key, data, metadata))
-
-    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
-        return self._persist(lambda: self._store.fetch(key, into))
-
-    def peek(self, key: str, count: int) -> bytes:
-        return self._persist(lambda: self._store.peek(key, count))
-
-    def head(self, key: str) -> dict[str, str] | None:
-        return self._persist(lambda: self._store.head(key))
-
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        return self._persist(lambda: self._store.list_page(prefix, after))
-
-    def copy(self, source: str, target: str) -> None:
-        self._persist(lambda: self._store.copy(source, target))
-
-    def delete(self, keys: Sequence[str]) -> None:
-        self._persist(lambda: self._store.delete(keys))
-
-    def prepare(self, key: str) -> None:
-        self._persist(lambda: self._store.prepare(key))
-
-    def exists(self) -> bool:
-        return self._persist(self._store.exists)
-
-    def create(self) -> None:
-        self._persist(self._store.create)
-
-    def remove(self) -> None:
-        self._persist(self._store.remove)
-
-    def _persist(self, attempt: Callable[[], T]) -> T:
-        started = time.monotonic()
-        deadline = started + self._seconds
-        for tries in itertools.count(1):
-            try:
-                return attempt()
-            except TransientFailure as failure:
-                left = deadline - time.monotonic()
-                if (tries >= _MIN_TRIES and left <= 0) or self.stop.is_set():
-                    raise
-                gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
-                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE)
-                pause *= random.uniform(0.5, 1.0)
-                if tries >= _MIN_TRIES:
-                    pause = min(pause, left)
-                self._log.warning("%s; trying again in %.0f s", failure, pause)
-                self.waiting(time.monotonic() - started + pause)
-                self.stop.wait(pause)
-        raise AssertionError("unreachable")
-
-
-@contextlib.contextmanager
-def _hurried(store: Store) -> Iterator[None]:
-    """Within it, a patient store tries each operation once, and pauses end."""
-    stop = getattr(store, "stop", None) or threading.Event()
-    before = stop.is_set()
-    stop.set()
-    try:
-        yield
-    finally:
-        if not before:
-            stop.clear()
 
 
 @contextlib.contextmanager
@@ -3646,7 +3668,7 @@ def workers(store: Store, count: int, name: str) -> Iterator[ThreadPoolExecutor]
     try:
         yield pool
     except BaseException:
-        with _hurried(store):
+        with store.retries.once():
             pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
@@ -4374,8 +4396,7 @@ def upload(
         number = 0
         try:
             while True:
-                chunk = uploader.spare()
-                chunk.fill(stream.readinto)
+                chunk = uploader.next_chunk(stream)
                 stream.check()
                 if len(chunk) < chunk_size:
                     break
@@ -4608,9 +4629,21 @@ class _Uploader:
         ):
             self._wait_for_one()
         if not self._spare:
-            self._buffers.append(Buffer(self._chunk_size, self._folder, self._wait_for_one))
+            self._buffers.append(Buffer(self._chunk_size, self._folder))
             self._spare.append(self._buffers[-1])
         return self._spare.pop()
+
+    def next_chunk(self, stream: Stream) -> Buffer:
+        """The stream's next bytes. Where others fill the disk meanwhile, it waits for the chunks
+        that are on their way, one by one."""
+        chunk = self.spare()
+        while True:
+            try:
+                chunk.extend(stream.readinto)
+                return chunk
+            except DiskFull:
+                if not self._wait_for_one():
+                    raise
 
     def _wait_for_one(self) -> bool:
         """Waits until a chunk has been sent, which gives its room back; False if none is on its
@@ -4647,14 +4680,14 @@ class _Uploader:
 
         patiently: whether the removal is tried again like everything else, or just once.
         """
-        with _hurried(self._store):
+        with self._store.retries.once():
             self._pool.shutdown(cancel_futures=True)
         if self._keys and not self._whole:
             if self.refused:  # what it says comes first: tidying up may fail, and take its time
                 log.error("%s", error)
             log.error("Deleting any partial backup")
             try:
-                with contextlib.nullcontext() if patiently else _hurried(self._store):
+                with contextlib.nullcontext() if patiently else self._store.retries.once():
                     self._store.delete(sorted(self._keys, reverse=True))
             except Failure as failure:
                 log.error("Could not delete partial backup: %s", failure)
@@ -5544,9 +5577,8 @@ def run_config(path: str, context: RunOptions) -> int:
         )
     _check_temp_dir(settings, jobs)
     state = State(settings.diff_dir, context.moment)
-    store = RetryingStore(
-        open_store(settings.bucket, access, context.clock), settings.retry_hours, log
-    )
+    retries = Retries(settings.retry_hours, log)
+    store = open_store(settings.bucket, access, context.clock, retries)
     run = Run(settings, context, state, store)
     with contextlib.ExitStack() as stack:
         if not context.test:
@@ -5580,7 +5612,7 @@ class Run:
     """The work of one config: plan the tasks, see what is done already, do the rest."""
 
     def __init__(
-        self, settings: Settings, context: RunOptions, state: State, store: RetryingStore
+        self, settings: Settings, context: RunOptions, state: State, store: Store
     ) -> None:
         self._settings, self._context = settings, context
         self._state, self._store = state, store
@@ -5932,7 +5964,7 @@ class Run:
             task.log.error("Backup to %s failed, by a fault of this program: %s: %s", where,
                            type(error).__name__, error, exc_info=error)
         self._tally.failed += 1
-        with _hurried(self._store):
+        with self._store.retries.once():
             lost = task.replacing and not self._has_full(task)
         if lost:
             task.log.error(
@@ -6171,20 +6203,20 @@ class Run:
                 )
 
         live = isinstance(stream, Pipeline) and task.kind in (MYSQL, POSTGRESQL)
-        self._store.waiting = waiting if live else lambda seconds: None
-        return upload(
-            stream,
-            self._store,
-            task.archive,
-            chunk_size=self._settings.chunk_size,
-            parallel=self._settings.parallel,
-            replaced=task.present,
-            closing=closing,
-            progress=progress,
-            safe=self._settings.safe_replace,
-            folder=self._settings.temp_dir,
-            log=task.log,
-        )
+        with self._store.retries.watched(waiting if live else lambda seconds: None):
+            return upload(
+                stream,
+                self._store,
+                task.archive,
+                chunk_size=self._settings.chunk_size,
+                parallel=self._settings.parallel,
+                replaced=task.present,
+                closing=closing,
+                progress=progress,
+                safe=self._settings.safe_replace,
+                folder=self._settings.temp_dir,
+                log=task.log,
+            )
 
     def _send_by_file(
         self,
@@ -6349,7 +6381,7 @@ class _Bucket:
     config's, or "" for all that there are; folder: for large chunks on their way; own: folders
     that backups leave out, and no restore may take away."""
 
-    store: RetryingStore
+    store: Store
     parallel: int
     kinds: Mapping[str, str]
     endpoint: str | None
@@ -6397,7 +6429,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
         )
     else:
         raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
-    store = RetryingStore(open_store(bucket, access, clock), 0.0, _TOOL_LOG)
+    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG))
     if root := folder_root(access.endpoint):
         own += tuple(bucket_folders(root, bucket))
     return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix, own)
@@ -7952,16 +7984,16 @@ class _Check:
 
     def _bucket(self) -> None:
         name = self._settings.bucket
-        bare = open_store(name, access_of(self._settings), self._clock)
-        store = RetryingStore(bare, 0.0, _TOOL_LOG)
+        access = access_of(self._settings)
+        store = open_store(name, access, self._clock, Retries(0.0, _TOOL_LOG))
         there = store.exists()
-        if isinstance(bare, S3Store):
-            self._clocks(bare)
+        if isinstance(store, S3Store):
+            self._clocks(store)
         if not there:
             self._new_bucket(store)
             return
-        if isinstance(bare, S3Store):
-            self._about(bare)
+        if isinstance(store, S3Store):
+            self._about(store)
         else:
             self._say("ok", "bucket", f"{name} is a folder of {self._settings.s3_endpoint}")
             self._room("bucket", folder_root(self._settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
@@ -7992,7 +8024,7 @@ class _Check:
             unknown = " and ".join(facts.unknown)
             self._say("ok", "bucket", f"the service does not say whether it has {unknown}")
 
-    def _new_bucket(self, store: RetryingStore) -> None:
+    def _new_bucket(self, store: Store) -> None:
         """Makes the bucket, to know that it can be made, and takes it away again."""
         store.create()
         with self._subject("bucket"):
@@ -8002,7 +8034,7 @@ class _Check:
         now = "was not there, and is there now" if store.exists() else "is not there"
         self._say("ok", "bucket", f"{store.bucket} {now}; it can be made: the first run makes it")
 
-    def _probe(self, store: RetryingStore) -> None:
+    def _probe(self, store: Store) -> None:
         """An object under as awkward a key as names can make, there and away again."""
         prefix = self._settings.prefix
         name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
@@ -8022,19 +8054,19 @@ class _Check:
         copied = ", copied" if self._settings.safe_replace else ""
         self._say("ok", "bucket", f"a probe object was stored{copied}, read, listed and deleted")
 
-    def _store_and_fetch(self, store: RetryingStore, archive: str) -> None:
+    def _store_and_fetch(self, store: Store, archive: str) -> None:
         keys = [chunk_key(archive, n) for n in range(2 if self._settings.safe_replace else 1)]
         try:
             self._compare_probe(store, archive, keys)
         except BaseException:
-            with contextlib.suppress(Failure), _hurried(store):  # the first fault is to be told
+            with contextlib.suppress(Failure), store.retries.once():  # the first fault is told
                 store.delete(keys)
             raise
         store.delete(keys)
         if is_there(store, keys[0]):
             raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
 
-    def _compare_probe(self, store: RetryingStore, archive: str, keys: Sequence[str]) -> None:
+    def _compare_probe(self, store: Store, archive: str, keys: Sequence[str]) -> None:
         data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
         store.put(keys[0], data, {f"{META}archive": mark})
         if len(keys) > 1:
@@ -9324,7 +9356,7 @@ def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float
     if not bucket:
         return _list_all_buckets(access, moment)
     hours = 20.0 if "neverdie" in options else 0.0
-    store = RetryingStore(open_store(bucket, access, clock), hours, _TOOL_LOG)
+    store = open_store(bucket, access, clock, Retries(hours, _TOOL_LOG))
     work = {"stdin": _js3tream_send, "stdout": _js3tream_fetch,
             "list": _js3tream_list, "delete": _js3tream_delete}[modes[0]]
     work(store, key_text(prefix), options, moment)
@@ -9378,7 +9410,7 @@ def _js3tream_log(verbose: bool, debug: bool) -> None:
 
 
 def _js3tream_send(
-    store: RetryingStore, prefix: str, options: Mapping[str, str], moment: Moment
+    store: Store, prefix: str, options: Mapping[str, str], moment: Moment
 ) -> None:
     chunk_size = _whole_number(options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
     tag = options.get("tag", "")
@@ -9456,7 +9488,7 @@ def _standard_output() -> IO[bytes]:
 
 
 def _js3tream_fetch(
-    store: RetryingStore, prefix: str, options: Mapping[str, str], _moment: Moment
+    store: Store, prefix: str, options: Mapping[str, str], _moment: Moment
 ) -> None:
     archive = resolve_archive(prefix, archive_objects(store, prefix), store.head)
     if archive is None:
@@ -9493,7 +9525,7 @@ def _before_gap(archive: Archive) -> Archive:
 
 
 def _js3tream_delete(
-    store: RetryingStore, prefix: str, options: Mapping[str, str], _moment: Moment
+    store: Store, prefix: str, options: Mapping[str, str], _moment: Moment
 ) -> None:
     if prefix and not store.exists():
         _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
@@ -9517,7 +9549,7 @@ def _js3tream_delete(
 
 
 def _js3tream_list(
-    store: RetryingStore, prefix: str, _options: Mapping[str, str], moment: Moment
+    store: Store, prefix: str, _options: Mapping[str, str], moment: Moment
 ) -> None:
     groups: dict[str, list[StoredObject]] = {}
     for item in iter_objects(store, f"{prefix}:" if prefix else ""):

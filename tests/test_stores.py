@@ -344,25 +344,22 @@ class Flaky:
 
     bucket = "b"
 
-    def __init__(self, failures: list[Failure]) -> None:
-        self.failures = failures
+    def __init__(
+        self, failures: list[Failure], hours: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.failures, self.pauses = failures, list[float]()
+        self.retries = s3napback.Retries(hours, s3napback.log)
+        monkeypatch.setattr(self.retries.stop, "wait", self.pauses.append)
 
+    @s3napback.retried
     def exists(self) -> bool:
         if self.failures:
             raise self.failures.pop(0)
         return True
 
 
-def patient(failures: list[Failure], hours: float, monkeypatch: pytest.MonkeyPatch) -> Any:
-    store = s3napback.RetryingStore(Flaky(failures), hours, s3napback.log)  # type: ignore[arg-type]
-    monkeypatch.setattr(store.stop, "wait", lambda seconds: pauses.append(seconds))
-    pauses: list[float] = []
-    store.pauses = pauses  # type: ignore[attr-defined]
-    return store
-
-
 def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = patient([TransientFailure("busy") for _ in range(12)], 1, monkeypatch)
+    store = Flaky([TransientFailure("busy") for _ in range(12)], 1, monkeypatch)
     assert store.exists()
     assert len(store.pauses) == 12
     assert all(0.25 * 2**n <= pause <= min(0.5 * 2**n, 600) or pause >= 300
@@ -371,14 +368,32 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_three_tries_at_least_and_no_more_without_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = patient([TransientFailure("busy") for _ in range(12)], 0, monkeypatch)
+    store = Flaky([TransientFailure("busy") for _ in range(12)], 0, monkeypatch)
     with pytest.raises(TransientFailure, match="busy"):
         store.exists()
     assert len(store.pauses) == 2
 
 
 def test_what_may_not_pass_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = patient([Failure("denied"), Failure("denied")], 1, monkeypatch)
+    store = Flaky([Failure("denied"), Failure("denied")], 1, monkeypatch)
     with pytest.raises(Failure, match="denied"):
         store.exists()
     assert not store.pauses
+
+
+@pytest.mark.parametrize("hours", [None, 20])
+def test_the_clean_up_tries_once(hours: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Flaky([TransientFailure("busy") for _ in range(12)], hours, monkeypatch)
+    with pytest.raises(TransientFailure, match="busy"), store.retries.once():
+        store.exists()
+    assert len(store.failures) == 11 and not store.pauses
+    assert not store.retries.stop.is_set()
+
+
+def test_whoever_waits_is_told_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Flaky([TransientFailure("busy") for _ in range(12)], 20, monkeypatch)
+    told: list[float] = []
+    with store.retries.watched(told.append):
+        store.exists()
+    assert len(told) == 12
+    assert all(0 <= seconds - pause < 20 for seconds, pause in zip(told, store.pauses, strict=True))

@@ -125,6 +125,7 @@ class Memory:
     bucket = "m"
 
     def __init__(self) -> None:
+        self.retries = s3napback.Retries()
         self.objects: dict[str, tuple[bytes, dict[str, str]]] = {}
         self.history: list[tuple[str, str]] = []
         self.fail: Callable[[str, str], None] = lambda verb, key: None
@@ -349,8 +350,11 @@ def test_an_interruption_after_the_last_chunk_does_not_undo_it() -> None:
 
 
 def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
-    store = Memory()
-    patient = s3napback.RetryingStore(store, 20, LOG)  # type: ignore[arg-type]
+    class Patient(Memory):
+        put, delete = s3napback.retried(Memory.put), s3napback.retried(Memory.delete)
+
+    store = Patient()
+    store.retries = s3napback.Retries(20, LOG)
 
     def fail(verb: str, key: str) -> None:
         if verb == "delete" or key.endswith("2"):
@@ -366,9 +370,9 @@ def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
 
     started = time.monotonic()
     with pytest.raises(s3napback.Interrupted):
-        send(patient, b"", source=Ended(b"n" * 9000), replaced=())
+        send(store, b"", source=Ended(b"n" * 9000), replaced=())
     assert time.monotonic() - started < 5
-    assert not patient.stop.is_set()
+    assert not store.retries.stop.is_set()
 
 
 # ---- assembling ----

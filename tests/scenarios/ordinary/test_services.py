@@ -422,11 +422,11 @@ def test_a_tls_connection_that_breaks_is_tried_again(
 
     server = TlsServer(act)
     monkeypatch.setenv("AWS_CA_BUNDLE", certificate[0])
-    store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
-    patient = s3napback.RetryingStore(store, 1, LOG)
+    access = Access(server.endpoint, "us-east-1", "k", "s")
+    patient = s3napback.S3Store("bkt", access, s3napback.Retries(1, LOG))
     if broken == "damage":  # of an object: the answer itself has come
         with pytest.raises(s3napback.TransientFailure):
-            store.fetch("k", s3napback.Buffer(100_000))
+            s3napback.S3Store("bkt", access).fetch("k", s3napback.Buffer(100_000))
     assert patient.exists()
     assert server.connections == 2
 
@@ -453,9 +453,9 @@ def test_tls_that_no_further_try_can_mend_is_final(
     if fault != "certificate":
         there = certificate[0] if fault == "no TLS" else "/nonexistent/ca"
         monkeypatch.setenv("AWS_CA_BUNDLE", there)
-    store = s3napback.S3Store("bkt", Access(server.endpoint, "us-east-1", "k", "s"))
+    access = Access(server.endpoint, "us-east-1", "k", "s")
     with pytest.raises(Failure) as failure:
-        s3napback.RetryingStore(store, 20, LOG).exists()
+        s3napback.S3Store("bkt", access, s3napback.Retries(20, LOG)).exists()
     assert hint in failure.value.hint
     assert server.connections == 1
 
