@@ -7784,20 +7784,6 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def _check_log() -> list[Finding]:
-    config = _read_logconfig()
-    appenders = dict(config.appenders)
-    for name, one in appenders.items():  # a log stays as it is
-        options = {**one.options, "header_text": ""}
-        if options.get("mode") in _EMPTYING_MODES:
-            options["mode"] = "append"
-        appenders[name] = replace(one, options=options)
-    problems = open_log(replace(config, appenders=appenders))
-    close_log()
-    return [Finding("warning", "log", problem, "correct s3napback.logconfig")
-            for problem in problems] or [Finding("ok", "log", "can be written")]
-
-
 class _Check:
     """The rehearsal of one config. Every method is one subject; none keeps the others back."""
 
@@ -8244,246 +8230,30 @@ _LEVELS = {name: number for number, name in _LEVEL_NAMES.items()} | {
 # boto3's.
 _LOG_ROOT = "Backup"
 
-_SCREEN = "Log::Log4perl::Appender::Screen"
-_COLORED = "Log::Log4perl::Appender::ScreenColoredLevels"
-_FILE = "Log::Log4perl::Appender::File"
-_ROTATE = "Log::Dispatch::FileRotate"
-_SMTP = "Log::Dispatch::Email::MailSender"
-_SENDMAIL = "Log::Dispatch::Email::MailSend"
-_SYSLOG = "Log::Dispatch::Syslog"
-_ALIASES = {"Log::Dispatch::Screen": _SCREEN, "Log::Dispatch::File": _FILE}
 
-# The options of each class that are used; `stderr.` stands for one of each level.
-_OPTIONS = {
-    _SCREEN: ("stderr", "stderr."),
-    _COLORED: ("stderr", "stderr."),
-    _FILE: ("filename", "mode", "umask", "header_text", "mkpath"),
-    _ROTATE: ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
-    _SMTP: ("to", "from", "subject", "smtp", "port", "authid", "authpwd", "tls_required"),
-    _SENDMAIL: ("to", "from", "subject"),
-    _SYSLOG: ("ident", "facility", "socket"),
-}
-
-# Those that ask for what is done anyway: lines are UTF-8, written at once, and a file that was
-# moved is made anew. log4perl's own appenders pass min_level over.
-_GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "lock", "min_level",
-            "recreate_check_interval", "close_after_write"}
-
-LevelRange: TypeAlias = "tuple[int, int, bool]"  # first and last level; whether they pass, or not
-
-
-@dataclass(frozen=True)
-class Appender:
-    """kind: its Perl class; where: FILE:LINE; options: its parameters by name; pattern: of each
-    message, or of each line of one (multiline); ranges: what its messages must pass."""
-
-    name: str
-    kind: str
-    where: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    pattern: str = "%d %c %p %m%n"
-    multiline: bool = False
-    ranges: tuple[LevelRange, ...] = ()
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
-    closed: loggers whose messages do not go on to their parents; utc: whether dates are; problems:
-    sentences."""
-
-    loggers: Mapping[str, tuple[int | None, tuple[str, ...]]]
-    appenders: Mapping[str, Appender]
-    closed: frozenset[str] = frozenset()
-    utc: bool = False
-    problems: tuple[str, ...] = ()
-
-
-def parse_logconfig(text: str, name: str, env: Mapping[str, str] | None = None) -> LogConfig:
-    """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
-    file gives no value. Never raises."""
-    return _LogReader(text, name, env or {}).config()
-
-
-def _is_true(text: str) -> bool:
-    """Perl's truth, and log4perl's "false"."""
-    return text.lower() not in ("", "0", "false")
-
-
-class _LogReader:
-    """One logconfig on its way to a LogConfig. What is understood is taken out of the entries; what
-    is left in them at the end was not."""
-
-    def __init__(self, text: str, name: str, env: Mapping[str, str]) -> None:
-        self._name = name
-        self._problems: list[str] = []
-        self._entries: dict[str, tuple[str, str]] = {}  # key without `log4perl.` → (value, where)
-        self._read_properties(text, dict(env))
-
-    def config(self) -> LogConfig:
-        threshold = self._level("threshold", _LEVELS["ALL"])
-        utc = _is_true(self._take("utcDateTimes"))
-        loggers, closed = self._loggers()
-        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
-        appenders = {}
-        for key in self._keys("appender"):
-            made = self._appender(key, filters)
-            if made:
-                ranges = (*made.ranges, (threshold, _LEVELS["OFF"], True))
-                appenders[made.name] = replace(made, ranges=ranges)
-        for key, (_, where) in self._entries.items():
-            if not key.endswith(".min_level"):  # of an appender that is not there
-                self._problems.append(f"{where}: {key} is not understood; it is passed over")
-        if not appenders.keys() & {name for _, names in loggers.values() for name in names}:
-            if loggers or appenders or self._problems:
-                self._problems.append(
-                    f"{self._name}: no appender can be used; logging to the screen only"
-                )
-            loggers[""] = (loggers.get("", (None,))[0] or _LEVELS["INFO"], ("screen",))
-            appenders["screen"] = Appender("screen", _SCREEN, self._name)
-        return LogConfig(loggers, appenders, closed, utc, tuple(self._problems))
-
-    def _read_properties(self, text: str, variables: dict[str, str]) -> None:
-        joined = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            joined += "" if line.strip().startswith(("#", ";", "!")) else line.strip()
-            if joined.endswith("\\"):
-                joined = joined[:-1]
-                continue
-            match, where = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined), f"{self._name}:{number}"
-            if joined and not match:
-                self._problems.append(f"{where}: this line is no NAME = VALUE")
-            joined = ""
-            if match:
-                value = match[2]
-                for variable in re.findall(r"\$\{([^}]*)\}", value):
-                    known = variables.get(variable.strip())
-                    if known is None:
-                        self._problems.append(f"{where}: the variable {variable} has no value,"
-                                              " neither in this file nor in the environment")
-                    value = value.replace(f"${{{variable}}}", known or "")
-                variables[match[1]] = value
-                self._add(match[1], value, where)
-
-    def _add(self, name: str, value: str, where: str) -> None:
-        key = re.sub(r"^(log4perl|log4j|l4p)\.", "", name).replace("::", ".")
-        if key == name and not key.startswith(("rootLogger", "logger.", "category.", "appender.")):
-            return  # a variable
-        if re.match(r"sub\s*\{", value):
-            self._problems.append(f"{where}: Perl code in {key} is not run")
-        elif key in self._entries and key.endswith(".to"):
-            self._entries[key] = (f"{self._entries[key][0]}, {value}", where)
-        else:
-            if key in self._entries and key.count(".") != 1:
-                self._problems.append(f"{where}: {key} is given again; the last value counts")
-            self._entries[key] = (value, where)
-
-    def _keys(self, head: str) -> list[str]:
-        return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
-
-    def _take(self, key: str, default: str = "") -> str:
-        return self._entries.pop(key, (default, ""))[0]
-
-    def _level(self, key: str, default: int) -> int:
-        word, where = self._entries.pop(key, ("", ""))
-        return self._level_of(word, where) or default
-
-    def _level_of(self, word: str, where: str) -> int | None:
-        number = _LEVELS.get(word.upper())
-        if number is None and word:
-            self._problems.append(f"{where}: level {word} is unknown")
-        return number
-
-    def _loggers(self) -> tuple[dict[str, tuple[int | None, tuple[str, ...]]], frozenset[str]]:
-        loggers: dict[str, tuple[int | None, tuple[str, ...]]] = {}
-        closed = set()
-        for key in list(self._entries):
-            head, _, tail = key.partition(".")
-            if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
-                value, where = self._entries.pop(key)
-                level, *names = (word.strip() for word in value.split(","))
-                loggers[tail] = (self._level_of(level, where), tuple(filter(None, names)))
-                self._problems += [f"{where}: appender {name} is used and not defined"
-                                   for name in loggers[tail][1]
-                                   if f"appender.{name}" not in self._entries]
-            elif head == "additivity" and not _is_true(self._take(key)):
-                closed.add(tail)
-        return loggers, frozenset(closed)
-
-    def _filter(self, key: str) -> LevelRange | None:
-        kind, where = self._entries.pop(key)
-        accept = _is_true(self._take(f"{key}.AcceptOnMatch", "1"))
-        if kind.endswith("::LevelRange"):
-            return (self._level(f"{key}.LevelMin", _LEVELS["DEBUG"]),
-                    self._level(f"{key}.LevelMax", _LEVELS["FATAL"]), accept)
-        if kind.endswith("::LevelMatch"):
-            level = self._level(f"{key}.LevelToMatch", _LEVELS["OFF"])
-            return level, level, accept
-        self._problems.append(f"{where}: filter class {kind} is unknown; it lets everything pass")
-        self._drop(f"{key}.")
-        return None
-
-    def _drop(self, prefix: str) -> None:
-        for key in [key for key in self._entries if key.startswith(prefix)]:
-            del self._entries[key]
-
-    def _appender(self, key: str, filters: Mapping[str, LevelRange | None]) -> Appender | None:
-        perl_class, where = self._entries.pop(key)
-        name, kind = key.partition(".")[2], _ALIASES.get(perl_class, perl_class)
-        if kind not in _OPTIONS:
-            self._problems.append(
-                f"{where}: appender class {perl_class} is unknown; {name} is left out"
-            )
-            self._drop(f"{key}.")
-            return None
-        ranges = [(self._level(f"{key}.Threshold", 0), _LEVELS["OFF"], True)]
-        if perl_class.startswith("Log::Dispatch"):
-            ranges.append((self._level(f"{key}.min_level", 0),
-                           self._level(f"{key}.max_level", _LEVELS["OFF"]), True))
-        chosen, at = self._entries.pop(f"{key}.Filter", ("", ""))
-        found = filters.get(chosen)
-        if found:
-            ranges.append(found)
-        elif chosen and chosen not in filters:
-            self._problems.append(f"{at}: filter {chosen} is not defined; everything passes")
-        pattern, multiline = self._layout(key)
-        options = {}
-        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
-            option = entry[len(key) + 1 :]
-            if option in _OPTIONS[kind] or f"{option.partition('.')[0]}." in _OPTIONS[kind]:
-                options[option] = self._take(entry)
-            elif option in _GRANTED:
-                del self._entries[entry]
-        wanted = next((o for o in ("filename", "to") if o in _OPTIONS[kind]), None)
-        if wanted and not options.get(wanted):
-            self._problems.append(f"{where}: appender {name} has no {wanted}; it is left out")
-            return None
-        return Appender(name, kind, where, options, pattern, multiline, tuple(ranges))
-
-    def _layout(self, key: str) -> tuple[str, bool]:
-        """(pattern, multiline)"""
-        layout, where = self._entries.pop(f"{key}.layout", ("", ""))
-        pattern, at = self._entries.pop(f"{key}.layout.ConversionPattern", (None, where))
-        layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
-        defaults = {"": Appender.pattern, "PatternLayout": "%m%n", "NoopLayout": "%m",
-                    "PatternLayout::Multiline": "%m%n", "SimpleLayout": "%p - %m\n"}
-        if layout not in defaults:
-            self._problems.append(f"{where}: layout {layout} of {key.partition('.')[2]} is unknown")
-        if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
-            pattern = defaults.get(layout, Appender.pattern)
-        self._problems += [f"{at}: {part} in the pattern is not understood"
-                           for part in PatternFormatter(pattern).unknown]
-        return pattern, layout.endswith("Multiline")
+def print_stderr(text: str, keep: str = "") -> None:
+    """A line to standard error, which may be closed. keep: control characters that are meant."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(printable(text, keep) + "\n")
+        sys.stderr.flush()
 
 
 # --------------------------------------------------------------------------------------------------
-# Layout
+# Layouts
 # --------------------------------------------------------------------------------------------------
+
+# The pattern of each layout; Simple and Noop have no other.
+_DEFAULT_PATTERN = "%d %c %p %m%n"
+_LAYOUTS = {"": _DEFAULT_PATTERN, "PatternLayout": "%m%n", "PatternLayout::Multiline": "%m%n",
+            "SimpleLayout": "%p - %m\n", "NoopLayout": "%m"}
 
 _CONVERSION = re.compile(r"%(-?)(\d{0,5})(?:\.(\d{1,5}))?([a-zA-Z%])(?:\{([^}]*)\})*")
 
-# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK.
+# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK. Of each letter,
+# what strftime calls it.
 _DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDFwWakKzZ])\3*)|(.)", re.DOTALL)
+_DATE_CODES = {"y": "%y", "M": "%m", "d": "%d", "h": "%I", "H": "%H", "m": "%M", "s": "%S",
+               "D": "%j", "a": "%p", "Z": "%z", "z": "%Z", "G": "AD"}
 _DATE_NAMES = {"": "yyyy/MM/dd HH:mm:ss", "ABSOLUTE": "HH:mm:ss,SSS",
                "DATE": "dd MMM yyyy HH:mm:ss,SSS", "ISO8601": "yyyy-MM-dd HH:mm:ss,SSS",
                "APACHE": "[EEE MMM dd HH:mm:ss yyyy]"}
@@ -8493,10 +8263,13 @@ _PROGRAM_START = time.time()
 class PatternFormatter(logging.Formatter):
     """log4perl's PatternLayout; the line it makes carries its own end (%n).
 
+    multiline: the pattern is that of each line of a message; utc: of dates.
     unknown: the parts of the pattern that are not understood. They are shown as they stand.
     """
 
-    def __init__(self, pattern: str, *, multiline: bool = False, utc: bool = False) -> None:
+    def __init__(
+        self, pattern: str = _DEFAULT_PATTERN, *, multiline: bool = False, utc: bool = False
+    ) -> None:
         super().__init__()
         self._pattern = pattern.replace("\\n", "\n").replace("\\r", "\r")
         self._multiline, self._zone = multiline, timezone.utc if utc else None
@@ -8535,11 +8308,11 @@ class PatternFormatter(logging.Formatter):
         return made + self._pattern[end:]
 
     def _fields(self, record: logging.LogRecord, argument: str) -> dict[str, str]:
-        moment = datetime.fromtimestamp(record.created, self._zone).astimezone(self._zone)
+        at = datetime.fromtimestamp(record.created, self._zone).astimezone(self._zone)
         parts, line = record.name.split("."), str(record.lineno)
         count = int(argument) if re.fullmatch("[0-9]{1,3}", argument) else 0
         return {
-            "d": _DATE_PART.sub(partial(_date_part, moment), _DATE_NAMES.get(argument, argument)),
+            "d": _DATE_PART.sub(partial(_date_part, at), _DATE_NAMES.get(argument, argument)),
             "c": ".".join(parts[-count:]), "C": "::".join(parts[-count:]),
             "F": "/".join(record.pathname.split("/")[-count:]), "L": line,
             "M": record.funcName or "", "l": f"{record.funcName} {record.filename} ({line})",
@@ -8563,68 +8336,70 @@ def _message(message: str, argument: str, column: int) -> str:
     return message
 
 
-def _date_part(moment: datetime, part: re.Match[str]) -> str:
-    run, letter = part[2] or "", part[3]
-    numbers = {
-        "y": moment.year % (10_000 if len(run) >= 4 else 100), "M": moment.month, "d": moment.day,
-        "h": moment.hour % 12 or 12, "H": moment.hour, "m": moment.minute, "s": moment.second,
-        "D": moment.timetuple().tm_yday, "e": int(moment.timestamp()),
-    }
-    if letter is None:
-        return part[4] or (part[1] or "").replace("''", "'")
-    if letter == "E" or (letter == "M" and len(run) >= 3):
-        name = moment.strftime("%A" if letter == "E" else "%B")
+def _date_part(at: datetime, part: re.Match[str]) -> str:
+    quoted, run, letter, other = part.groups("")
+    if not letter:
+        return other or quoted.replace("''", "'")
+    if letter == "E" or run.startswith("MMM"):
+        name = at.strftime("%A" if letter == "E" else "%B")
         return name if len(run) >= 4 else name[:3]
-    if letter in numbers:
-        return str(numbers[letter]).zfill(2 if run == "y" else len(run))
-    others = {"S": f"{moment.microsecond:06d}"[: len(run)], "a": "%p", "Z": "%z", "z": "%Z",
-              "G": "AD"}
-    return moment.strftime(others.get(letter, run))
+    if letter == "S":
+        return at.strftime("%f")[: len(run)]
+    if letter == "e":
+        text = str(int(at.timestamp()))
+    else:
+        text = at.strftime("%Y" if run.startswith("yyyy") else _DATE_CODES.get(letter, run))
+    return str(int(text)).zfill(2 if run == "y" else len(run)) if text.isdecimal() else text
 
 
 # --------------------------------------------------------------------------------------------------
-# Handlers
+# Appenders
 # --------------------------------------------------------------------------------------------------
 
-# Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
-_COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
 
-# When Log::Dispatch::FileRotate begins a new file: its DatePattern, in lower case, as the pattern
-# of strftime whose value changes then.
-_PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
-    day + hours: "%Y-%m-%d" + value
-    for day in ("yyyy-dd", "yyyy-mm-dd")
-    for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
-}
+def _is_true(text: str) -> bool:
+    """Perl's truth, and log4perl's "false"."""
+    return text.lower() not in ("", "0", "false")
 
 
-class _QuietHandler(logging.Handler):
+def _perl_integer(text: str) -> int:
+    """0… is octal, and 10_000_000 is one number. Raises ValueError."""
+    return int(text, 8 if text.startswith("0") else 10)
+
+
+def _reason(error: BaseException | None) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+class _Appender(logging.Handler):
     """A handler whose own failures are told once, on standard error, and never raised."""
 
     terminator = ""  # the formatter makes whole lines
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        self._tell("write to", sys.exc_info()[1])
+        self._tell(f"write to the log {self.get_name()}", sys.exc_info()[1])
 
     def _tell(self, doing: str, error: BaseException | None) -> None:
         if not self._told:
             self._told = True
-            reason = getattr(error, "strerror", None) or error
-            print_stderr(f"s3napback: cannot {doing} the log {self.get_name()}: {reason}")
+            print_stderr(f"s3napback: cannot {doing}: {_reason(error)}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # told above
             super().close()
 
 
-class _Screen(_QuietHandler):
-    """Writes above a progress bar, to whatever standard error or output is just then. stderr: names
-    of the levels that go to standard error."""
+class _Screen(_Appender):
+    """Writes above a progress bar, to whatever standard error or output is just then."""
 
-    def __init__(self, stderr: frozenset[str], colors: Mapping[str, int]) -> None:
+    def __init__(self, options: Mapping[str, str], colors: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self._stderr, self._colors = stderr, colors
+        chosen = {option.partition(".")[2].upper(): value for option, value in options.items()
+                  if option.startswith("stderr.")}
+        of_all = "" if chosen else options.get("stderr", "1")
+        self._stderr = {level for level in _LEVELS if _is_true(chosen.get(level, of_all))}
+        self._colors = colors or {}
 
     def emit(self, record: logging.LogRecord) -> None:
         level = _LEVEL_NAMES.get(record.levelno, "INFO")
@@ -8647,169 +8422,16 @@ class _Screen(_QuietHandler):
             pass
 
 
-class _LogFile(_QuietHandler, logging.handlers.WatchedFileHandler):
-    pass
+# How Log::Dispatch::File opens a file, by its `mode`.
+_FILE_MODES = {"append": "a", ">>": "a", "write": "w", "clobber": "w", ">": "w"}
 
-
-class _RotatedFile(_QuietHandler, logging.handlers.RotatingFileHandler):
-    """Rotates before it grows over `limit` bytes, and where strftime(periods) changes."""
-
-    def __init__(self, path: str, limit: int, kept: int, periods: str, zone: tzinfo | None) -> None:
-        super().__init__(path, maxBytes=limit, backupCount=kept, encoding="utf-8",
-                         errors="surrogateescape")
-        self._periods, self._zone = periods, zone
-        self._begin()
-
-    def _begin(self) -> None:
-        self._file = os.stat(self.baseFilename)
-        self._period = self._period_of(self._file.st_mtime) if self._file.st_size else None
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:
-        if not (os.path.exists(self.baseFilename)
-                and os.path.samestat(self._file, os.stat(self.baseFilename))):
-            if self.stream:  # another run, or logrotate, has moved it
-                self.stream.close()
-            self.stream = self._open()
-            self._begin()
-        before, self._period = self._period, self._period_of(record.created)
-        # An empty file is not rotated for one long line (Python before 3.12 does).
-        return before not in (None, self._period) or bool(
-            os.path.getsize(self.baseFilename) and super().shouldRollover(record)
-        )
-
-    def doRollover(self) -> None:
-        try:
-            super().doRollover()
-        except OSError as error:  # a folder of root's; lines are worth more than a small file
-            self.maxBytes = 0
-            self._tell("rotate", error)
-        self._file = os.stat(self.baseFilename)
-
-    def _period_of(self, epoch: float) -> str:
-        return datetime.fromtimestamp(epoch, self._zone).strftime(self._periods)
-
-
-class _Mail(_QuietHandler, logging.handlers.BufferingHandler):
-    """Keeps its lines, and sends them as one mail when it is closed."""
-
-    # Longest that a mail keeps the program from ending, seconds.
-    _TIMEOUT = 30
-
-    def __init__(self, options: Mapping[str, str], server: str) -> None:
-        super().__init__(capacity=0)
-        self._options, self._server = options, server
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        return False
-
-    def flush(self) -> None:
-        records, self.buffer = self.buffer, []
-        text = "".join(map(self.format, records))
-        if text:
-            try:
-                self._send(text.encode("utf-8", "backslashreplace").decode())
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
-                # smtplib's errors are OSErrors
-                reason = getattr(error, "strerror", None) or error
-                print_stderr(f"s3napback: cannot send the log to {self._options['to']}: {reason}")
-
-    def _send(self, text: str) -> None:
-        import smtplib
-        from email.message import EmailMessage
-
-        options, mail = self._options, EmailMessage()
-        to = re.sub(r"[\[\]'\"\r\n]", " ", options["to"]).strip()
-        mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
-        mail["From"] = options.get("from", "").strip() or f"root@{socket.gethostname()}"
-        mail["Subject"] = " ".join(options.get("subject", "s3napback").split())
-        mail.set_content(text)
-        sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
-        if self._server or not sendmail:
-            host, _, port = (self._server or "localhost").partition(":")
-            port = port or options.get("port", "25")
-            with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
-                if _is_true(options.get("tls_required", "")):
-                    smtp.starttls()
-                if "authid" in options:
-                    smtp.login(options["authid"], options.get("authpwd", ""))
-                smtp.send_message(mail)
-        else:
-            done = subprocess.run(
-                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
-            )
-            if done.returncode:
-                raise OSError(f"{sendmail} ended with status {done.returncode}")
-
-
-class _Syslog(_QuietHandler, logging.handlers.SysLogHandler):
-    append_nul = False
-
-
-def _handler(appender: Appender) -> logging.Handler:
-    """Raises OSError or ValueError where there can be none."""
-    options = appender.options
-    if appender.kind in (_SCREEN, _COLORED):
-        levels = [option.partition(".")[2].upper() for option, value in options.items()
-                  if option.startswith("stderr.") and _is_true(value)]
-        if not any(option.startswith("stderr.") for option in options):
-            levels = [*_LEVELS] if _is_true(options.get("stderr", "1")) else []
-        return _Screen(frozenset(levels), _COLORS if appender.kind == _COLORED else {})
-    if appender.kind == _SYSLOG:
-        return _syslog(options)
-    if appender.kind in (_SMTP, _SENDMAIL):
-        return _Mail(options, options.get("smtp", "localhost") if appender.kind == _SMTP else "")
-    _make_log_file(options)
-    if appender.kind == _FILE:
-        return _LogFile(options["filename"], encoding="utf-8", errors="surrogateescape")
-    zone = None
-    if options.get("TZ"):
-        from dateutil import tz
-
-        zone = tz.gettz(options["TZ"])
-    return _RotatedFile(
-        options["filename"], _perl_integer(options.get("size", "10_000_000")),
-        max(1, _perl_integer(options.get("max", "1"))), _periods(options.get("DatePattern", "")),
-        zone,
-    )
-
-
-_EMPTYING_MODES = ("write", "clobber", ">")
-
-
-def _make_log_file(options: Mapping[str, str]) -> None:
-    """Makes the file, or empties it, as its options say. Raises OSError or ValueError."""
-    path, mode = options["filename"], options.get("mode", "append")
-    if mode not in ("append", ">>", *_EMPTYING_MODES):
-        raise ValueError(f"mode {mode} is unknown")
-    if _is_true(options.get("mkpath", "")):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    is_new = not os.path.exists(path)
-    how = "w" if mode in _EMPTYING_MODES else "a"
-    with open(path, how, encoding="utf-8", errors="replace") as file:
-        if options.get("umask") and is_new:
-            os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
-        if options.get("header_text"):
-            file.write(options["header_text"] + "\n")
-
-
-def _perl_integer(text: str) -> int:
-    """0… is octal, and 10_000_000 is one number. Raises ValueError."""
-    text = text.strip().replace("_", "")
-    if not text.isdecimal():
-        raise ValueError(f"{text} is no number")
-    return int(text, 8 if text.startswith("0") else 10)
-
-
-def _syslog(options: Mapping[str, str]) -> logging.Handler:
-    facility, where = options.get("facility", "user"), options.get("socket", "unix")
-    if facility not in _Syslog.facility_names:
-        raise ValueError(f"facility {facility} is unknown")
-    where = "/dev/log" if where == "unix" else where
-    if where.startswith("/") and not os.path.exists(where):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-    handler = _Syslog(where if where.startswith("/") else ("localhost", 514), facility)
-    handler.ident = options.get("ident", "s3napback") + ": "
-    return handler
+# When Log::Dispatch::FileRotate begins a new file: its DatePattern, in lower case, as the pattern
+# of strftime whose value changes then.
+_PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
+    day + hours: "%Y-%m-%d" + value
+    for day in ("yyyy-dd", "yyyy-mm-dd")
+    for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
+}
 
 
 def _periods(patterns: str) -> str:
@@ -8821,108 +8443,414 @@ def _periods(patterns: str) -> str:
     return " ".join(_PERIODS[name.lower()] for name in names)
 
 
-_open_handlers: list[logging.Handler] = []
+class _LogFile(
+    _Appender, logging.handlers.RotatingFileHandler, logging.handlers.WatchedFileHandler
+):
+    """Made anew where it was moved; rotated before it grows over `size` bytes (0: never), and where
+    the value of its DatePattern changes."""
 
+    def __init__(self, options: Mapping[str, str], size: str = "0") -> None:
+        path, mode = options["filename"], options.get("mode", "append")
+        if mode not in _FILE_MODES:
+            raise ValueError(f"mode {mode} is unknown")
+        if _is_true(options.get("mkpath", "")):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        is_new = not os.path.exists(path)
+        with open(path, _FILE_MODES[mode], encoding="utf-8", errors="replace") as file:
+            if options.get("umask") and is_new:
+                os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
+            if options.get("header_text"):
+                file.write(options["header_text"] + "\n")
+        self._periods = _periods(options.get("DatePattern", ""))
+        self._zone: tzinfo | None = None
+        if options.get("TZ"):
+            from dateutil import tz
 
-def open_log(config: LogConfig, *, debug: bool = False) -> list[str]:
-    """Sets the log up; the sentences to be logged about what is wrong with it.
+            self._zone = tz.gettz(options["TZ"])
+        logging.handlers.WatchedFileHandler.__init__(
+            self, path, encoding="utf-8", errors="surrogateescape"
+        )
+        self.maxBytes = _perl_integer(options.get("size", size))
+        self.backupCount = max(1, _perl_integer(options.get("max", "1")))
 
-    debug: everything is logged, whatever levels the config gives.
-    """
-    close_log()
-    problems = list(config.problems)
-    made: dict[str, logging.Handler] = {}
-    for name in dict.fromkeys(a for _, names in config.loggers.values() for a in names):
-        appender = config.appenders.get(name)
-        if appender is None:
-            continue
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        self.reopenIfNeeded()  # another run, or logrotate, has moved it
+        file = os.stat(self.baseFilename)
+        periods = {datetime.fromtimestamp(at, self._zone).strftime(self._periods)
+                   for at in (file.st_mtime, record.created)}
+        # An empty file is not rotated for one long line (Python before 3.12 does).
+        return file.st_size > 0 and (len(periods) > 1 or bool(super().shouldRollover(record)))
+
+    def doRollover(self) -> None:
         try:
-            made[name] = _handler(appender)
-        except (OSError, ValueError) as error:
-            target = appender.options.get("filename")
-            what = f"cannot write log file {target}" if target else f"cannot log to {name}"
-            reason = getattr(error, "strerror", None) or error
-            problems.append(f"{appender.where}: {what}: {reason}; going on without it")
-            continue
-        for limits in appender.ranges:
-            made[name].addFilter(partial(_passes, limits))
-        _open(made[name], name, PatternFormatter(
-            appender.pattern, multiline=appender.multiline, utc=config.utc
-        ))
-    if not made:
-        made[""] = _Screen(frozenset(_LEVELS), {})
-        _open(made[""], "", PatternFormatter(Appender.pattern))
-        logging.getLogger(_LOG_ROOT).addHandler(made[""])
-    _wire(config, made, debug)
-    return problems
+            super().doRollover()
+        except OSError as error:  # a folder of root's; lines are worth more than a small file
+            self.maxBytes = 0
+            self._tell(f"rotate the log {self.get_name()}", error)
 
 
-def _open(handler: logging.Handler, name: str, formatter: logging.Formatter) -> None:
-    handler.set_name(name)
-    handler.setFormatter(formatter)
-    _open_handlers.append(handler)
+class _Mail(_Appender, logging.handlers.BufferingHandler):
+    """Keeps its lines, and sends them as one mail when it is closed."""
+
+    # Longest that a mail keeps the program from ending, seconds.
+    _TIMEOUT = 30
+
+    def __init__(self, options: Mapping[str, str], server: str = "") -> None:
+        super().__init__(capacity=0)
+        self._options, self._server = options, options.get("smtp", server)
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return False
+
+    def flush(self) -> None:
+        records, self.buffer = self.buffer, []
+        text = "".join(map(self.format, records))
+        try:
+            if text:
+                self._send(text.encode("utf-8", "backslashreplace").decode())
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # smtplib's errors are OSErrors
+            self._tell(f"send the log to {self._options['to']}", error)
+
+    def _send(self, text: str) -> None:
+        import smtplib
+        from email.message import EmailMessage
+
+        options, mail = self._options, EmailMessage()
+        to = re.sub(r"[\[\]'\"\r\n]", " ", options["to"])
+        mail["To"] = ", ".join(part for part in re.split(r"[,;\s]+", to) if part)
+        mail["From"] = options.get("from", "").strip() or f"root@{socket.gethostname()}"
+        mail["Subject"] = " ".join(options.get("subject", "s3napback").split())
+        mail.set_content(text)
+        sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
+        if sendmail and not self._server:
+            done = subprocess.run(
+                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
+            )
+            if done.returncode:
+                raise OSError(f"{sendmail} ended with status {done.returncode}")
+            return
+        host, _, port = (self._server or "localhost").partition(":")
+        port = port or options.get("port", "25")
+        with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
+            if _is_true(options.get("tls_required", "")):
+                smtp.starttls()
+            if "authid" in options:
+                smtp.login(options["authid"], options.get("authpwd", ""))
+            smtp.send_message(mail)
 
 
-def _passes(limits: LevelRange, record: logging.LogRecord) -> bool:
-    first, last, accept = limits
-    return (first <= record.levelno <= last) == accept
+class _Syslog(_Appender, logging.handlers.SysLogHandler):
+    append_nul = False
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        facility, where = options.get("facility", "user"), options.get("socket", "unix")
+        if facility not in self.facility_names:
+            raise ValueError(f"facility {facility} is unknown")
+        where = "/dev/log" if where == "unix" else where
+        if where.startswith("/") and not os.path.exists(where):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+        super().__init__(where if where.startswith("/") else ("localhost", 514), facility)
+        self.ident = options.get("ident", "s3napback") + ": "
 
 
-def _wire(config: LogConfig, made: Mapping[str, logging.Handler], debug: bool) -> None:
-    for existing in _our_loggers():
-        existing.setLevel(logging.NOTSET)
-        existing.propagate = existing.name != _LOG_ROOT
-    root = logging.getLogger(_LOG_ROOT)
-    root.setLevel(_LEVELS["INFO"])
-    for name, (level, names) in config.loggers.items():
-        if name and not _is_ours(name):
-            continue
-        logger = logging.getLogger(name) if name else root
-        if level is not None and not debug:
-            logger.setLevel(level)
-        for appender in names:
-            if appender in made:
-                logger.addHandler(made[appender])
-        if name in config.closed:
-            logger.propagate = False
-    if debug:
-        root.setLevel(_LEVELS["DEBUG"])
+# Log::Log4perl::Appender::ScreenColoredLevels, its defaults, as ANSI's numbers.
+_COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
+
+# Of each class of appenders, what makes one of its options (it may raise OSError or ValueError),
+# and the options that it uses; `stderr.` stands for one of each level.
+AppenderMaker: TypeAlias = "Callable[[Mapping[str, str]], logging.Handler]"
+_ON_SCREEN, _TO_FILE = ("stderr", "stderr."), ("filename", "mode", "umask", "header_text", "mkpath")
+_BY_MAIL = ("to", "from", "subject")
+_CLASSES: Mapping[str, tuple[AppenderMaker, Sequence[str]]] = {
+    "Log::Log4perl::Appender::Screen": (_Screen, _ON_SCREEN),
+    "Log::Log4perl::Appender::ScreenColoredLevels": (partial(_Screen, colors=_COLORS), _ON_SCREEN),
+    "Log::Dispatch::Screen": (_Screen, _ON_SCREEN),
+    "Log::Log4perl::Appender::File": (_LogFile, _TO_FILE),
+    "Log::Dispatch::File": (_LogFile, _TO_FILE),
+    "Log::Dispatch::FileRotate": (
+        partial(_LogFile, size="10_000_000"),
+        ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
+    ),
+    "Log::Dispatch::Email::MailSender": (
+        partial(_Mail, server="localhost"),
+        (*_BY_MAIL, "smtp", "port", "authid", "authpwd", "tls_required"),
+    ),
+    "Log::Dispatch::Email::MailSend": (_Mail, _BY_MAIL),
+    "Log::Dispatch::Syslog": (_Syslog, ("ident", "facility", "socket")),
+}
+
+# Those that ask for what is done anyway: lines are UTF-8, written at once, and a file that was
+# moved is made anew. log4perl's own appenders pass min_level over.
+_GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "lock", "min_level",
+            "recreate_check_interval", "close_after_write"}
 
 
-def _is_ours(name: str) -> bool:
-    return name == _LOG_ROOT or name.startswith(f"{_LOG_ROOT}.")
+# --------------------------------------------------------------------------------------------------
+# The logconfig
+# --------------------------------------------------------------------------------------------------
 
 
-def _our_loggers() -> list[logging.Logger]:
-    names = [_LOG_ROOT, *filter(_is_ours, logging.root.manager.loggerDict)]
-    return list(map(logging.getLogger, names))
+class LevelRange(NamedTuple):
+    """What lies between two levels passes; or all else does, if not accept."""
+
+    first: int
+    last: int
+    accept: bool = True
+
+    def passes(self, record: logging.LogRecord) -> bool:
+        return (self.first <= record.levelno <= self.last) == self.accept
 
 
-def close_log() -> None:
-    """Closes what `open_log` opened; buffered mail is sent here."""
-    for logger in _our_loggers():
-        for handler in [h for h in logger.handlers if h in _open_handlers]:
-            logger.removeHandler(handler)
-    while _open_handlers:
-        _open_handlers.pop().close()
+class Appender(NamedTuple):
+    """make: of its options, a handler; where: FILE:LINE; ranges: what its messages must pass."""
+
+    make: AppenderMaker
+    where: str
+    options: Mapping[str, str]
+    formatter: PatternFormatter
+    ranges: Sequence[LevelRange]
 
 
-def _read_logconfig() -> LogConfig:
+# How properties begin that need no `log4perl.` before them.
+_BARE = ("rootLogger", "logger.", "category.", "appender.")
+
+
+class LogConfig:
+    """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
+    file gives no value. Whatever the text is, it raises nothing.
+
+    loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
+    appenders: those that can be used, by name; closed: loggers whose messages do not go on to
+    their parents; problems: sentences.
+    """
+
+    def __init__(
+        self, text: str = "", name: str = "", env: Mapping[str, str] | None = None
+    ) -> None:
+        self._name = name
+        # What is understood is taken out of the entries; what is left in them at the end was not.
+        self._entries: dict[str, str] = {}  # by their names without `log4perl.`
+        self._lines: dict[str, int] = {}  # where they stand
+        self.loggers: dict[str, tuple[int | None, Sequence[str]]] = {}
+        self.appenders: dict[str, Appender] = {}
+        self.closed: set[str] = set()
+        self.problems: list[str] = []
+        self._read_properties(text, dict(env or {}))
+        self._read_loggers()
+        threshold = LevelRange(self._level("threshold", "ALL"), _LEVELS["OFF"])
+        utc = _is_true(self._entries.pop("utcDateTimes", ""))
+        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
+        for key in self._keys("appender"):
+            self._read_appender(key, filters, threshold, utc)
+        for key in self._entries:
+            if not key.endswith(".min_level"):  # of an appender that is not there
+                self._wrong(key, f"{key} is not understood; it is passed over")
+        used = {appender for _, names in self.loggers.values() for appender in names}
+        if not used & set(self.appenders) and (self.loggers or self.appenders or self.problems):
+            self.problems.append(f"{name}: no appender can be used; logging to the screen only")
+
+    def _wrong(self, key: str, problem: str) -> None:
+        self.problems.append(f"{self._name}:{self._lines[key]}: {problem}")
+
+    def _read_properties(self, text: str, variables: dict[str, str]) -> None:
+        joined = ""
+        for number, line in enumerate(text.splitlines(), 1):
+            joined += "" if line.strip().startswith(("#", ";", "!")) else line.strip()
+            if joined.endswith("\\"):
+                joined = joined[:-1]
+                continue
+            match = re.fullmatch(r"([^=\s]+)\s*=\s*(.*)", joined)
+            name, value = match.groups() if match else (joined, "")
+            key = re.sub(r"^(log4perl|log4j|l4p)\.", "", name).replace("::", ".")
+            self._lines[key] = number
+            if joined and not match:
+                self._wrong(key, "this line is no NAME = VALUE")
+            for variable in re.findall(r"\$\{([^}]*)\}", value):
+                known = variables.get(variable.strip())
+                if known is None:
+                    self._wrong(key, f"the variable {variable} has no value, neither in this file"
+                                     " nor in the environment")
+                value = value.replace(f"${{{variable}}}", known or "")
+            variables[name] = value
+            if match and (key != name or key.startswith(_BARE)):  # else it is a variable
+                self._add(key, value)
+            joined = ""
+
+    def _add(self, key: str, value: str) -> None:
+        if re.match(r"sub\s*\{", value):
+            self._wrong(key, f"Perl code in {key} is not run")
+            return
+        if key in self._entries and key.endswith(".to"):
+            value = f"{self._entries[key]}, {value}"
+        elif key in self._entries and key.count(".") != 1:
+            self._wrong(key, f"{key} is given again; the last value counts")
+        self._entries[key] = value
+
+    def _keys(self, head: str) -> list[str]:
+        return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
+
+    def _below(self, key: str) -> list[str]:
+        return [entry for entry in self._entries if entry.startswith(f"{key}.")]
+
+    def _level(self, key: str, default: str) -> int:
+        return self._level_of(key, self._entries.pop(key, "")) or _LEVELS[default]
+
+    def _level_of(self, key: str, word: str) -> int | None:
+        number = _LEVELS.get(word.upper())
+        if number is None and word:
+            self._wrong(key, f"level {word} is unknown")
+        return number
+
+    def _read_loggers(self) -> None:
+        for key in list(self._entries):
+            head, _, tail = key.partition(".")
+            if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
+                level, *names = (word.strip() for word in self._entries.pop(key).split(","))
+                self.loggers[tail] = (self._level_of(key, level), [name for name in names if name])
+                for name in self.loggers[tail][1]:
+                    if f"appender.{name}" not in self._entries:
+                        self._wrong(key, f"appender {name} is used and not defined")
+            elif head == "additivity" and not _is_true(self._entries.pop(key)):
+                self.closed.add(tail)
+
+    def _filter(self, key: str) -> LevelRange | None:
+        kind = self._entries.pop(key)
+        accept = _is_true(self._entries.pop(f"{key}.AcceptOnMatch", "1"))
+        if kind.endswith("::LevelRange"):
+            return LevelRange(self._level(f"{key}.LevelMin", "DEBUG"),
+                              self._level(f"{key}.LevelMax", "FATAL"), accept)
+        if kind.endswith("::LevelMatch"):
+            level = self._level(f"{key}.LevelToMatch", "OFF")
+            return LevelRange(level, level, accept)
+        self._wrong(key, f"filter class {kind} is unknown; it lets everything pass")
+        for entry in self._below(key):
+            del self._entries[entry]
+        return None
+
+    def _read_appender(
+        self, key: str, filters: Mapping[str, LevelRange | None], threshold: LevelRange, utc: bool
+    ) -> None:
+        kind, name = self._entries.pop(key), key.partition(".")[2]
+        if kind not in _CLASSES:
+            self._wrong(key, f"appender class {kind} is unknown; {name} is left out")
+            for entry in self._below(key):
+                del self._entries[entry]
+            return
+        ranges = [threshold, LevelRange(self._level(f"{key}.Threshold", "ALL"), _LEVELS["OFF"])]
+        if kind.startswith("Log::Dispatch"):
+            ranges.append(LevelRange(self._level(f"{key}.min_level", "ALL"),
+                                     self._level(f"{key}.max_level", "OFF")))
+        chosen = self._entries.pop(f"{key}.Filter", "")
+        if chosen and chosen not in filters:
+            self._wrong(f"{key}.Filter", f"filter {chosen} is not defined; everything passes")
+        found = filters.get(chosen)
+        ranges += [found] if found else []
+        formatter = self._formatter(key, utc)
+        make, used = _CLASSES[kind]
+        options = {}
+        for entry in self._below(key):
+            option = entry.removeprefix(f"{key}.")
+            if option in used or f"{option.partition('.')[0]}." in used:
+                options[option] = self._entries.pop(entry)
+            elif option in _GRANTED:
+                del self._entries[entry]
+        if used[0] in ("filename", "to") and not options.get(used[0]):
+            self._wrong(key, f"appender {name} has no {used[0]}; it is left out")
+        else:
+            where = f"{self._name}:{self._lines[key]}"
+            self.appenders[name] = Appender(make, where, options, formatter, ranges)
+
+    def _formatter(self, key: str, utc: bool) -> PatternFormatter:
+        layout = self._entries.pop(f"{key}.layout", "")
+        pattern = self._entries.pop(f"{key}.layout.ConversionPattern", None)
+        layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
+        if layout not in _LAYOUTS:
+            self._wrong(f"{key}.layout", f"layout {layout} of {key.partition('.')[2]} is unknown")
+        if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
+            pattern = _LAYOUTS.get(layout, _DEFAULT_PATTERN)
+        formatter = PatternFormatter(pattern, multiline=layout.endswith("Multiline"), utc=utc)
+        for part in formatter.unknown:
+            self._wrong(f"{key}.layout.ConversionPattern",
+                        f"{part} in the pattern is not understood")
+        return formatter
+
+
+def read_logconfig() -> LogConfig:
     """The s3napback.logconfig beside the script; where there is none, the screen at INFO."""
     for folder in dict.fromkeys((os.path.dirname(os.path.abspath(__file__)),
                                  os.path.dirname(os.path.realpath(__file__)))):
         path = os.path.join(folder, "s3napback.logconfig")
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                return parse_logconfig(file.read(), path, os.environ)
+                return LogConfig(file.read(), path, os.environ)
         except FileNotFoundError:
             continue
         except OSError as error:
-            return replace(
-                parse_logconfig("", path),
-                problems=(f"cannot read {path}: {error.strerror}; logging to the screen only",),
+            config = LogConfig()
+            config.problems.append(
+                f"cannot read {path}: {error.strerror}; logging to the screen only"
             )
-    return parse_logconfig("", "")
+            return config
+    return LogConfig()
+
+
+def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) -> list[str]:
+    """Sets the log up; the sentences to be logged about what is wrong with it.
+
+    debug: everything is logged, whatever levels the config gives; changed: whether files may be
+    emptied and get their headers.
+    """
+    close_log()
+    problems = list(config.problems)
+    loggers = {name or _LOG_ROOT: asked for name, asked in config.loggers.items()
+               if f"{name or _LOG_ROOT}.".startswith(f"{_LOG_ROOT}.")}
+    handlers: dict[str, logging.Handler] = {}
+    for name in {name: None for _, names in loggers.values() for name in names}:
+        if name not in config.appenders:
+            continue
+        make, where, options, formatter, ranges = config.appenders[name]
+        if not changed and options.get("mode", "append") in _FILE_MODES:
+            options = {**options, "mode": "append", "header_text": ""}
+        try:
+            handlers[name] = handler = make(options)
+        except (OSError, ValueError) as error:
+            target = options.get("filename")
+            what = f"cannot write log file {target}" if target else f"cannot log to {name}"
+            problems.append(f"{where}: {what}: {_reason(error)}; going on without it")
+            continue
+        handler.set_name(name)
+        handler.setFormatter(formatter)
+        for levels in ranges:
+            handler.addFilter(levels.passes)
+    if not handlers:
+        handlers[""] = _Screen({})
+        handlers[""].setFormatter(PatternFormatter())
+        loggers[_LOG_ROOT] = (loggers.get(_LOG_ROOT, (None,))[0], [""])
+    for logger in _our_loggers():
+        logger.propagate = logger.name != _LOG_ROOT and logger.name not in config.closed
+        logger.setLevel(logging.NOTSET)
+    logging.getLogger(_LOG_ROOT).setLevel(logging.DEBUG if debug else logging.INFO)
+    for name, (level, names) in loggers.items():
+        if level is not None and not debug:
+            logging.getLogger(name).setLevel(level)
+        for appender in names:
+            if appender in handlers:
+                logging.getLogger(name).addHandler(handlers[appender])
+    return problems
+
+
+def close_log() -> None:
+    """Closes what `open_log` opened; buffered mail is sent here."""
+    for logger in _our_loggers():
+        for handler in [one for one in logger.handlers if isinstance(one, _Appender)]:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _our_loggers() -> list[logging.Logger]:
+    return [logging.getLogger(name) for name in [_LOG_ROOT, *logging.root.manager.loggerDict]
+            if f"{name}.".startswith(f"{_LOG_ROOT}.")]
 
 
 # ==================================================================================================
@@ -9054,13 +8982,6 @@ def _signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def print_stderr(text: str, keep: str = "") -> None:
-    """A line to standard error, which may be closed. keep: control characters that are meant."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(printable(text, keep) + "\n")
-        sys.stderr.flush()
-
-
 def host_name() -> str:
     """The name of this machine, in letters that metadata can hold."""
     return re.sub("[^!-~]", "?", socket.gethostname()) or "?"
@@ -9141,7 +9062,7 @@ def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float])
     if "--version" in given:
         print(f"s3napback {__version__}")
         return EXIT_OK
-    problems = open_log(_read_logconfig(), debug="-d" in given)
+    problems = open_log(read_logconfig(), debug="-d" in given)
     try:
         for problem in problems:
             log.warning("%s", problem)
@@ -9786,7 +9707,10 @@ def cmd_check(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -
         findings = _check_as_cron(options.get("c", ""), names)
     else:
         _js3tream_log(verbose=False, debug=False)
-        findings = _check_log()
+        problems = open_log(read_logconfig(), changed=False)
+        close_log()
+        findings = [Finding("warning", "log", problem, "correct s3napback.logconfig")
+                    for problem in problems] or [Finding("ok", "log", "can be written")]
         for path in _config_paths(options.get("c", ""), names):
             check = _Check(path, moment, clock, tool_environment(os.environ))
             check.all()

@@ -333,7 +333,7 @@ def test_a_stage_that_dies_stores_nothing(
     assert "Finished: 0 stored, 0 skipped, 1 failed" in said
     assert site.state() == before  # the archive of another slot, and what DiffDir describes
     monkeypatch.undo()
-    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
     site.settings["Compressor"] = "gzip"
     assert site.run(now=later) == 0

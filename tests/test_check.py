@@ -581,7 +581,7 @@ def test_a_log_that_cannot_be_written(
         "log4perl.appender.F.layout = Log::Log4perl::Layout::SimpleLayout\n"
     )
     monkeypatch.setattr(
-        s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "my.logconfig")
+        s3napback, "read_logconfig", lambda: s3napback.LogConfig(text, "my.logconfig")
     )
     found = check()
     assert "/nowhere/x.log" in found["log"]["text"]
@@ -608,7 +608,7 @@ def test_check_leaves_the_log_as_it_is(
         f"log4perl.appender.F.filename = {file}\nlog4perl.appender.F.mode = write\n"
         "log4perl.appender.F.header_text = of tonight\n"
     )
-    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "x"))
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig(text, "x"))
     assert check()["log"]["level"] == "ok"
     assert file.read_text() == "last night's\n"
 
@@ -622,7 +622,7 @@ def test_a_filter_of_the_log_that_is_not_understood(
         "log4perl.filter.F.StringToMatch = x\n"
     )
     monkeypatch.setattr(
-        s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig(text, "my.logconfig")
+        s3napback, "read_logconfig", lambda: s3napback.LogConfig(text, "my.logconfig")
     )
     found = check()
     assert found["status"] == 3

@@ -214,9 +214,9 @@ def test_a_log_config_that_is_a_folder_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3napback, "__file__", str(tmp_path / "s3napback.py"))
-    assert not s3napback._read_logconfig().problems
+    assert not s3napback.read_logconfig().problems
     (tmp_path / "s3napback.logconfig").mkdir()
-    assert "logging to the screen only" in s3napback._read_logconfig().problems[0]
+    assert "logging to the screen only" in s3napback.read_logconfig().problems[0]
 
 
 # ---- ends from outside ----

@@ -1,4 +1,4 @@
-"""Section 13: log4perl's property files on Python's logging."""
+"""Section 17: log4perl's property files on Python's logging."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def closed() -> Iterator[None]:
 
 
 def opened(text: str, debug: bool = False) -> list[str]:
-    return s3napback.open_log(s3napback.parse_logconfig(text, "log.conf"), debug=debug)
+    return s3napback.open_log(s3napback.LogConfig(text, "log.conf"), debug=debug)
 
 
 def appender(name: str, kind: str, **options: str) -> str:
@@ -108,8 +108,9 @@ log4perl.logger.Backup::S3napback::Directory = WARN
     directory.info("no")
     # Past the logger: pytest's own capture cannot pass such a name on.
     record = directory.makeRecord(directory.name, 30, "", 0, "ż \udcfc", (), None)
-    for handler in s3napback._open_handlers:
-        handler.handle(record)
+    for handler in logging.getLogger("Backup").handlers:
+        if isinstance(handler.formatter, s3napback.PatternFormatter):
+            handler.handle(record)
     logging.getLogger("botocore").warning("not ours")
     assert capsys.readouterr().err == "INFO yes\nWARN ż \\udcfc\n"
     assert (tmp_path / "my.log").read_bytes() == (
@@ -120,10 +121,10 @@ log4perl.logger.Backup::S3napback::Directory = WARN
 def test_the_stock_file_is_good() -> None:
     path = Path(s3napback.__file__).parent / "s3napback.logconfig"
     text = path.read_text()
-    assert s3napback.parse_logconfig(text, str(path)).problems == ()
+    assert s3napback.LogConfig(text, str(path)).problems == []
     uncommented = re.sub(r"^#(log4perl)", r"\1", text, flags=re.MULTILINE)
-    config = s3napback.parse_logconfig(uncommented, str(path))
-    assert config.problems == ()
+    config = s3napback.LogConfig(uncommented, str(path))
+    assert config.problems == []
     assert set(config.appenders) == {"Screen", "Logfile", "Detail", "Email", "Syslog"}
 
 
@@ -296,9 +297,10 @@ def test_two_runs_rotate_one_log(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     file.write_text("yesterday's\n")
     os.utime(file, (time.time() - 86400,) * 2)
-    config = s3napback.parse_logconfig("log4perl.rootLogger = INFO, F\n" + appender(
+    config = s3napback.LogConfig("log4perl.rootLogger = INFO, F\n" + appender(
         "F", ROTATE, filename=str(file), DatePattern="yyyy-MM-dd", max="3"), "log.conf")
-    others = [s3napback._handler(config.appenders["F"]) for _ in range(2)]
+    wanted = config.appenders["F"]
+    others = [wanted.make(wanted.options) for _ in range(2)]
     for n, handler in enumerate(others * 2):
         handler.setFormatter(s3napback.PatternFormatter("%m%n"))
         handler.handle(log.makeRecord(log.name, 20, "", 0, f"line {n}", (), None))
@@ -439,7 +441,7 @@ def test_the_same_as_log4perl(text: str, tmp_path: Path, monkeypatch: pytest.Mon
     done = subprocess.run(["perl", "-e", PERL, str(tmp_path / "log.conf")], env=env,
                           capture_output=True, text=True)
     assert not done.stderr
-    assert not s3napback.open_log(s3napback.parse_logconfig(text, "log.conf", {"OUT": str(ours)}))
+    assert not s3napback.open_log(s3napback.LogConfig(text, "log.conf", {"OUT": str(ours)}))
     for level in (10, 20, 30, 40, 50):
         name = {10: "debug", 20: "info", 30: "warn", 40: "error", 50: "fatal"}[level]
         for logger in (log, directory):
@@ -562,8 +564,9 @@ def test_min_and_max_level_of_log_dispatch(tmp_path: Path) -> None:
     )
 )
 def test_no_text_breaks_the_parser(text: str) -> None:
-    config = s3napback.parse_logconfig(text, "x")
-    assert config.appenders
+    config = s3napback.LogConfig(text, "x")
+    s3napback.open_log(config)
+    assert logging.getLogger("Backup").handlers
 
 
 @given(st.text(max_size=40))

@@ -167,7 +167,7 @@ def test_every_night_comes_back(
 ) -> None:
     for tool in ("tar", "gzip", "svnadmin", "svnlook", "mysqldump", "pg_dump"):
         require_tool(tool)
-    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     for name, value in {**gpg_home.env, **postgres.env}.items():
         monkeypatch.setenv(name, value)
     month = Month(tmp_path, cycle, s3_server, gpg_home, mariadb, postgres)

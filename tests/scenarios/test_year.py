@@ -47,7 +47,7 @@ def change(tree: Path, chance: random.Random, day: int) -> None:
 def test_any_moment_of_a_year(
     cycle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     chance = random.Random(cycle)
     tree = tmp_path / "tree"
     for name in ("diffs", "buckets", "tree"):

@@ -30,7 +30,7 @@ def child(call: dict[str, Any]) -> int:
     os.dup2(said, 2)
     s3napback._FIRST_PAUSE, s3napback._MAX_PAUSE = 0.005, 0.1
     s3napback._CONNECT_TIMEOUT, s3napback._READ_TIMEOUT = 2.0, 0.4
-    s3napback._read_logconfig = lambda: s3napback.parse_logconfig("", "")
+    s3napback.read_logconfig = lambda: s3napback.LogConfig("", "")
     return s3napback.main(call["argv"], now=datetime.fromisoformat(call["now"]))
 
 

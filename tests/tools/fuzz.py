@@ -56,7 +56,7 @@ def read_all_of_a_config(path: str) -> None:
 
 
 def logconfig(data: bytes) -> None:
-    s3napback.parse_logconfig(data.decode("utf-8", "surrogateescape"), "fuzz")
+    s3napback.LogConfig(data.decode("utf-8", "surrogateescape"), "fuzz")
 
 
 def key(data: bytes) -> None:

@@ -21,7 +21,7 @@ import s3napback
 DRIVER = """
 import json, os, signal, sys
 import s3napback
-s3napback._read_logconfig = lambda: s3napback.parse_logconfig("", "")
+s3napback.read_logconfig = lambda: s3napback.LogConfig("", "")
 conf, points, said = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 OURS = ("s3napback.py", "subprocess.py", "contextlib.py", "tempfile.py")
 

@@ -147,7 +147,7 @@ def backed_up_by_tar(site: Site, night: int) -> None:
 def test_a_path_is_what_the_whole_restore_has_there(
     backed_up: Any, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(s3napback, "_read_logconfig", lambda: s3napback.parse_logconfig("", ""))
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     by_tar = backed_up is backed_up_by_tar  # whose plain format has no fractions of a second
     monkeypatch.setattr(s3napback.time, "sleep", lambda seconds: None)
 
