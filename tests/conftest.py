@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NoReturn
@@ -103,6 +103,99 @@ def fetched(store: s3napback.Store, key: str) -> tuple[bytes, dict[str, str]]:
 def downloaded(archive: s3napback.Archive, store: s3napback.Store, parallel: int) -> bytes:
     """An archive's data."""
     return b"".join(map(bytes, s3napback.download(archive, store, parallel)))
+
+
+def stored(
+    store: s3napback.Store, name: str = "a", chunk_size: int | None = None
+) -> s3napback.Archive:
+    """The archive that the chunks of that name make up."""
+    objects = s3napback.archive_objects(store, name)
+    archive = s3napback.resolve_archive(name, objects, store.head, chunk_size)
+    assert archive
+    return archive
+
+
+def content(store: s3napback.Store, name: str = "a") -> bytes:
+    """The data of an archive, which is complete."""
+    archive = stored(store, name)
+    assert archive.complete, archive.fault
+    return downloaded(archive, store, 3)
+
+
+def send(
+    store: s3napback.Store, data: bytes, name: str = "a", size: int = 1000, **options: Any
+) -> Any:
+    """Stores DATA as an archive in chunks of SIZE bytes, in place of what is there."""
+    stream = options.pop("source", None) or s3napback.FileStream(io.BytesIO(data))
+    options = {"parallel": 3, "log": logging.getLogger("test"),
+               "replaced": s3napback.archive_objects(store, name), **options}
+    return s3napback.upload(stream, store, name, chunk_size=size, **options)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> s3napback.Store:
+    """A bucket in a folder."""
+    (tmp_path / "buckets").mkdir()
+    store = s3napback.open_store("b", Access(f"file://{tmp_path}/buckets"), time.time)
+    store.create()
+    return store
+
+
+class Memory:
+    """A store that remembers in which order it was asked to do what."""
+
+    bucket = "m"
+
+    def __init__(self) -> None:
+        self.retries = s3napback.Retries()
+        self.objects: dict[str, tuple[bytes, dict[str, str]]] = {}
+        self.history: list[tuple[str, str]] = []
+        self.fail: Callable[[str, str], None] = lambda verb, key: None
+
+    def put(self, key: str, data: bytes | s3napback.Buffer, metadata: Mapping[str, str]) -> str:
+        self.fail("put", key)
+        self.objects[key] = bytes(data), dict(metadata)
+        self.history.append(("put", key))
+        return hashlib.md5(bytes(data)).hexdigest()
+
+    def fetch(self, key: str, into: s3napback.Buffer) -> dict[str, str]:
+        data, metadata = self.objects[key]
+        into.fill(io.BytesIO(data).readinto)
+        return metadata
+
+    def peek(self, key: str, count: int) -> bytes:
+        return self.objects[key][0][:count]
+
+    def head(self, key: str) -> dict[str, str] | None:
+        return self.objects[key][1]
+
+    def list_page(
+        self, prefix: str, after: str = ""
+    ) -> tuple[list[s3napback.StoredObject], bool]:
+        return [
+            s3napback.StoredObject(key, len(data), hashlib.md5(data).hexdigest(), 0.0)
+            for key, (data, _) in sorted(self.objects.items())
+            if key.startswith(prefix) and key > after
+        ], False
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.fail("delete", key)
+            self.objects.pop(key, None)
+            self.history.append(("delete", key))
+
+    def exists(self) -> bool:
+        return True
+
+    create = remove = exists  # type: ignore[assignment]
+
+    def prepare(self, key: str) -> None:
+        pass
+
+
+def files(tar: bytes) -> list[str]:
+    done = subprocess.run(["tar", "tz"], input=tar, capture_output=True, check=True)
+    return done.stdout.decode().splitlines()
 
 
 def leave_out(reason: str) -> NoReturn:
@@ -696,6 +789,9 @@ def svn_repo_factory() -> Callable[[Path, int], Path]:
 # A machine that is backed up
 # ---------------------------------------------------------------------------------------------
 
+Capture = pytest.CaptureFixture[str]
+ESC = "\x1b]0;owned\x07"  # what a name must not send to a terminal
+NOWHERE = Access("http://127.0.0.1:1", "us-east-1", "key", "secret")
 NIGHT = datetime(2026, 11, 23, 3, 0)  # yday 326: with Diffs 6 a FULL is due on the 21st
 
 
@@ -766,6 +862,38 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     # The stock logconfig writes to /var/log; here the screen is enough.
     monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     return Site(tmp_path)
+
+
+def stage(site: Site, name: str) -> s3napback.Archive:
+    """Puts an archive back to where it waits before it takes its place."""
+    store = site.store()
+    archive = site.archives()[name]
+    for number, item in enumerate(archive.chunks):
+        store.copy(item.key, s3napback.staged_key(name, number))
+    return archive
+
+
+def stage_only(site: Site) -> str:
+    """Leaves the site's one archive only where it waits; its name."""
+    ((name, _),) = site.archives().items()
+    archive = stage(site, name)
+    site.store().delete([item.key for item in archive.chunks])
+    return name
+
+
+def nights(site: Site, count: int) -> datetime:
+    """A FULL and DIFFs of the nights before; the night after them."""
+    start = datetime(2026, 11, 20, 3, 0, tzinfo=timezone.utc)  # slot 15: with -f any mode will do
+    site.settings["Phase"] = ""
+    for n in range(count):
+        (site.data / f"night{n}").write_text(str(n))
+        assert site.run(now=start + timedelta(days=n)) == 0
+    return start + timedelta(days=count)
+
+
+def newest(site: Site) -> s3napback.Archive:
+    ours = [archive for archive in site.archives().values() if archive.metadata]
+    return max(ours, key=lambda archive: archive.modified)
 
 
 NOBODY = 65534

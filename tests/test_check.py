@@ -9,16 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool
+from conftest import NIGHT, Capture, Site, fake_tool, require_tool
 
 import s3napback
-from s3napback import CycleSpec, Day, Moment
+from s3napback import Moment
 
 Check = Callable[..., dict[str, dict[str, str]]]
 
@@ -539,31 +538,6 @@ def test_a_database_that_hangs(
 # ---- New Year ----
 
 
-def days(first: datetime, count: int) -> list[Day]:
-    return [Moment.of(first + timedelta(days=n)).day for n in range(count)]
-
-
-def test_restore_points() -> None:
-    week = days(datetime(2026, 1, 1, 3), 9)
-    cycle = CycleSpec(fulls=2, diffs=2)  # FULL DIFF DIFF FULL DIFF DIFF, over and over
-    # The seventh night's FULL takes the first one's place, whose two DIFFs are worth nothing then.
-    assert s3napback.restore_points(cycle, week, False) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
-    assert s3napback.restore_points(cycle, week, True) == [1, 2, 2, 2, 2, 2, 2, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("cycle", "loses"),
-    [
-        (CycleSpec(), False),  # the defaults: 28 slots
-        (CycleSpec(fulls=2, diffs=20), True),  # 42 slots
-        (CycleSpec(fulls=1, diffs=29), False),  # every FULL takes all with it, at any time
-        (CycleSpec("HanoiCycle"), False),
-    ],
-)
-def test_new_year(cycle: CycleSpec, loses: bool) -> None:
-    assert bool(s3napback.new_year_loss(cycle, 2026, False)) == loses
-
-
 def test_a_plan_that_loses_at_new_year(site: Site, check: Check) -> None:
     site.jobs = f"<Directory {site.data}>\nFulls 2\nDiffs 20\n</Directory>\n"
     found = check()
@@ -639,3 +613,19 @@ def test_a_time_zone_that_is_not_known(
 ) -> None:
     monkeypatch.setenv("TZ", zone)
     assert ("TZ" in check()) != known
+
+
+def test_numbers_that_make_no_rotation_are_told_by_check(site: Site, capsys: Capture) -> None:
+    site.jobs = f"<Directory {site.data}>\nFulls 1e308\nDiffs 1e308\n</Directory>"
+    assert s3napback.main(["check", "-c", str(site.write())]) == 1
+    assert "make" in capsys.readouterr().out
+
+
+def test_a_database_without_its_tool(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(site.folder))
+    site.jobs = "MySQL shop"
+    assert s3napback.main(["check", "-c", str(site.write())]) == 1
+    said = capsys.readouterr().out
+    assert "error    MySQL shop: mysqldump is not on PATH" in said

@@ -3,11 +3,12 @@
 import doctest
 import gzip
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from conftest import Site
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,41 @@ def test_a_moment_knows_its_local_day() -> None:
     assert moment.day == Day(364, 20819)  # already 2027-01-01 in UTC
     assert moment.utc_text() == "2027-01-01T04:30:00Z"
     assert Moment.of(moment.epoch).epoch == moment.epoch
+
+
+@pytest.mark.parametrize("line", ["CycleType HanoiCycle\nDiscs 1500", "Frequency 1e-310"])
+def test_numbers_that_make_no_rotation(
+    site: Site, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    site.jobs = f"<Directory {site.data}>\n{line}\n</Directory>"
+    assert site.run("-f") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not site.archives()
+
+
+# ---- what `check` says of a cycle ----
+
+
+def days(first: datetime, count: int) -> list[Day]:
+    return [Moment.of(first + timedelta(days=n)).day for n in range(count)]
+
+
+def test_restore_points() -> None:
+    week = days(datetime(2026, 1, 1, 3), 9)
+    cycle = CycleSpec(fulls=2, diffs=2)  # FULL DIFF DIFF FULL DIFF DIFF, over and over
+    # The seventh night's FULL takes the first one's place, whose two DIFFs are worth nothing then.
+    assert s3napback.restore_points(cycle, week, False) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert s3napback.restore_points(cycle, week, True) == [1, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("cycle", "loses"),
+    [
+        (CycleSpec(), False),  # the defaults: 28 slots
+        (CycleSpec(fulls=2, diffs=20), True),  # 42 slots
+        (CycleSpec(fulls=1, diffs=29), False),  # every FULL takes all with it, at any time
+        (CycleSpec("HanoiCycle"), False),
+    ],
+)
+def test_new_year(cycle: CycleSpec, loses: bool) -> None:
+    assert bool(s3napback.new_year_loss(cycle, 2026, False)) == loses

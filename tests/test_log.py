@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
-from conftest import leave_out, require_tool
+from conftest import ESC, Site, leave_out, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -573,3 +573,25 @@ def test_no_text_breaks_the_parser(text: str) -> None:
 def test_no_pattern_breaks_the_formatter(pattern: str) -> None:
     record = logging.LogRecord("a.b", 20, "x.py", 1, "m", (), None)
     s3napback.PatternFormatter(f"%d{{{pattern}}} {pattern}").format(record)
+
+
+def test_a_log_config_that_is_a_folder_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "__file__", str(tmp_path / "s3napback.py"))
+    assert not s3napback.read_logconfig().problems
+    (tmp_path / "s3napback.logconfig").mkdir()
+    assert "logging to the screen only" in s3napback.read_logconfig().problems[0]
+
+
+def test_the_log_moves_no_cursor_either(
+    site: Site, svn_repo_factory: Any, capsys: Any
+) -> None:
+    """The names of a SubversionDir's repositories are their owners' choice."""
+    (site.folder / "svn").mkdir()
+    svn_repo_factory(site.folder / "svn" / f"x{ESC}", 1)
+    site.jobs = f"SubversionDir {site.folder}/svn"
+    assert site.run() == 0
+    said = capsys.readouterr().err
+    assert "x\\x1b]0;owned\\x07" in said
+    assert "\x1b" not in said

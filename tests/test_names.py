@@ -103,3 +103,26 @@ def test_file_names() -> None:
     assert s3napback.diff_file_name("/srv//www/") == "_srv__www_.diff"
     assert s3napback.temp_file_name("b", "MySQL/x-1") == "b:MySQL_x-1.temp"
     assert s3napback.key_text("/home/J\udcfcrgen") == "/home/J\\xfcrgen"
+
+
+@given(st.text(max_size=60))
+def test_any_key(key: str) -> None:
+    parsed = s3napback.parse_chunk_key(key)
+    if parsed:
+        archive, number = parsed
+        assert number >= 0
+        assert key.endswith(key.rpartition(":")[2]) and key.startswith(archive)
+        s3napback.parse_archive_name(archive)
+
+
+DIGITS = "9" * 5000  # int() takes 4300 (Python's limit for conversions from text)
+
+
+@pytest.mark.parametrize("key", [f"a-0-FULL:{DIGITS}", f"a-0-FULL:{'9' * 21}"])
+def test_a_number_of_any_length_makes_a_foreign_key(key: str) -> None:
+    assert s3napback.parse_chunk_key(key) is None
+
+
+@pytest.mark.parametrize("name", [f"a-{DIGITS}-FULL", f"a--{DIGITS}-DIFF", f"MySQL/a-{DIGITS}"])
+def test_a_slot_of_any_length_makes_a_foreign_name(name: str) -> None:
+    assert s3napback.parse_archive_name(name) is None

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -16,10 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, fetched, require_tool
+from conftest import (
+    GOLDEN,
+    NIGHT,
+    Capture,
+    Site,
+    fetched,
+    require_tool,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 
 import s3napback
-from s3napback import CatalogEntry, Failure
+from s3napback import (
+    Failure,
+    Stage,
+)
 
 ARCHIVES = GOLDEN / "perl-archives"
 EXPECTED = json.loads((ARCHIVES / "expected.json").read_text())
@@ -161,87 +174,6 @@ def test_recorded_restores_over_http_with_the_config(
 # ---- choosing ----
 
 
-def found(slot: int, mode: str, made: float, state: str = "", fault: str = "") -> CatalogEntry:
-    before, _, after = state.partition(":")
-    kind = "Directory" if state else None
-    return CatalogEntry(
-        f"/d-{slot}-{mode}", kind, "/d", slot, mode, made, 1, 1, fault, before, after
-    )
-
-
-def chain(archives: list[CatalogEntry], at: float = 1e9) -> list[float]:
-    return [link.made for link in s3napback.choose_chain(archives, at).links]
-
-
-PORT = [found(0, "FULL", 1, "-:a"), found(1, "DIFF", 2, "a:b"), found(2, "DIFF", 3, "b:c"),
-        found(3, "FULL", 4, "-:d"), found(4, "DIFF", 5, "d:e")]
-PERL = [found(f.slot, f.mode, f.made) for f in PORT]
-
-
-@pytest.mark.parametrize("archives", [PORT, PERL])
-def test_chains_by_state_and_by_date(archives: list[CatalogEntry]) -> None:
-    assert [chain(archives, at) for at in (1, 2.5, 3, 4, 99)] == [
-        [1], [1, 2], [1, 2, 3], [4], [4, 5]
-    ]
-    assert s3napback.restorable_moments(archives) == [1, 2, 3, 4, 5]
-    with pytest.raises(Failure, match="nothing was backed up by then"):
-        chain(archives, 0.5)
-
-
-@pytest.mark.parametrize("archives", [PORT, PERL])
-def test_a_missing_full_makes_its_diffs_stale(archives: list[CatalogEntry]) -> None:
-    with pytest.raises(Failure, match="no longer there") as caught:
-        chain(archives[1:], 3)
-    assert "nothing before it" in caught.value.hint
-    assert s3napback.restorable_moments(archives[1:]) == [4, 5]
-
-
-def test_a_missing_link_is_named_with_the_last_good_moment() -> None:
-    with pytest.raises(Failure, match="/d-2-DIFF continues an archive") as caught:
-        chain([PORT[0], PORT[2]])
-    assert "the last good moment before it: --at '1970-01-01" in caught.value.hint
-
-
-def test_a_cut_link_is_named() -> None:
-    archives = [PORT[0], found(1, "DIFF", 2, "a:b", "chunk 1 is missing"), PORT[2]]
-    named = "/d-2-DIFF continues an archive that is not whole: /d-1-DIFF: chunk 1 is missing"
-    with pytest.raises(Failure, match=named):
-        chain(archives)
-    with pytest.raises(Failure, match="/d-1-DIFF cannot be used: chunk 1 is missing"):
-        chain(archives, 2)
-
-
-def test_a_diff_that_repeats_another_follows_what_it_continues() -> None:
-    """After a kill between the upload and DiffDir, the next DIFF starts from the state before."""
-    archives = [PORT[0], PORT[1], found(2, "DIFF", 3, "a:c"), found(3, "DIFF", 4, "c:d")]
-    assert chain(archives, 2) == [1, 2]
-    assert chain(archives) == [1, 3, 4]
-
-
-def test_a_self_contained_diff_needs_no_full() -> None:
-    archives = [found(5, "DIFF", 1, "-:a"), found(6, "DIFF", 2, "a:b")]
-    assert chain(archives) == [1, 2]
-
-
-def test_from_the_perl_script_to_the_port() -> None:
-    archives = [PERL[0], PERL[1], found(2, "DIFF", 3, "x:y"), found(3, "DIFF", 4, "y:z")]
-    assert chain(archives) == [1, 2, 3, 4]
-
-
-def test_new_year_leaves_stale_diffs_that_are_not_applied() -> None:
-    """FULL 3 was replaced after New Year; its DIFF 4 must not follow FULL 0 of the round before."""
-    archives = [PERL[0], PERL[1], PERL[2], found(4, "DIFF", 5), found(3, "FULL", 9)]
-    with pytest.raises(Failure, match="/d-4-DIFF"):
-        chain(archives, 5)
-    assert s3napback.restorable_moments(archives) == [1, 2, 3, 9]
-
-
-def test_nights_that_were_missed_are_a_doubt() -> None:
-    archives = [PERL[0], found(2, "DIFF", 3)]
-    assert s3napback.choose_chain(archives, 9).doubts
-    assert not s3napback.choose_chain(PERL, 9).doubts
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -270,7 +202,7 @@ def test_moments_that_are_none(text: str) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Callable[..., Path]:
+def two_nights(tmp_path: Path) -> Callable[..., Path]:
     """Two nights of a directory; the folder with the bucket `b` is returned."""
     data = tmp_path / "data"
     (data / "sub").mkdir(parents=True)
@@ -297,8 +229,8 @@ def site(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_restore_as_of_each_night(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_restore_as_of_each_night(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     data, conf = folder / "data", str(folder / "c")
     done = command("restore", "-c", conf, str(data), "--to", str(folder / "now"))
     assert done.returncode == 0, done.stderr
@@ -310,7 +242,7 @@ def test_restore_as_of_each_night(site: Callable[..., Path]) -> None:
 
 
 def test_acls_and_extended_attributes_come_back(
-    site: Callable[..., Path], tmp_path: Path
+    two_nights: Callable[..., Path], tmp_path: Path
 ) -> None:
     setfacl, getfacl = require_tool("setfacl"), require_tool("getfacl")
     setfattr, getfattr = require_tool("setfattr"), require_tool("getfattr")
@@ -318,7 +250,7 @@ def test_acls_and_extended_attributes_come_back(
     kept = f"{data}/kept"
     subprocess.run([setfacl, "-m", "u:12345:rw", kept], check=True)
     subprocess.run([setfattr, "-n", "user.note", "-v", "hello", kept], check=True)
-    folder = site()
+    folder = two_nights()
     done = command("restore", "-c", str(folder / "c"), str(data), "--to", str(folder / "a"))
     assert done.returncode == 0, done.stderr
     for tool in ([getfacl, "-pcn"], [getfattr, "--absolute-names", "-d"]):
@@ -331,8 +263,8 @@ def test_acls_and_extended_attributes_come_back(
         assert b"12345" in was or b"hello" in was
 
 
-def test_restore_of_one_file(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_restore_of_one_file(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     data, conf = folder / "data", str(folder / "c")
     done = command("restore", "-c", conf, str(data), "--to", f"{folder}/one", f"{data}/kept")
     assert done.returncode == 0, done.stderr
@@ -343,8 +275,8 @@ def test_restore_of_one_file(site: Callable[..., Path]) -> None:
     assert b"not in the backup as of 20" in done.stderr
 
 
-def test_restore_refuses(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_restore_refuses(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     data, conf = str(folder / "data"), str(folder / "c")
     for words, status, message in [
         ((data, "--to", data), 2, "is not empty"),
@@ -364,8 +296,8 @@ def test_restore_refuses(site: Callable[..., Path]) -> None:
     assert b"no bucket given" in done.stderr
 
 
-def test_list_and_json(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_list_and_json(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     text = command("list", "-c", str(folder / "c")).stdout.decode()
     assert text.startswith(f"Directory {folder}/data\n")
     assert "needs no FULL" in text
@@ -442,9 +374,9 @@ def test_a_restore_script_for_s3(s3_server: Any, tmp_path: Path) -> None:
     assert hashlib.md5(text).hexdigest() == restore["text_md5"]
 
 
-def test_foreign_chunks_are_never_given_out(site: Callable[..., Path]) -> None:
+def test_foreign_chunks_are_never_given_out(two_nights: Callable[..., Path]) -> None:
     """Swapped, from another upload, one too many, both widths of numbers."""
-    folder = site()
+    folder = two_nights()
     store = s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 1e9)
     keys = [item.key for item in s3napback.iter_objects(store) if "-17-DIFF" in item.key]
     kept = {key: fetched(store, key) for key in keys}
@@ -479,8 +411,8 @@ def test_foreign_chunks_are_never_given_out(site: Callable[..., Path]) -> None:
     assert (folder / f"r{folder}/data" / "kept").read_text() == "kept"
 
 
-def test_verify_samples(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_verify_samples(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     assert command("verify", "-c", str(folder / "c"), "--sample", "100%").returncode == 0
     flip(chunks(folder)[1])
     assert command("verify", "-c", str(folder / "c")).returncode == 0  # nothing is fetched
@@ -532,7 +464,6 @@ class Million:
 
 
 def test_a_million_objects_are_listed_in_bounded_memory() -> None:
-    import resource
 
     store: Any = Million()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -561,8 +492,8 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip], ids=["missing", "cut", "flipped"])
-def test_no_damaged_chunk_is_given_out(site: Callable[..., Path], damage: Any) -> None:
-    folder = site()
+def test_no_damaged_chunk_is_given_out(two_nights: Callable[..., Path], damage: Any) -> None:
+    folder = two_nights()
     whole = [path for path in chunks(folder) if "-DIFF" in path.name]
     kept = {path: (path.read_bytes(), path.stat()) for path in whole}
     for n, path in enumerate(whole):
@@ -589,8 +520,8 @@ def test_no_damaged_chunk_is_given_out(site: Callable[..., Path], damage: Any) -
     assert (done.returncode, done.stdout) == (0, b"")
 
 
-def test_verify_names_what_is_wrong_without_downloading(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_verify_names_what_is_wrong_without_downloading(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     assert command("verify", "-c", str(folder / "c")).returncode == 0
     for path in chunks(folder):
         if path.name.endswith("-DIFF%3A0000000000001"):
@@ -625,8 +556,8 @@ def test_frozen_objects_are_named(s3_server: Any, tmp_path: Path) -> None:
     assert b"storage class DEEP_ARCHIVE and cannot be read at once (thaw" in done.stderr
 
 
-def test_force_partial_gives_the_last_good_moment(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_force_partial_gives_the_last_good_moment(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     last = [path for path in chunks(folder) if "-18-DIFF" in path.name]
     last[0].unlink()
     words = ["restore", "-c", str(folder / "c"), str(folder / "data"), "--to", f"{folder}/p"]
@@ -692,8 +623,8 @@ def test_a_secret_key_with_a_passphrase(
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
 
 
-def test_the_root_folder_only_by_its_name(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_the_root_folder_only_by_its_name(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     words = ["restore", "-c", str(folder / "c"), str(folder / "data"), "--to"]
     done = command(*words, "/tmp/..", "--overwrite")
     assert done.returncode == 2
@@ -720,8 +651,8 @@ def test_a_repositorys_dump_that_lacks_its_last_revision(
     assert done.returncode == 1
 
 
-def test_restore_shows_its_progress_on_a_terminal(site: Callable[..., Path]) -> None:
-    folder = site()
+def test_restore_shows_its_progress_on_a_terminal(two_nights: Callable[..., Path]) -> None:
+    folder = two_nights()
     line = (f"{sys.executable} {s3napback.__file__} restore -c {folder}/c {folder}/data"
             f" --to {folder}/seen")
     done = subprocess.run([require_tool("script"), "-qec", line, "/dev/null"],
@@ -740,3 +671,56 @@ def test_restore_of_sql_to_standard_output(buckets: Path) -> None:
                and r["name"] == "all" and r["day"] == 4]
     file = raw / (last["archives"][0].replace("/", "%2F") + "%3A" + "0" * 20)
     assert done.stdout == gzip.decompress(file.read_bytes())
+
+
+# ---- moments ----
+
+
+@given(st.text(max_size=40))
+def test_any_moment(text: str) -> None:
+    try:
+        assert isinstance(s3napback.parse_when(text, s3napback.Moment.of(NIGHT)), float)
+    except Failure as failure:
+        assert failure.status == 2
+
+
+def test_a_moment_of_digits_alone() -> None:
+    """Found by fuzzing: dateutil raises decimal.InvalidOperation."""
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(f"\n{'2' * 20}:{'2' * 29}", s3napback.Moment.of(NIGHT))
+
+
+@pytest.mark.parametrize(
+    "text", ["44:444444444444444444444444444444", "1" * 3000, "2026-11-20 03:00 XYZ", "1.1e9999"]
+)
+def test_a_moment_that_is_none(text: str) -> None:
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(text, s3napback.Moment.of(NIGHT))
+
+
+# ---- where nothing can be restored ----
+
+
+def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
+    bare = {"PATH": str(tmp_path)}
+    with pytest.raises(Failure, match="no-such is not on PATH"):
+        list(s3napback.run_filter(Stage(("no-such",)), [b"x"], bare))
+    before = os.environ["PATH"]
+    os.environ["PATH"] = str(tmp_path)
+    try:
+        with pytest.raises(Failure, match="tar is not on PATH"):
+            s3napback.run_tar(iter([b"x"]), str(tmp_path), bare)
+    finally:
+        os.environ["PATH"] = before
+
+
+def test_places_where_nothing_can_be_restored_to(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    words = ["restore", "-c", str(site.write()), str(site.data), "--to"]
+    assert s3napback.main([*words, "/proc/new"]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
+    store = site.store()
+    store.put("MySQL/shop-0:0000000000000", b"dump", {})
+    words[3] = "MySQL/shop"
+    assert s3napback.main([*words, "/nowhere/dump"]) == 1
+    assert "cannot write the dump" in capsys.readouterr().err

@@ -1,17 +1,37 @@
-"""Section 9: one contract, and both forms of a bucket keep it."""
+"""Stores: one contract, and both forms of a bucket keep it."""
 
 import hashlib
+import itertools
+import json
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import fetched
+from conftest import (
+    NOWHERE,
+    Site,
+    fetched,
+    tmpfs,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 import s3napback
-from s3napback import Access, Failure, Store, TransientFailure
+from s3napback import (
+    Access,
+    Buffer,
+    Failure,
+    Store,
+    TransientFailure,
+)
 
 AWKWARD = [
     "/etc-3-FULL:0000000000000", "/some//path-5-DIFF:00000000000000000001",
@@ -397,3 +417,393 @@ def test_whoever_waits_is_told_for_how_long(monkeypatch: pytest.MonkeyPatch) -> 
         store.exists()
     assert len(told) == 12
     assert all(0 <= seconds - pause < 20 for seconds, pause in zip(told, store.pauses, strict=True))
+# ---- a folder that others write in ----
+
+
+def test_a_folder_with_more_in_it_than_chunks(site: Site, capsys: Any) -> None:
+    assert site.run() == 0
+    bucket = site.folder / "buckets" / "bkt"
+    (bucket / "README").write_text("not ours")
+    (bucket / "sub").mkdir()
+    (bucket / "sub" / "x").write_text("x")
+    (bucket / "link").symlink_to("/etc/passwd")
+    (bucket / "dangling").symlink_to("/nowhere")
+    os.mkfifo(bucket / "fifo")
+    words = ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    assert s3napback.main(["list", *words]) == 0
+    assert f"{site.data}-" in capsys.readouterr().out
+    assert s3napback.main(["verify", "--deep", *words]) == 0
+    assert site.run("-f") == 0
+
+
+def bucket_of(site: Site) -> tuple[Path, list[str]]:
+    """A bucket with one good archive: its folder, and the options that name it."""
+    assert site.run() == 0
+    return site.folder / "buckets" / "bkt", [
+        "-b", "bkt", "--endpoint", site.settings["S3Endpoint"]
+    ]
+
+
+def test_links_in_a_bucket_are_not_followed(site: Site, capsys: Any) -> None:
+    folder, words = bucket_of(site)
+    (site.folder / "far+").mkdir()
+    (site.folder / "far+" / "stolen-0-FULL%3A0000000000000").write_text("x")
+    (folder / "far+").symlink_to(site.folder / "far+")
+    (folder / "again+").symlink_to(folder)
+    (folder / "once+").symlink_to(folder)
+    (folder / "passwd-0-FULL%3A0000000000000").symlink_to("/etc/passwd")
+    started = time.monotonic()
+    assert s3napback.main(["list", *words]) == 0
+    assert time.monotonic() - started < 5  # two links in a circle are 2^40 paths
+    said = capsys.readouterr().out
+    assert "stolen" not in said and "passwd" not in said
+    assert f"{site.data}-" in said
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link", "a FIFO"])
+def test_a_bucket_is_not_removed_with_what_is_not_ours(
+    site: Site, what: str, capsys: Any
+) -> None:
+    folder, words = bucket_of(site)
+    foreign = folder / "foreign"
+    if what == "a folder":
+        foreign.mkdir()
+        (foreign / "precious").write_text("kept")
+    elif what == "a link":
+        foreign.symlink_to("/etc")
+    else:
+        os.mkfifo(foreign)
+    assert s3napback.main(["js3tream", "-d", *words]) == 1
+    assert "bucket bkt holds what is not ours: foreign" in capsys.readouterr().err
+    assert os.path.lexists(foreign)
+    assert what != "a folder" or (foreign / "precious").read_text() == "kept"
+
+
+def test_a_file_that_may_not_be_read_hides_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, words = bucket_of(site)
+    locked = folder / "locked-0-FULL%3A0000000000000"
+    locked.write_text("x")
+    locked.chmod(0)
+    if os.geteuid() == 0:  # who may read everything
+        monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(locked))
+    etags = {item.key: item.etag for item in s3napback.iter_objects(site.store())}
+    assert etags.pop("locked-0-FULL:0000000000000") == ""
+    assert all(etags.values())
+    assert s3napback.main(["list", str(site.data), *words]) == 0
+    assert f"{site.data}-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["list"], ["verify", "--deep"],
+                                   ["restore", "/huge", "--to", "TO"]], ids=" ".join)
+def test_a_file_larger_than_memory(site: Site, words: list[str], capsys: Any) -> None:
+    folder, place = bucket_of(site)
+    with open(folder / "%2Fhuge-0-FULL%3A0000000000000", "wb") as file:
+        file.truncate(10**13)  # bytes, none of them on the disk
+    words = [str(site.folder / "to") if word == "TO" else word for word in words]
+    started = time.monotonic()
+    status = s3napback.main([*words, *place])
+    assert time.monotonic() - started < 20
+    said = capsys.readouterr()
+    assert status == (0 if words == ["list"] else 1)
+    assert status == 0 or "more than a chunk can have" in said.out + said.err
+
+
+def test_a_full_bucket_disk(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    with tmpfs(site.folder / "buckets", "size=64k"):
+        (site.data / "big").write_bytes(os.urandom(500_000))
+        assert site.run() == 1
+        assert not site.archives()
+    assert "No space left on device (free some room there)" in capsys.readouterr().err
+
+
+# ---- keys and credentials ----
+
+
+@given(st.binary(max_size=200))
+def test_any_key_file(content: bytes) -> None:
+    path = Path(f"/tmp/s3nb-key-{os.getpid()}")
+    path.write_bytes(content)
+    try:
+        key, secret = s3napback.read_key_file(str(path))
+        assert key and secret
+    except Failure as failure:
+        assert failure.status == 2
+        assert str(path) in str(failure)
+    finally:
+        path.unlink()
+
+
+def test_a_key_file_that_others_can_read_gets_a_warning(
+    s3_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.chmod(s3_site.settings["S3Keyfile"], 0o644)
+    assert s3_site.run() == 0
+    assert "can be read by others; run: chmod 600 " in capsys.readouterr().err
+
+
+def test_credentials_that_expire_are_fetched_anew(
+    s3_site: Site, s3_server: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = s3_site.folder / "calls"
+    keys = {"Version": 1, "AccessKeyId": s3_server.key, "SecretAccessKey": s3_server.secret}
+    process = s3_site.folder / "credentials.sh"
+    process.write_text(f"echo call >> {calls}\necho '{json.dumps(keys)}'\n")
+    config = s3_site.folder / "aws-config"
+    config.write_text(f"[default]\ncredential_process = sh {process}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setattr(s3napback, "_FIRST_PAUSE", 0.05)
+    s3_site.settings |= {"S3Keyfile": "", "RetryHours": "1"}
+
+    def fail(method: str, *_: Any) -> tuple[int, str, str] | None:
+        old = calls.read_text().count("call") < 2
+        return (400, "ExpiredToken", "the token has expired") if method == "PUT" and old else None
+
+    s3_server.fail = fail
+    assert s3_site.run() == 0
+    assert calls.read_text().count("call") == 2
+    assert "ExpiredToken" in capsys.readouterr().err
+
+
+def test_a_role_of_the_aws_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without S3Keyfile botocore finds the key, and may have to ask another service for it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    (tmp_path / "config").write_text(
+        "[profile backup]\nrole_arn = arn:aws:iam::123456789012:role/backup\n"
+        "source_profile = own\nregion = us-east-1\n[profile own]\nregion = us-east-1\n"
+    )
+    (tmp_path / "own").write_text("[own]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_CONFIG_FILE": tmp_path / "config", "AWS_SHARED_CREDENTIALS_FILE": tmp_path / "own",
+        "AWS_PROFILE": "backup", "AWS_ENDPOINT_URL_STS": endpoint,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    try:
+        store = s3napback.S3Store("bkt", Access(endpoint))
+        store.create()
+        assert store.exists()
+        assert store._client._request_signer._credentials.method == "assume-role"
+    finally:
+        server.stop()
+
+
+# ---- what S3 answers ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "status"),
+    [
+        ({"secret": "wrong"}, "the secret in S3Keyfile is wrong", 1),
+        ({"key": "AKIANOBODY"}, "the key in S3Keyfile is unknown there", 1),
+        ({"bucket": "denied-bucket"}, "or the bucket is someone else's", 1),
+        ({"keyfile": "secret=x\n"}, "has no line key=…", 2),
+        ({"keyfile": "key=x\n"}, "has no line secret=…", 2),
+        ({"keyfile": None}, "cannot read S3Keyfile", 2),
+    ],
+)
+def test_s3_says_no(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str],
+    change: dict[str, str | None], message: str, status: int,
+) -> None:
+    keyfile = Path(s3_site.settings["S3Keyfile"])
+    if "keyfile" in change:
+        keyfile.unlink()
+        if change["keyfile"] is not None:
+            keyfile.write_text(change["keyfile"])
+    else:
+        keyfile.write_text(
+            f"key={change.get('key', s3_server.key)}\n"
+            f"secret={change.get('secret', s3_server.secret)}\n"
+        )
+    s3_site.settings["Bucket"] = change.get("bucket") or "bkt"
+    assert s3_site.run() == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert s3_server.secret not in said
+    assert "Traceback" not in said
+    assert not list((s3_site.folder / "diffs").iterdir())
+
+
+def test_a_bucket_elsewhere_ends_at_once(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_site.settings["RetryHours"] = "1"
+    s3_server.fail = lambda *_: (301, "PermanentRedirect", "use the endpoint of the bucket")
+    assert s3_site.run() == 1
+    assert "the bucket is in another region: set S3Region" in capsys.readouterr().err
+
+
+def test_a_server_that_speaks_no_tls(s3_server: Any) -> None:
+    endpoint = s3_server.endpoint.replace("http:", "https:")
+    store = s3napback.S3Store("bkt", Access(endpoint, "us-east-1", "key", "secret"))
+    with pytest.raises(Failure, match="SSL") as failure:
+        store.exists()
+    assert not isinstance(failure.value, s3napback.TransientFailure)
+
+
+def test_a_bucket_of_no_possible_name() -> None:
+    with pytest.raises(Failure, match="Invalid bucket name"):
+        s3napback.S3Store("no bucket!", NOWHERE).exists()
+
+
+def test_dates_of_another_kind(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert s3napback._skew_text("yesterday") == ""
+    store = s3napback.S3Store("bkt", Access(s3_server.endpoint, None, "key", "secret"))
+    monkeypatch.setattr(
+        store._client, "list_objects_v2", lambda **_: {"ResponseMetadata": {"HTTPHeaders": {}}}
+    )
+    assert store.skew() is None
+
+
+class _Objects(BaseHTTPRequestHandler):
+    """A service whose objects are 3,000,000 bytes; what is odd about them is in the key."""
+
+    protocol_version = "HTTP/1.1"
+    data = os.urandom(3_000_000)
+    connections = itertools.count()
+
+    def setup(self) -> None:
+        next(_Objects.connections)
+        super().setup()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.md5(self.data).hexdigest()}"')
+        if "chunked" in self.path:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%b" % (len(self.data), self.data[:2_000_000]))
+            if "cut" not in self.path:
+                self.wfile.write(self.data[2_000_000:] + b"\r\n0\r\n\r\n")
+            self.close_connection = "cut" in self.path
+            return
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+        self.wfile.write(self.data[:2_000_000] if "cut" in self.path else self.data)
+        self.close_connection = "cut" in self.path
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def objects() -> Iterator[s3napback.S3Store]:
+    _Objects.connections = itertools.count()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Objects) as server:
+        threading.Thread(target=server.serve_forever).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        store = s3napback.S3Store("b", Access(endpoint, "us-east-1", "k", "s"))
+        yield store
+        store._client.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("key", ["plain", "chunked"])
+def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str) -> None:
+    buffer = Buffer(3_000_000)
+    for _ in range(3):
+        objects.fetch(key, buffer)
+        assert bytes(buffer) == _Objects.data
+    assert next(_Objects.connections) == 1
+
+
+@pytest.mark.parametrize("key, said", [
+    ("cut", "2000000 read, but total bytes expected is 3000000"),
+    ("chunked-cut", "cannot fetch chunked-cut"),
+])
+def test_a_body_that_is_cut_off_may_pass(
+    objects: s3napback.S3Store, key: str, said: str
+) -> None:
+    with pytest.raises(s3napback.TransientFailure, match=said):
+        objects.fetch(key, Buffer(3_000_000))
+    objects.fetch("plain", Buffer(3_000_000))  # and the next one is a new connection's
+
+
+@pytest.mark.parametrize("key", ["plain", "chunked"])
+def test_a_body_larger_than_its_room(objects: s3napback.S3Store, key: str) -> None:
+    with pytest.raises(Failure, match=f"{key} is larger than listed"):
+        objects.fetch(key, Buffer(2_999_999))
+
+
+# ---- slow lines, and the limit ----
+
+
+TOOLS = Path(__file__).parent / "tools"
+
+
+@pytest.fixture
+def slow_service() -> Iterator[str]:
+    """The endpoint of a service that takes 5 MB a second, and has the bucket "b"."""
+    argv = [sys.executable, str(TOOLS / "sink.py"), "--drop", "--conn-mbps", "40"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            endpoint = process.stdout.readline().strip()
+            s3napback.S3Store("b", Access(endpoint, "us-east-1", "k", "s")).create()
+            yield endpoint
+        finally:
+            process.kill()
+
+
+def test_a_chunk_may_take_longer_than_any_timeout(
+    slow_service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service gets its time for every piece of a chunk, not for the whole of it."""
+    monkeypatch.setattr(s3napback, "_CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(s3napback, "_READ_TIMEOUT", 2.0)
+    store = s3napback.S3Store("b", Access(slow_service, "us-east-1", "k", "s"))
+    data = bytes(16_000_000)
+    start = time.monotonic()
+    assert store.put("k", data, {}) == hashlib.md5(data).hexdigest()
+    assert time.monotonic() - start > 2
+
+
+def test_a_chunk_is_sent_in_pieces_of_one_size() -> None:
+    """Each piece has its time; those of a limit are small, so that the flow is even."""
+    data = os.urandom(600_000)
+    for limit, size in ((None, 256 << 10), (s3napback.RateLimiter(1e12), 16 << 10)):
+        body = s3napback.UploadBody(Buffer.of(data), limit, threading.Event())
+        pieces = list(iter(lambda: bytes(body.read()), b""))  # noqa: B023
+        assert b"".join(pieces) == data
+        assert {len(piece) for piece in pieces[:-1]} == {size}
+
+
+def test_a_bandwidth_limit_holds_for_all_connections_together(s3_site: Site) -> None:
+    (s3_site.data / "big").write_bytes(os.urandom(300_000))
+    s3_site.settings |= {"BandwidthLimit": "300000", "ChunkSize": "20000"}
+    started = time.monotonic()
+    assert s3_site.run() == 0
+    assert time.monotonic() - started > 0.95
+    ((_, archive),) = s3_site.archives().items()
+    assert archive.complete and archive.size > 300_000
+
+
+def test_a_limited_upload_is_given_up_at_once(s3_site: Site) -> None:
+    """Who is told to end does not first send what is left of a chunk, at so many bytes a second."""
+    (s3_site.data / "big").write_bytes(os.urandom(300_000))
+    s3_site.settings |= {"BandwidthLimit": "10000", "ChunkSize": "200000"}
+    process = subprocess.Popen(
+        [sys.executable, s3napback.__file__, "-c", str(s3_site.write())],
+        stderr=subprocess.PIPE, text=True,
+    )
+    store = s3_site.store()
+    deadline = time.monotonic() + 20
+    while not store.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.terminate()
+    started = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert time.monotonic() - started < 10
+    assert not s3_site.archives()

@@ -1,30 +1,45 @@
-"""Section 10: a stream becomes an archive, or nothing; an archive is told from a torn one."""
+"""Transfer: a stream becomes an archive, or nothing."""
 
+import gzip
 import hashlib
 import io
 import json
 import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import downloaded
+from conftest import (
+    NIGHT,
+    Memory,
+    Site,
+    content,
+    fake_tool,
+    fetched,
+    send,
+    stage,
+    stage_only,
+    stored,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Access, Archive, Buffer, Failure, Store, StoredObject, TransientFailure
-
-LOG = logging.getLogger("test")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = s3napback.open_store("b", Access(f"file://{tmp_path}"), time.time)
-    store.create()
-    return store
+from s3napback import (
+    Access,
+    Buffer,
+    Failure,
+    Store,
+    TransientFailure,
+)
 
 
 class Source(io.BytesIO):
@@ -37,27 +52,6 @@ class Source(io.BytesIO):
     def check(self) -> None:
         if self.fails_at is not None and self.tell() >= self.fails_at:
             raise Failure("the source died")
-
-
-def send(store: Store, data: bytes, name: str = "a", size: int = 1000, **options: Any) -> Any:
-    source = options.pop("source", None) or Source(data)
-    options = {"parallel": 3, "log": LOG, "replaced": s3napback.archive_objects(store, name),
-               **options}
-    return s3napback.upload(source, store, name, chunk_size=size, **options)
-
-
-def whole(store: Store, name: str = "a", chunk_size: int | None = None) -> Archive:
-    archive = s3napback.resolve_archive(
-        name, s3napback.archive_objects(store, name), store.head, chunk_size
-    )
-    assert archive is not None
-    return archive
-
-
-def content(store: Store, name: str = "a") -> bytes:
-    archive = whole(store, name)
-    assert archive.complete, archive.fault
-    return downloaded(archive, store, 3)
 
 
 def keys(store: Store) -> list[str]:
@@ -117,56 +111,6 @@ def test_the_metadata_says_what_the_archive_is(store: Store) -> None:
 
 
 # ---- replacing ----
-
-
-class Memory:
-    """A store that remembers in which order it was asked to do what."""
-
-    bucket = "m"
-
-    def __init__(self) -> None:
-        self.retries = s3napback.Retries()
-        self.objects: dict[str, tuple[bytes, dict[str, str]]] = {}
-        self.history: list[tuple[str, str]] = []
-        self.fail: Callable[[str, str], None] = lambda verb, key: None
-
-    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
-        self.fail("put", key)
-        self.objects[key] = bytes(data), dict(metadata)
-        self.history.append(("put", key))
-        return hashlib.md5(bytes(data)).hexdigest()
-
-    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
-        data, metadata = self.objects[key]
-        into.fill(io.BytesIO(data).readinto)
-        return metadata
-
-    def peek(self, key: str, count: int) -> bytes:
-        return self.objects[key][0][:count]
-
-    def head(self, key: str) -> dict[str, str] | None:
-        return self.objects[key][1]
-
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        return [
-            StoredObject(key, len(data), hashlib.md5(data).hexdigest(), 0.0)
-            for key, (data, _) in sorted(self.objects.items())
-            if key.startswith(prefix) and key > after
-        ], False
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.fail("delete", key)
-            self.objects.pop(key, None)
-            self.history.append(("delete", key))
-
-    def exists(self) -> bool:
-        return True
-
-    create = remove = exists  # type: ignore[assignment]
-
-    def prepare(self, key: str) -> None:
-        pass
 
 
 def old_archive(store: Memory, chunks: int, digits: int = 13) -> None:
@@ -293,7 +237,7 @@ def test_a_partial_backup_that_will_not_go_is_told(caplog: pytest.LogCaptureFixt
     with pytest.raises(Failure, match="denied"):
         send(store, b"n" * 4500)
     assert "Could not delete partial backup: denied" in caplog.text
-    assert not whole(store).complete
+    assert not stored(store).complete
 
 
 def test_memory_is_bounded() -> None:
@@ -354,7 +298,7 @@ def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
         put, delete = s3napback.retried(Memory.put), s3napback.retried(Memory.delete)
 
     store = Patient()
-    store.retries = s3napback.Retries(20, LOG)
+    store.retries = s3napback.Retries(20, logging.getLogger("test"))
 
     def fail(verb: str, key: str) -> None:
         if verb == "delete" or key.endswith("2"):
@@ -378,105 +322,13 @@ def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
 # ---- assembling ----
 
 
-def objects(*sizes: int, digits: int = 20, start: int = 0) -> list[StoredObject]:
-    return [
-        StoredObject(f"a:{n:0{digits}d}", size, f"{n:032x}", 1.0)
-        for n, size in enumerate(sizes, start)
-    ]
-
-
-def no_head(key: str) -> dict[str, str]:
-    return {}
-
-
-@pytest.mark.parametrize(
-    ("items", "chunk_size", "fault"),
-    [
-        (objects(10, 10, 3), None, ""),
-        (objects(10, 10, 0), None, ""),
-        (objects(3), None, ""),
-        (objects(0), None, ""),
-        (objects(10), 10, "it was cut off"),
-        (objects(10, 10), None, "it was cut off"),
-        (objects(10, 3, start=1), None, "chunk 0 is missing"),
-        (objects(10, 10, 10, 3)[::2], None, "chunk 1 is missing"),
-        (objects(10, 9, 3), None, "its chunks are of different sizes"),
-        (objects(10, 10) + objects(3, start=5), None, "chunk 2 and 2 more is missing"),
-    ],
-)
-def test_archives_of_the_original(
-    items: list[StoredObject], chunk_size: int | None, fault: str
-) -> None:
-    archive = s3napback.resolve_archive("a", items, no_head, chunk_size)
-    assert archive is not None
-    assert archive.fault.startswith(fault)
-    assert archive.complete == (not fault)
-
-
-def test_nothing_is_no_archive() -> None:
-    assert s3napback.resolve_archive("a", [], no_head) is None
-
-
-def test_both_widths_the_complete_one_counts(store: Store) -> None:
-    memory = Memory()
-    send(memory, b"n" * 2500)
-    torn = dict(memory.objects)
-    del torn["a:0000000000002"]
-    original = {f"a:{n:020d}": (b"o" * size, {}) for n, size in enumerate((1000, 1000, 20))}
-    memory.objects = {**torn, **original}
-    assert content(memory) == b"o" * 2020
-    send(memory, b"n" * 2500)
-    memory.objects |= original
-    assert content(memory) == b"n" * 2500
-
-
-def test_a_longer_old_tail_does_not_hide_the_new_archive() -> None:
-    store = Memory()
-    send(store, b"o" * 4500)
-    tail = {key: value for key, value in store.objects.items() if key > "a:0000000000000"}
-    send(store, b"new")
-    store.objects |= tail
-    assert content(store) == b"new"
-
-
-def test_a_larger_chunk_size_does_not_hide_the_new_archive() -> None:
-    store = Memory()
-    send(store, b"o" * 4500)
-    tail = {key: value for key, value in store.objects.items() if key > "a:0000000000000"}
-    send(store, b"n" * 5000, size=9000)
-    store.objects |= tail
-    assert content(store) == b"n" * 5000
-
-
-@pytest.mark.parametrize("chunks", [1, 2, 4])
-def test_every_mixture_of_two_uploads_is_torn(chunks: int) -> None:
-    """Whatever a kill leaves of two uploads of one length, it is never taken for a whole one."""
-    first, second = Memory(), Memory()
-    send(first, b"1" * (1000 * (chunks - 1) + 5))
-    send(second, b"2" * (1000 * (chunks - 1) + 5))
-    names = sorted(first.objects)
-    for mask in range(1, 2 ** len(names) - 1):
-        mixed = Memory()
-        for n, name in enumerate(names):
-            mixed.objects[name] = (second if mask >> n & 1 else first).objects[name]
-        assert not whole(mixed).complete
-
-
-@pytest.mark.parametrize("drop", range(4))
-def test_every_missing_chunk_is_seen(drop: int) -> None:
-    store = Memory()
-    send(store, b"x" * 3500)
-    del store.objects[f"a:{drop:013d}"]
-    assert not whole(store).complete
-
-
 # ---- downloading ----
 
 
 def test_a_chunk_that_changed_since_the_listing_is_refused() -> None:
     store = Memory()
     send(store, b"x" * 3500)
-    archive = whole(store)
+    archive = stored(store)
     store.objects["a:0000000000002"] = (b"y" * 1000, {"s3napback-archive": "another"})
     received = map(bytes, s3napback.download(archive, store, 2))
     assert next(received) == b"x" * 1000
@@ -486,3 +338,265 @@ def test_a_chunk_that_changed_since_the_listing_is_refused() -> None:
     store.objects["a:0000000000002"] = (b"y", {})
     with pytest.raises(Failure, match="has 1 bytes, not 1000"):
         list(s3napback.download(archive, store, 2))
+
+
+def test_an_object_that_has_grown_since_the_listing(store: Store) -> None:
+    send(store, b"x" * 1500, size=1000)
+    archive = stored(store)
+    store.put("a:0000000000001", b"x" * 2000, {})
+    with pytest.raises(Failure, match="is larger than listed: it was replaced"):
+        list(s3napback.download(archive, store, 2))
+
+
+def test_an_object_that_has_grown_on_s3(s3_server: Any) -> None:
+    store = s3napback.S3Store(
+        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
+    )
+    store.create()
+    store.put("k", b"x" * 2000, {})
+    with pytest.raises(Failure, match="k is larger than listed"):
+        store.fetch("k", Buffer(1999))
+
+
+def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("one")
+    tar = subprocess.run(["tar", "-C", str(tmp_path), "-cf", "-", "file"], check=True,
+                         capture_output=True).stdout
+    whole = gzip.compress(tar + bytes(20_000_000), 1)  # as with a large blocking factor
+    env = dict(os.environ)
+    for data in (whole, whole[:-1]):
+        (tmp_path / f"out{len(data)}").mkdir()
+        blocks = s3napback.decoded(iter([data]), env)
+        if data is whole:
+            s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
+        else:
+            with pytest.raises(Failure, match="ended with status 1"):
+                s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
+        assert (tmp_path / f"out{len(data)}" / "file").read_text() == "one"
+
+
+# ---- the source, the bucket and the requests ----
+
+
+def test_data_that_cannot_be_read() -> None:
+    with pytest.raises(Failure, match="read the data to be stored"), open("/proc/self/mem", "rb",
+                                                                          buffering=0) as file:
+        s3napback.FileStream(file).readinto(memoryview(bytearray(10)))
+
+
+def test_a_replacement_that_cannot_be_stored_leaves_the_old_archive(
+    s3_site: Site, s3_server: Any
+) -> None:
+    s3_site.settings["ChunkSize"] = "100000"
+    assert s3_site.run() == 0
+    ((name, _),) = s3_site.archives().items()
+    old = s3_site.content(name)
+    (s3_site.data / "file").write_text("two")
+    s3_server.fail = lambda method, *_: (503, "SlowDown", "") if method == "PUT" else None
+    assert s3_site.run("-f") == 1
+    s3_server.fail = None
+    assert s3_site.content(name) == old
+
+
+def test_ended_by_a_signal_while_the_network_is_down(site: Site) -> None:
+    site.settings |= {"S3Endpoint": "http://127.0.0.1:9", "RetryHours": "20"}
+    site.settings["S3Keyfile"] = str(site.folder / "key")
+    (site.folder / "key").write_text("key=a\nsecret=b\n")
+    process = subprocess.Popen(
+        [sys.executable, s3napback.__file__, "-c", str(site.write())], stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    while "trying again" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_nothing_is_stored_before_the_bucket_was_looked_at(store: Store) -> None:
+    order: list[str] = []
+    leave = threading.Event()
+
+    def ready() -> None:
+        assert leave.wait(20)
+        order.append("ready")
+
+    class Told(s3napback.FolderStore):
+        def put(self, key: str, data: bytes | Buffer, metadata: Any) -> str:
+            order.append("put")
+            return super().put(key, data, metadata)
+
+    told = Told(os.path.dirname(store._folder), "b", time.time)  # type: ignore[attr-defined]
+    threading.Timer(0.2, leave.set).start()
+    s3napback.upload(s3napback.FileStream(io.BytesIO(b"x" * 250)), told, "a", chunk_size=100,
+                     parallel=2, ready=ready, log=logging.getLogger("test"))
+    assert order[0] == "ready" and order.count("put") == 3
+
+
+def test_a_small_archive_costs_a_look_a_put_and_a_look(s3_server: Any, tmp_path: Path) -> None:
+    s3napback.S3Store(
+        "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
+    ).create()
+    s3_server.requests.clear()
+    keyfile = str(s3_server.write_keyfile(tmp_path / "key"))
+    argv = [sys.executable, s3napback.__file__, "js3tream", "-i", "-b", "bkt:a", "-K", keyfile,
+            "--endpoint", s3_server.endpoint]
+    subprocess.run(argv, input=b"x", check=True)
+    assert s3_server.requests == [
+        ("GET", "/bkt"), ("PUT", "/bkt/a:0000000000000"), ("GET", "/bkt")]
+
+
+# ---- SafeReplace ----
+
+
+@pytest.fixture
+def safe_site(site: Site) -> Site:
+    """A site whose one slot holds an archive of several chunks."""
+    site.settings["SafeReplace"] = "On"
+    (site.data / "big").write_bytes(os.urandom(5000))
+    assert site.run() == 0
+    return site
+
+
+def test_the_old_archive_stays_until_the_new_one_is_there(
+    safe_site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ((name, _),) = safe_site.archives().items()
+    content = safe_site.content(name)
+    fake_tool(safe_site, monkeypatch, "pigz", '"$REAL" "$@"; exit 1')
+    assert safe_site.run("-f") == 1
+    assert safe_site.content(name) == content
+    assert not [p for p in (safe_site.folder / "buckets/bkt").iterdir() if "new" in p.name]
+    assert "No complete full backup" not in caplog.text
+
+
+def test_a_replacement_leaves_one_archive(safe_site: Site) -> None:
+    ((name, old),) = safe_site.archives().items()
+    assert safe_site.run("-f") == 0
+    ((again, new),) = safe_site.archives().items()
+    assert again == name
+    assert new.metadata["archive"] != old.metadata["archive"]
+    assert not new.staged
+    keys = [item.key for item in s3napback.iter_objects(safe_site.store())]
+    assert keys == [s3napback.chunk_key(name, n) for n in range(len(new.chunks))]
+
+
+@pytest.mark.parametrize("placed", ["whole", "half", "none", "older", "torn"])
+def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, placed: str) -> None:
+    store = safe_site.store()
+    ((name, _),) = safe_site.archives().items()
+    if placed == "older":  # the copying has not begun
+        old = [(item.key, *fetched(store, item.key)) for item in safe_site.archives()[name].chunks]
+        assert safe_site.run("-f", now=NIGHT + timedelta(seconds=1)) == 0
+    content = safe_site.content(name)
+    archive = stage(safe_site, name)
+    for path in safe_site.diff_files():
+        path.unlink()  # the run ended before it came to that
+    if placed == "older":
+        for item in archive.chunks:
+            store.delete([item.key])
+        for key, data, metadata in old:
+            store.put(key, data, metadata)
+            os.utime(store.path_of(key), (1e9, 1e9))  # type: ignore[attr-defined]
+    gone = {"half": 2, "none": 0, "torn": 1}.get(placed)
+    if gone is not None:
+        store.delete([item.key for item in archive.chunks[gone:]])
+    if placed == "torn":  # an upload under way has no last chunk, and nothing says that it is whole
+        store.delete([s3napback.staged_key(name, len(archive.chunks) - 1)])
+        assert safe_site.run() == 0
+        assert [i for i in s3napback.iter_objects(store) if s3napback.is_staged(i.key)] == []
+        assert safe_site.archives()[name].complete
+        return
+    assert safe_site.run(now=NIGHT + timedelta(minutes=1)) == 0  # done today
+    assert safe_site.content(name) == content
+    assert [i.key for i in s3napback.iter_objects(store)] == [i.key for i in archive.chunks]
+
+
+def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) -> None:
+    """It comes to its place today, and is as old as it is."""
+    name = stage_only(safe_site)
+    for path in safe_site.diff_files():
+        path.unlink()
+    turn = NIGHT + timedelta(days=28)  # of the same slot
+    assert safe_site.run(now=turn) == 0
+    made = safe_site.archives()[name].made
+    assert datetime.fromtimestamp(made).date() == turn.date()
+
+
+def test_a_restore_reads_a_staged_archive_where_it_waits(
+    safe_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command that reads moves or deletes an object: the next run does."""
+    name = stage_only(safe_site)
+    endpoint = safe_site.settings["S3Endpoint"]
+    for where in (["-b", "bkt", "--endpoint", endpoint], ["-c", str(safe_site.write())]):
+        before = safe_site.state()
+        target = safe_site.folder / "back"
+        words = ["restore", *where, str(safe_site.data), "--to", str(target)]
+        assert s3napback.main(words) == 0
+        assert (target / str(safe_site.data)[1:] / "file").read_text() == "one"
+        shutil.rmtree(target)
+        assert s3napback.main(["list", *where]) == 0
+        assert "not yet in its place" in capsys.readouterr().out
+        assert safe_site.archives()[name].staged
+        assert safe_site.state() == before
+
+
+def test_a_copy_that_is_refused_loses_nothing(
+    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_site.settings["SafeReplace"] = "On"
+    (s3_site.data / "big").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    (s3_site.data / "big").write_bytes(os.urandom(5000))
+
+    def fail(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
+        copying = method == "PUT" and body is None
+        return (403, "AccessDenied", "no copies") if copying else None
+
+    s3_server.fail = fail
+    assert s3_site.run("-f") == 3
+    said = capsys.readouterr().err
+    assert "Could not put the new backup in its place; it waits beside it" in said
+    assert "AccessDenied" in said
+    ((name, archive),) = s3_site.archives().items()
+    assert archive.complete and archive.staged
+    # The next run cannot place it either, and must not write over the only one there is.
+    assert s3_site.run("-f") == 1
+    assert s3_site.archives()[name].metadata == archive.metadata
+    s3_server.fail = None
+    assert s3_site.run("-f") == 0
+    assert s3_site.archives()[name].complete and not s3_site.archives()[name].staged
+
+
+def test_a_bad_copy_is_found_out(
+    safe_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def copy(self: s3napback.FolderStore, source: str, target: str) -> None:
+        data, metadata = fetched(self, source)
+        self.put(target, bytes(reversed(data)), metadata)
+
+    monkeypatch.setattr(s3napback.FolderStore, "copy", copy)
+    assert safe_site.run("-f") == 3
+    assert "was not copied as it was stored" in capsys.readouterr().err
+    (archive,) = safe_site.archives().values()
+    assert archive.complete and archive.staged
+
+
+def test_staged_chunks_lie_in_the_standard_class(s3_site: Site, s3_server: Any) -> None:
+    """Others cost for months what is there for minutes, or cannot be copied from."""
+    s3_site.settings |= {"SafeReplace": "On", "StorageClass": "STANDARD_IA"}
+    (s3_site.data / "big").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    classes: set[tuple[bool, str]] = set()
+
+    def look(method: str, path: str, query: dict[str, str], body: bytes | None) -> None:
+        for item in s3napback.iter_objects(s3_site.store()) if method == "POST" else ():
+            classes.add((s3napback.is_staged(item.key), item.storage_class))
+
+    s3_server.fail = look
+    assert s3_site.run("-f") == 0
+    s3_server.fail = None
+    assert (True, "STANDARD") in classes and (True, "STANDARD_IA") not in classes
+    assert {i.storage_class for i in s3napback.iter_objects(s3_site.store())} == {"STANDARD_IA"}

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool
+from conftest import NIGHT, Capture, Site, fake_tool
 
 import s3napback
-
-Capture = pytest.CaptureFixture[str]
 
 
 def shown(site: Site, capsys: Capture) -> str:

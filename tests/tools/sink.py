@@ -1,6 +1,7 @@
 """A fast S3 service for benchmarks: what it takes from a client's time is little and measured.
 
-    python tests/tools/sink.py [--port N] [--tls-dir FOLDER] [--drop] [--latency-ms N] [--conn-mbps N]
+    python tests/tools/sink.py [--port N] [--tls-dir FOLDER] [--drop] [--latency-ms N]
+                               [--conn-mbps N]
 
 It listens on 127.0.0.1 and prints its URL. Any key is let in: no signature is checked. Objects,
 with their user metadata, are kept in memory; --drop keeps all but their bodies. It knows objects

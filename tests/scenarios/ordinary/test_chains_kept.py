@@ -9,8 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool
-from test_guard import stage_only
+from conftest import NIGHT, Site, fake_tool, require_tool, stage_only
 
 import s3napback
 

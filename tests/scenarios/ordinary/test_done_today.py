@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, leave_out
-from test_backup import files
+from conftest import NIGHT, Site, fake_tool, files, leave_out
 
 import s3napback
 

@@ -9,13 +9,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, leave_out, run_as_nobody, tmpfs
+from conftest import NIGHT, Capture, Site, leave_out, run_as_nobody, tmpfs
 
 import s3napback
 
 FIRST = NIGHT - timedelta(days=2)  # the night of a FULL; six DIFFs follow
 Bind = Callable[[Path, Path], None]
-Capture = pytest.CaptureFixture[str]
 
 
 def night(number: int) -> datetime:

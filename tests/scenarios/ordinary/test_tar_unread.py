@@ -8,11 +8,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, leave_out, run_as_nobody
+from conftest import NIGHT, Capture, Site, fake_tool, leave_out, run_as_nobody
 
 import s3napback
 
-Capture = pytest.CaptureFixture[str]
 NAMES = [b"plain", b"a b", b"c:d", b"e\nf", b"g\\h", b"\xff\xfe", "\u00fc".encode(), b"t\tq",
          b"'q'", b" lead", b"trail ", b"\x7f\x01", b"a: Cannot open: x", b"x\\303", b"\\", b"dir"]
 

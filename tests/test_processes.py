@@ -1,0 +1,286 @@
+"""Processes: how a stage ends says what the archive is worth; keys of gpg."""
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NIGHT, Site, bad_compressor, fake_tool, require_tool
+
+import s3napback
+from s3napback import Failure
+
+# ---- how a stage ends ----
+
+
+DYING = {
+    "at once": "exit 9",
+    "in the middle": 'head -c 2500 <("$REAL" "$@"); exit 9',
+    "at the end": '"$REAL" "$@"; exit 9',
+    "by a signal": '"$REAL" "$@"; kill -KILL $$',
+    "quietly cut, then fails": '"$REAL" "$@" | head -c 1700; exit 9',
+}
+
+
+@pytest.mark.parametrize("temp", [False, True])
+@pytest.mark.parametrize("how", DYING)
+@pytest.mark.parametrize("tool", ["tar", "gzip", "gpg"])
+def test_a_stage_that_dies_stores_nothing(
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tool: str, how: str, temp: bool,
+) -> None:
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    (site.data / "big").write_bytes(os.urandom(9000))
+    site.settings |= {"GpgRecipient": gpg_home.recipient, "Compressor": "gzip"}
+    site.jobs = f"<Directory {site.data}>\nUseTempFile {int(temp)}\n</Directory>"
+    assert site.run() == 0
+    before = site.state()
+    (site.data / "big").write_bytes(os.urandom(9000))
+    script = DYING[how]
+    if tool == "gzip":
+        script = script.replace('"$REAL" "$@"', "gzip")
+        site.settings["Compressor"] = bad_compressor(site.folder, script)
+    elif tool == "gpg":  # the check of the key must still pass
+        script = f'[ "$(head -c 1 | wc -c)" = 0 ] && exec "$REAL" "$@" </dev/null\n{script}'
+    if tool != "gzip":
+        fake_tool(site, monkeypatch, tool, script)
+    capsys.readouterr()
+    later = NIGHT + timedelta(days=1)
+    assert site.run(now=later) == 1
+    said = capsys.readouterr().err
+    assert "failed: " in said
+    assert ("bad-compressor" if tool == "gzip" else tool) in said.split("failed: ")[1]
+    assert "Finished: 0 stored, 0 skipped, 1 failed" in said
+    assert site.state() == before  # the archive of another slot, and what DiffDir describes
+    monkeypatch.undo()
+    monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    site.settings["Compressor"] = "gzip"
+    assert site.run(now=later) == 0
+    assert len(site.archives()) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ('"$REAL" "$@"; echo "tar: x: file changed as we read it" >&2; exit 1', "x: file changed"),
+        ('"$REAL" "$@"; echo "tar: y: Cannot open: Permission denied" >&2; exit 2', "y: Cannot op"),
+    ],
+)
+def test_tars_warnings_are_stored_and_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str,
+    said: str,
+) -> None:
+    fake_tool(site, monkeypatch, "tar", script)
+    assert site.run() == 3
+    ((_, archive),) = site.archives().items()
+    assert archive.complete
+    assert archive.metadata["status"] == "warnings"
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert "1 stored (1 with warnings)" in captured
+    assert len(site.diff_files()) == 1
+
+
+def test_tar_that_gives_up_stores_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = '"$REAL" "$@"; echo "tar: Error is not recoverable: exiting now" >&2; exit 2'
+    fake_tool(site, monkeypatch, "tar", script)
+    assert site.run() == 1
+    assert not site.archives()
+    assert not list((site.folder / "diffs").iterdir())
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_source_that_ended_with_a_warning_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """tar is through, and the compressor holds more than a pipe takes: it is read on, not waited
+    for."""
+    (site.data / "big").write_bytes(os.urandom(6_000_000))
+    fake_tool(site, monkeypatch, "tar", f'"$REAL" "$@"; exit {status}')
+    holding = bad_compressor(site.folder, "d=$(base64); echo $d")
+    site.settings |= {"Compressor": holding, "ChunkSize": "100000"}
+    assert site.run() == 3
+    ((_, archive),) = site.archives().items()
+    assert archive.complete
+    assert archive.size > 6_000_000
+
+
+def test_a_tar_that_wrote_nothing_stores_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert site.run() == 0
+    before = site.state()
+    fake_tool(site, monkeypatch, "tar", "echo 'tar: unrecognized option' >&2; exit 1")
+    assert site.run("-f", now=NIGHT.replace(month=12, day=1)) == 1
+    assert "tar wrote no snapshot file (install GNU tar as tar)" in capsys.readouterr().err
+    assert site.state() == before
+
+
+def test_many_messages_are_counted_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3napback, "_MAX_MESSAGES", 10)
+    fake_tool(site, monkeypatch, "tar", '"$REAL" "$@"; seq 1 100 >&2; exit 1')
+    assert site.run() == 3
+    said = capsys.readouterr().err
+    assert "WARN 10\n" in said
+    assert "WARN 11\n" not in said
+    assert "90 more messages of tar, the last of them:" in said
+    assert "WARN 100\n" in said
+
+
+@pytest.mark.parametrize("tool", ["tar", "gzip", "gpg", "mysqldump", "svnlook"])
+def test_tools_that_are_not_on_path(
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], svn_repo_factory: Any, tool: str,
+) -> None:
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    repo = svn_repo_factory(site.folder / "repo", 1)
+    site.jobs = {"mysqldump": "MySQL all", "svnlook": f"Subversion {repo}"}.get(tool, site.jobs)
+    folder = site.folder / "bin"
+    folder.mkdir()
+    for name in {"tar", "gzip", "gpg", "svnlook", "svnadmin"} - {tool}:
+        (folder / name).symlink_to(require_tool(name))
+    monkeypatch.setenv("PATH", str(folder))
+    assert site.run() == 1
+    assert f"{tool} is not on PATH (install it, or set PATH in the crontab)" in (
+        capsys.readouterr().err
+    )
+    assert not site.archives()
+    assert not list((site.folder / "diffs").iterdir())
+
+
+def test_a_tar_that_ends_early(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tool(site, monkeypatch, "tar", "echo 'tar: no' >&2; exit 2")
+    with pytest.raises(Failure, match="tar ended with status 2: tar: no"):
+        s3napback.run_tar(iter([bytes(1 << 20)] * 20), str(site.folder), dict(os.environ))
+
+
+def test_the_pipes_between_stages_are_wide() -> None:
+    stages = [s3napback.Stage(("cat", "/dev/zero")), s3napback.Stage(("cat",))]
+    pipeline = s3napback.Pipeline(stages, dict(os.environ))
+    try:
+        for process in pipeline._processes:
+            if process.stdout and not process.stdout.closed:
+                assert fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ) == 1 << 20
+    finally:
+        pipeline.kill()
+
+
+# ---- gpg ----
+
+
+def test_a_gpg_that_does_not_work(
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    fake_tool(site, monkeypatch, "gpg", "exit 9")
+    assert site.run() == 2
+    assert "gpg does not work: Error invoking gpg: 9" in capsys.readouterr().err
+
+
+def recipient_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch, home: Path, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    before = site.state()
+    assert site.run() == 2
+    assert site.state() == before
+    return capsys.readouterr().err
+
+
+def key_maker(home: Path, recipient: str, expiry: str = "0") -> None:
+    env = {**os.environ, "GNUPGHOME": str(home)}
+    subprocess.run(
+        ["gpg", "--batch", "-q", "--passphrase", "", "--quick-generate-key", recipient,
+         "future-default", "default", expiry],
+        env=env, check=True, capture_output=True,
+    )
+
+
+def test_gpg_recipient_absent_expired_untrusted_revoked_disabled(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    short_folder: Callable[[str], Path], gpg_home: Any,
+) -> None:
+    home = short_folder("")
+    env = {**os.environ, "GNUPGHOME": str(home)}
+    site.settings["GpgRecipient"] = "who@example.com"
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert "GPG recipient who@example.com not found in " in said
+    assert "gpg --import" in said
+    # expired: made in the past
+    faketime = require_tool("faketime")
+    subprocess.run(
+        [faketime, "2020-01-01", "gpg", "--batch", "-q", "--passphrase", "",
+         "--quick-generate-key", "old@example.com", "future-default", "default", "1y"],
+        env=env, check=True, capture_output=True,
+    )
+    site.settings["GpgRecipient"] = "old@example.com"
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert "expired on 2020-12-31" in said
+    assert "gpg --edit-key" in said
+    # not trusted: someone else's public key
+    public = gpg_home.run("--armor", "--export", gpg_home.recipient)
+    subprocess.run(["gpg", "--batch", "-q", "--import"], input=public, text=True, env=env,
+                   check=True, capture_output=True)
+    site.settings["GpgRecipient"] = gpg_home.recipient
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert "is not trusted" in said
+    assert "trust" in said.rpartition("gpg --edit-key ")[2]
+    # disabled
+    key_maker(home, "off@example.com")
+    subprocess.run(["gpg", "--no-tty", "--command-fd", "0", "--edit-key", "off@example.com"],
+                   input="disable\nsave\n", text=True, env=env, capture_output=True)
+    site.settings["GpgRecipient"] = "off@example.com"
+    assert "is disabled" in recipient_failure(site, monkeypatch, home, capsys)
+    # revoked
+    key_maker(home, "gone@example.com")
+    listing = subprocess.run(["gpg", "--list-keys", "--with-colons", "gone@example.com"],
+                             env=env, capture_output=True, text=True).stdout
+    fingerprint = next(x.split(":")[9] for x in listing.splitlines() if x.startswith("fpr"))
+    revocation = (home / "openpgp-revocs.d" / f"{fingerprint}.rev").read_text()
+    subprocess.run(["gpg", "--batch", "--import"], env=env, text=True, capture_output=True,
+                   input=revocation.replace(":-----BEGIN", "-----BEGIN"))
+    site.settings["GpgRecipient"] = "gone@example.com"
+    assert "is revoked" in recipient_failure(site, monkeypatch, home, capsys)
+    subprocess.run(["gpgconf", "--kill", "all"], env=env)
+
+
+def test_a_keyring_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    short_folder: Callable[[str], Path], gpg_home: Any,
+) -> None:
+    home, ring = short_folder(""), site.folder / "backup.gpg"
+    env = {**os.environ, "GNUPGHOME": str(home)}
+    public = gpg_home.run("--armor", "--export", gpg_home.recipient)
+    subprocess.run(
+        ["gpg", "--batch", "-q", "--no-default-keyring", "--keyring", str(ring), "--import"],
+        input=public, text=True, env=env, check=True, capture_output=True,
+    )
+    (home / "gpg.conf").write_text("trust-model always\n")
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    site.settings |= {"GpgRecipient": gpg_home.recipient, "GpgKeyring": str(ring)}
+    assert site.run() == 0
+    site.settings["GpgKeyring"] = str(site.folder / "absent.gpg")
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert "absent.gpg does not exist" in said
+
+
+def test_a_keyring_that_gnupg_ignores(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    gpg_home: Any,
+) -> None:
+    # GnuPG 2.4 with use-keyboxd says so, and goes on with its own keys.
+    note = 'gpg: Note: Specified keyrings are ignored due to option "use-keyboxd"'
+    fake_tool(site, monkeypatch, "gpg", f"echo '{note}' >&2; exec \"$REAL\" \"$@\"")
+    site.settings |= {"GpgRecipient": gpg_home.recipient, "GpgKeyring": "/x.gpg"}
+    said = recipient_failure(site, monkeypatch, gpg_home.home, capsys)
+    assert "gpg ignores GpgKeyring /x.gpg" in said
+    assert "take use-keyboxd out of common.conf" in said
