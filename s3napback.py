@@ -6632,6 +6632,15 @@ _TAR_BLOCK = 512
 
 _MAX_TAR_HEADER = 1 << 28
 
+# Members of which it is remembered that they are still to come: some tens of megabytes of names.
+_MAX_AWAITED = 200_000
+
+# What a path never is (`member_path`): as one of those awaited, it makes the stream go to its end.
+_NEVER = ".."
+
+# Most extended headers have none of these: only times.
+_PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
+
 
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is that folder, or in it; "" is the folder of all."""
@@ -6647,18 +6656,18 @@ def is_within(path: str, folders: set[str]) -> bool:
     return True
 
 
-def parse_dumpdir(data: bytes) -> tuple[set[str], list[tuple[str, str]]]:
-    """(names in a directory, renames of directories as (from, to)), as tar has written them.
+def parse_dumpdir(data: bytes) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+    """(name → Y, N or D of a directory's entries, renames of directories as (from, to)).
 
-    GNU tar manual, "Dumpdir".
+    GNU tar manual, "Dumpdir": Y is in the archive, N is not, D is a directory.
     """
-    names: set[str] = set()
+    names: dict[str, bytes] = {}
     renames: list[tuple[str, str]] = []
     source = ""
     for entry in data.split(b"\0"):
         kind, name = entry[:1], os.fsdecode(entry[1:])
         if kind in (b"Y", b"N", b"D"):
-            names.add(name)
+            names[name] = kind
         elif kind in (b"R", b"X"):
             source = name
         elif kind == b"T":
@@ -6666,59 +6675,84 @@ def parse_dumpdir(data: bytes) -> tuple[set[str], list[tuple[str, str]]]:
     return names, renames
 
 
-@dataclass
 class Layer:
     """What one archive of a chain tells, gathered while it passes into tar.
 
-    paths: what is wanted of it, () for all; extra: further members, to which hard links lead;
-    records: (directory, its dumpdir), in an unnamed file; tops: directories that were given to
-    tar by name, files: other members that were; renames: of directories; gone: paths that the
-    directory above them no longer names; lacking: members to which hard links lead in vain;
-    names: those that tar was given, None where the archive does not tell; last: a directory that
-    is, or is below, one of `tops`.
+    tops: directories that were given to tar by name; files: other members that were; names: those
+    that tar was given, None where the archive does not tell; renames: of directories; gone: paths
+    that the directory above them no longer names; lacking: members to which hard links lead in
+    vain.
     """
 
-    paths: tuple[str, ...]
-    extra: frozenset[str]
-    records: IO[bytes]
-    tops: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    renames: list[tuple[str, str]] = field(default_factory=list)
-    gone: set[str] = field(default_factory=set)
-    lacking: set[str] = field(default_factory=set)
-    names: set[str] | None = None
-    last: str | None = None
+    def __init__(self, paths: Sequence[str], extra: set[str], dumpdirs: IO[bytes] | None) -> None:
+        """paths: what is wanted, () for all; extra: further members, to which hard links lead;
+        dumpdirs: an unnamed file for them, None for the first archive, of which none is needed."""
+        self.paths, self._extra, self._dumpdirs = paths, extra, dumpdirs
+        self._places: dict[str, tuple[int, int]] = {}  # directory → its dumpdir in the file
+        self._untold, self._awaited = set(paths), set[str]()
+        self._last: str | None = None  # a directory that is one of `tops`, or below one
+        self.tops, self.files = set[str](), set[str]()
+        self.names: set[str] | None = None
+        self.renames: list[tuple[str, str]] = []
+        self.gone, self.lacking = set[str](), set[str]()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is left to be gathered: all is wanted, and `names` says the rest."""
+        return not self.paths and self._dumpdirs is None and self.names is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that is wanted has come: dumpdirs told what that is, and each came."""
+        return bool(self.paths) and not self._untold and not self._awaited
 
     def wants(self, path: str) -> bool:
         """Whether a member is to be unpacked."""
-        return (not self.paths or path in self.extra
+        return (not self.paths or path in self._extra
                 or any(is_below(path, wanted) for wanted in self.paths))
 
     def note(self, path: str, dumpdir: bytes | None, *, folder: bool, link: str | None) -> bool:
         """Takes down a member; whether it is wanted. link: where a hard link leads."""
         above = path.rpartition("/")[0]
-        if above != self.last and not is_within(path, self.tops):
+        if above != self._last and not is_within(path, self.tops):
             (self.tops if folder else self.files).add(path)
         elif not folder:
-            self.last = above  # the next one is most likely in the same directory
-        if not self.paths and not folder:
-            return True
+            self._last = above  # the next one is most likely in the same directory
         wanted = self.wants(path)
         below = [p for p in self.paths if p != path and is_below(p, path)]
         if not folder:
+            self._awaited.discard(path)
             self.gone.update(below)
-        elif dumpdir and (wanted or below):
-            names, renames = parse_dumpdir(dumpdir)
-            self.renames += renames
-            start = len(path) + 1 if path else 0
-            self.gone.update(p for p in below if p[start:].partition("/")[0] not in names)
-        if wanted and folder:
-            name = os.fsencode(path)
-            size = -1 if dumpdir is None else len(dumpdir)
-            self.records.write(b"%d %d\n%b%b" % (len(name), size, name, dumpdir or b""))
+        elif dumpdir and (wanted or below or b"\0T" in dumpdir):  # renames may be of any directory
+            self._note_folder(path, dumpdir, wanted, below)
         if wanted and link is not None and not self.wants(link):
             self.lacking.add(link)
         return wanted
+
+    def _note_folder(self, path: str, dumpdir: bytes, wanted: bool, below: Sequence[str]) -> None:
+        names, renames = parse_dumpdir(dumpdir)
+        self.renames += renames
+        start = f"{path}/" if path else ""
+        for wanted_below in below:
+            inner = start + wanted_below[len(start) :].partition("/")[0]
+            kind = names.get(inner[len(start) :])
+            if kind is None:
+                self.gone.add(wanted_below)
+            if inner == wanted_below and kind in (b"Y", b"D"):
+                self._awaited.add(inner)
+            if inner == wanted_below or kind != b"D":
+                self._untold.discard(wanted_below)
+        if not wanted:
+            return
+        if self._dumpdirs is not None:
+            self._places[path] = (self._dumpdirs.tell(), len(dumpdir))
+            self._dumpdirs.write(dumpdir)
+        if self.paths:
+            self._untold.discard(path)
+            self._awaited.discard(path)
+            self._awaited.update(start + name for name, kind in names.items() if kind != b"N")
+            if len(self._awaited) > _MAX_AWAITED:
+                self._awaited = {_NEVER}
 
     def note_names(self, comment: bytes) -> None:
         """Takes down which names tar was given; see `ASKED_FOR`."""
@@ -6727,13 +6761,19 @@ class Layer:
                 names = base64.b64decode(comment[len(ASKED_FOR) :]).split(b"\0")
                 self.names = {path for path in map(member_path, names) if path is not None}
 
-    def directories(self) -> Iterator[tuple[str, set[str] | None]]:
-        """(path, names in it, None where they are not told) of every directory."""
-        self.records.seek(0)
-        while line := self.records.readline():
-            length, size = map(int, line.split())
-            path = os.fsdecode(self.records.read(length))
-            yield path, None if size < 0 else parse_dumpdir(self.records.read(size))[0]
+    def sort_names(self, tree: Tree) -> None:
+        """Takes what tar was given, now that it is unpacked, for its `tops` and `files`."""
+        for path in self.names or ():
+            with tree.opened(path) as folder:
+                (self.files if folder is None else self.tops).add(path)
+
+    def names_in(self, path: str) -> set[str] | None:
+        """The names in a directory, None where they are not told."""
+        if self._dumpdirs is None or path not in self._places:
+            return None
+        place, size = self._places[path]
+        self._dumpdirs.seek(place)
+        return set(parse_dumpdir(self._dumpdirs.read(size))[0])
 
 
 def tar_number(text: bytes) -> int:
@@ -6771,11 +6811,18 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
+def member_path(name: bytes) -> str | None:
+    """A member's name as a path below the folder; None where `..` leads out of it."""
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    return None if b".." in parts else os.fsdecode(b"/".join(parts))
+
+
 class TarStream:
     """An archive's content on its way to tar: the members that are wanted, as they are.
 
-    layer: takes down what each member tells. From a block on that should be a header and is none
-    (the end, or damage) everything is handed on: what is wrong with it, tar says.
+    layer: takes down what each member tells; once that has all that is wanted, the stream ends.
+    From a block on that should be a header and is none (the end, or damage) everything is handed
+    on: what is wrong with it, tar says.
     """
 
     def __init__(self, blocks: Iterable[Piece], layer: Layer) -> None:
@@ -6785,25 +6832,20 @@ class TarStream:
 
     def __iter__(self) -> Iterator[Piece]:
         out = bytearray()  # tar is not to be written to for each header
-        while (member := self._member()) is not None:
+        while not self._layer.is_plain and (member := self._member()) is not None:
             size, wanted = member
             if wanted:
                 out += self._headers
-            size = -(-size // _TAR_BLOCK) * _TAR_BLOCK
-            if size <= len(self._rest) and size + len(out) <= _BLOCK:  # most members, and fast
+            for piece in self._pieces(-(-size // _TAR_BLOCK) * _TAR_BLOCK):
                 if wanted:
-                    out += self._rest[:size]
-                self._rest = self._rest[size:]
-                continue
-            for piece in self._pieces(size):
-                if not wanted:
-                    continue
-                if len(out) + len(piece) > _BLOCK:
-                    yield bytes(out)
-                    out.clear()
-                    yield piece
-                else:
                     out += piece
+                if len(out) >= _BLOCK:
+                    yield memoryview(out)
+                    out = bytearray()
+            self._headers.clear()
+            if self._layer.is_done:
+                yield bytes(out) + bytes(2 * _TAR_BLOCK)  # the end of an archive (tar(5))
+                return
         yield bytes(out + self._headers)
         yield self._rest
         yield from self._blocks
@@ -6813,7 +6855,7 @@ class TarStream:
         found = self._header()
         if found is None:
             return None
-        header, size, said = found
+        header, size, fields = found
         kind = header[156:157]
         more = kind == b"S" and header[482]  # GNU's old map of holes goes on in blocks of its own
         while more:
@@ -6824,25 +6866,24 @@ class TarStream:
             return size, True
         if kind == b"1":
             size = 0
-        elif said.get(b"size", b"").isdigit():
-            size = int(said[b"size"])
-        name = header[:100].rstrip(b"\0").partition(b"\0")[0]
+        elif fields.get(b"size", b"").isdigit():
+            size = int(fields[b"size"])
+        name = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and header[345]:
             name = header[345:500].partition(b"\0")[0] + b"/" + name
-        name = said.get(b"GNU.sparse.name", said.get(b"path", name))
+        name = fields.get(b"GNU.sparse.name", fields.get(b"path", name))
         path = member_path(name)
         if path is None:
             return size, not self._layer.paths  # tar knows how to deal with ".."
-        link = said.get(b"linkpath", header[157:257].partition(b"\0")[0])
+        link = fields.get(b"linkpath", header[157:257].partition(b"\0")[0])
         return size, self._layer.note(
-            path, said.get(b"GNU.dumpdir"), folder=kind in (b"5", b"D") or name.endswith(b"/"),
+            path, fields.get(b"GNU.dumpdir"), folder=kind in (b"5", b"D") or name.endswith(b"/"),
             link=member_path(link) if kind == b"1" else None,
         )
 
     def _header(self) -> tuple[bytes, int, dict[bytes, bytes]] | None:
         """(header, bytes of data, what extended headers say) of the next member; None: no more."""
-        said: dict[bytes, bytes] = {}
-        self._headers = bytearray()
+        fields: dict[bytes, bytes] = {}
         while True:
             header = self._take(_TAR_BLOCK)
             self._headers += header
@@ -6850,28 +6891,24 @@ class TarStream:
                 return None
             kind, size = header[156:157], tar_number(header[124:136])
             if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
-                return header, size, said
+                return header, size, fields
             if size > _MAX_TAR_HEADER:
                 raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
             data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)
             self._headers += data
             data = data[:size]
             if kind == b"D":
-                return header, 0, {**said, b"GNU.dumpdir": data}
+                return header, 0, {**fields, b"GNU.dumpdir": data}
             if kind in (b"L", b"K"):
-                said[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
+                fields[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
             elif kind == b"g":
                 self._layer.note_names(pax_records(data).get(b"comment", b""))
             elif _PAX_OF_INTEREST.search(data):
-                said.update(pax_records(data))
+                fields.update(pax_records(data))
 
     def _take(self, size: int) -> bytes:
         """So many bytes, fewer at the end of the stream."""
-        if size <= len(self._rest):
-            piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
-            return piece
-        # A block's memory is used again for the next one.
-        return b"".join(map(bytes, self._pieces(size)))
+        return b"".join(map(bytes, self._pieces(size)))  # a block's memory is used again
 
     def _pieces(self, size: int) -> Iterator[memoryview]:
         while size > 0:
@@ -6883,16 +6920,6 @@ class TarStream:
             self._rest = self._rest[len(piece) :]
             size -= len(piece)
             yield piece
-
-
-# Most members have none of these: only times.
-_PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
-
-
-def member_path(name: bytes) -> str | None:
-    """A member's name as a path below the folder; None where `..` leads out of it."""
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-    return None if b".." in parts else os.fsdecode(b"/".join(parts))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -6947,17 +6974,13 @@ class RenamedFolders(Exception):
 class Unpacker:
     """The archives of a chain, unpacked one upon the other in a private folder, then moved.
 
-    tar unpacks each into an empty folder of its own. What the archive says is still there but does
-    not hold is then moved over from the folder of the archive before it; what no directory names
-    any more stays behind. So no archive reaches through a link that another one left
-    (CVE-2025-45582, tar up to 1.35). Nothing changes where it goes before all is unpacked; then
-    each entry takes its place by one rename, and is at any moment the old one or the new one. It
-    takes room for all that is restored beside what it replaces. Folders are opened name by name,
-    so that links lead nowhere.
+    tar unpacks the first into the private tree, and each later one into an empty folder of its
+    own, from where it is merged into the tree. So no archive reaches through a link that another
+    one left (CVE-2025-45582, tar up to 1.35). The place where it all goes does not change before
+    everything is unpacked; then the tree is merged into it, in the same way.
 
-    folder: where it goes; near: a path in it, for the private folder is to be on its file system;
-    paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it; kept: folders
-    that are never taken away, as what is mounted is not. All methods raise Failure.
+    A merge gives each entry its place by one rename: it is at any moment the old one or the new
+    one. It takes room for all that is restored beside what it replaces.
     """
 
     _PREFIX = ".s3napback-restore-"
@@ -6966,21 +6989,24 @@ class Unpacker:
         self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool,
         kept: Sequence[str],
     ) -> None:
-        self._folder, self._env = folder, env
+        """folder: where it goes; near: a path in it, for the private folder is to be on its file
+        system; paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it;
+        kept: folders that are never taken away, as what is mounted is not. Like all methods, it
+        raises Failure."""
+        self._env = env
         self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
-        self._tops: set[str] = set()
-        self._files: set[str] = set()
+        self._tops, self._files = set[str](), set[str]()  # see `Layer`
         self._count = self._spares = 0
-        self._unlocked: list[tuple[str, int]] = []
-        self._torn = False
+        self._torn = False  # whether the tree is between two archives
         self.warnings: list[str] = []
         with os_failures("make a folder to unpack in"):
             self._kept = [*mount_points(), *map(os.path.realpath, kept)]
-            self._base = os.path.join(self._home(near), f"{self._PREFIX}{secrets.token_hex(8)}")
+            self._base = os.path.join(self._home(folder, near), self._PREFIX + secrets.token_hex(8))
             os.mkdir(self._base, 0o700)
             self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
             with contextlib.suppress(OSError):  # where the file system has no locks
                 fcntl.flock(self._top, fcntl.LOCK_EX)  # as long as it is held, we are at work
+        self._place, self._tree = Tree(folder), Tree(f"{self._base}/tree")
 
     def __enter__(self) -> Unpacker:
         return self
@@ -6994,9 +7020,9 @@ class Unpacker:
         """Whether an entry of a folder is a restore at work, or what is left of one."""
         return name.startswith(cls._PREFIX)
 
-    def _home(self, near: str) -> str:
+    def _home(self, folder: str, near: str) -> str:
         """The folder for the private one: where a rename leads to where things go."""
-        found = [self._folder]
+        found = [folder]
         for name in near.split("/"):
             inner = os.path.join(found[-1], name)
             if not name or os.path.islink(inner) or not os.path.isdir(inner):
@@ -7025,61 +7051,40 @@ class Unpacker:
             finally:
                 os.close(handle)
 
-    def add(self, content: Callable[[], Iterator[Piece]], *, alone: bool = False) -> None:
-        """Unpacks the next archive; content: its bytes from their start, at each call; alone: it
-        is the only one, all of it is wanted, and nothing is there: what it tells does not matter.
-        """
-        new = f"{self._base}/{self._count}"
-        extra: frozenset[str] = frozenset()
+    def add(
+        self, content: Callable[[], contextlib.AbstractContextManager[Iterator[Piece]]]
+    ) -> None:
+        """Unpacks the next archive; content: its bytes from their start, at each call."""
+        new = Tree(f"{self._base}/{self._count}") if self._count else self._tree
+        extra = set[str]()
         with os_failures("unpack"), contextlib.ExitStack() as stack:
             while True:
-                os.mkdir(new, 0o700)
-                records = stack.enter_context(tempfile.TemporaryFile(dir=self._base))
-                layer = Layer(self._taken, extra, records)
-                pieces = content() if alone else TarStream(content(), layer)
-                warnings = run_tar(pieces, new, self._env)
+                os.mkdir(new.top, 0o700)
+                dumpdirs = self._count and stack.enter_context(
+                    tempfile.TemporaryFile(dir=self._base))
+                layer = Layer(self._taken, extra, dumpdirs or None)
+                with content() as blocks:
+                    warnings = run_tar(TarStream(blocks, layer), new.top, self._env)
                 if not layer.lacking:
                     break
                 extra |= layer.lacking  # hard links, and what they lead to was passed over
-                remove_tree(new)
+                remove_tree(new.top)
+            if self._count and self._taken and layer.renames:
+                raise RenamedFolders
+            if layer.is_plain:  # its names tell what was not looked at
+                layer.sort_names(new)
+            self._torn = self._count > 0
+            self._rename(layer.renames)
+            self._forget(layer)
             if self._count:
-                if self._taken and layer.renames:
-                    raise RenamedFolders
-                self._carry_over(layer, f"{self._base}/{self._count - 1}", new)
+                self._merge(new, self._tree, "", layer.names_in)
+                remove_tree(new.top)
+            self._tree.lock()
+            self._torn = False
         self.warnings += warnings
-        self._tops = layer.tops
-        self._files |= layer.files
         self._count += 1
 
-    def _carry_over(self, layer: Layer, old: str, new: str) -> None:
-        """Moves what is still there, and not in the archive, from the folder before."""
-        self._torn = True
-        self._rename(old, layer.renames)
-        unlocked: list[tuple[str, int]] = []
-        for path, names in layer.directories():
-            pull(old, new, path, names, unlocked)
-        # In no directory's list: files that were given to tar by name, and directories that were
-        # and could not be read this time. Without a list of names only these files are kept.
-        kept = {path for path in self._files if not is_within(path, layer.tops)}
-        if layer.names is not None:
-            kept = {path for path in kept | self._tops if path in layer.names} - layer.tops
-            layer.tops |= kept & self._tops
-        kept.update(
-            path for path in self._taken
-            if is_within(path, layer.tops) and path not in layer.gone
-        )
-        for path in kept:
-            folder, name = os.path.split(path)
-            with opened(old, folder) as there, opened(new, folder, unlocked, make=True) as here:
-                if there is not None and here is not None and (
-                    exists(name, there) and not exists(name, here)
-                ):
-                    move(name, there, here)
-        self._lock(new, unlocked)
-        remove_tree(old)
-        self._torn = False
-
-    def _rename(self, old: str, renames: Sequence[tuple[str, str]]) -> None:
+    def _rename(self, renames: Sequence[tuple[str, str]]) -> None:
         """Does what an archive says of renamed directories, all of it at once.
 
         One after the other, as tar does it, often fails: a name that is taken still, a folder that
@@ -7087,27 +7092,27 @@ class Unpacker:
         then given its new name, the outer ones first, in the place of whatever has it.
         """
         moved: list[tuple[str, str]] = []
-        for source, target in sorted(self._origins(old, renames), reverse=True):
-            with opened(old, os.path.dirname(source)) as there:
-                if there is None or not is_folder(os.path.basename(source), there):
+        for source, target in sorted(self._origins(renames), reverse=True):
+            above, name = os.path.split(source)
+            with self._tree.opened(above) as there:
+                if there is None or not is_folder(name, there):
                     self.warnings.append(f"cannot rename {source} to {target}: it is not there")
                     continue
-                spare = self._spare()
-                move(os.path.basename(source), there, self._top, spare)
-                moved.append((target, spare))
+                moved.append((target, self._put_aside(name, there)))
+            self._tree.lock()  # as long as the paths are the same
         for target, spare in sorted(moved):
-            parts = target.split("/")
-            for inner in range(1, len(parts) + 1):
-                above, name = "/".join(parts[: inner - 1]), parts[inner - 1]
-                with opened(old, above, make=True) as here:
-                    assert here is not None
-                    if exists(name, here) and (inner == len(parts) or not is_folder(name, here)):
-                        move(name, here, self._top, self._spare())
-                    if inner == len(parts):
-                        move(spare, self._top, here, name)
+            *outer, name = target.split("/")
+            for depth, inner in enumerate(outer):
+                with self._tree.opened("/".join(outer[:depth])) as here:
+                    if here is not None and exists(inner, here) and not is_folder(inner, here):
+                        self._put_aside(inner, here)
+            with self._tree.opened("/".join(outer), make=True) as here:
+                assert here is not None
+                if exists(name, here):
+                    self._put_aside(name, here)
+                move(spare, self._top, here, name)
 
-    @staticmethod
-    def _origins(old: str, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _origins(self, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """(where it was before all, its new path) of renamed directories."""
         pairs: list[tuple[str, str]] = []
         aside = ""
@@ -7120,7 +7125,7 @@ class Unpacker:
         found = []
         for source, target in pairs:
             origin = source
-            with opened(old, source) as there:
+            with self._tree.opened(source) as there:
                 known = there is not None
             for before, after in pairs:  # else named by the new name of a folder above it
                 if not known and source != after and is_below(source, after):
@@ -7128,138 +7133,119 @@ class Unpacker:
             found.append((origin, target))
         return found
 
-    def _spare(self) -> str:
-        """A free name in the private folder."""
-        self._spares += 1
-        return f"aside-{self._spares}"
+    def _forget(self, layer: Layer) -> None:
+        """Takes away what its directory no longer names, and what was given to tar by name before
+        and is not any more.
+
+        A file that was given is not in an archive if it has not changed, nor is a directory that
+        could not be read. Where the archive does not tell the names, only such files are kept.
+        """
+        given = self._tops | self._files
+        kept = self._files if layer.names is None else given & layer.names
+        gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
+        for path in gone | layer.gone:
+            above, name = os.path.split(path)
+            with self._tree.opened(above) as there:
+                if there is not None and exists(name, there):
+                    self._put_aside(name, there)
+        self._tops = layer.tops | (self._tops & kept)
+        self._files |= layer.files
 
     def place(self) -> list[str]:
         """Moves what is wanted to where it goes; the paths that are not there."""
-        result = f"{self._base}/{max(self._count - 1, 0)}"
-        with os_failures("put in place what was unpacked"):
-            absent = [path for path in self._paths if not self._has(result, path)]
-            there_are = set(self._paths).difference(absent) if self._paths else {""}
-            for path in there_are:
-                if any(is_below(path, other) for other in there_are - {path}):
-                    continue
-                folder, name = os.path.split(path)
-                with opened(result, folder) as new, self._there(folder, make=True) as there:
-                    assert new is not None
-                    if there is None:
-                        raise self._in_the_way(folder)
-                    if not name or (is_folder(name, new) and is_folder(name, there)):
-                        self._merge(result, path)
-                    elif name in self._kept_in(folder):
-                        self._leave(path)
-                    else:
-                        self._put(name, new, there, f"{result}/{path}")
-            self._lock(self._folder, self._unlocked)
-        return absent
+        def is_there(path: str) -> bool:
+            above, name = os.path.split(path)
+            with self._tree.opened(above) as folder:
+                return folder is not None and exists(name, folder)
 
-    @staticmethod
-    def _has(result: str, path: str) -> bool:
-        folder, name = os.path.split(path)
-        with opened(result, folder) as above:
-            return above is not None and exists(name, above)
+        def names_in(path: str) -> set[str] | None:
+            return set() if is_within(path, self._tops) else None
+
+        with os_failures("put in place what was unpacked"):
+            absent = [path for path in self._paths if not is_there(path)]
+            found = set(self._paths).difference(absent) if self._paths else {""}
+            for path in found:
+                if not any(is_below(path, other) for other in found - {path}):
+                    self._merge(self._tree, self._place, path, names_in)
+            self._place.lock()
+        return absent
 
     def salvage(self) -> bool:
         """After a failure of `add`: puts in place what there is, if it is of one moment or all of
         the first archive that could be read; whether it did."""
-        result = f"{self._base}/{max(self._count - 1, 0)}"
-        if self._torn or not os.path.isdir(result) or not os.listdir(result):
+        if self._torn or not os.path.isdir(self._tree.top) or not os.listdir(self._tree.top):
             return False
         self.place()
         return True
 
-    def _lock(self, top: str, unlocked: list[tuple[str, int]]) -> None:
-        """Gives folders that had to be unlocked their modes back."""
-        while unlocked:
-            path, mode = unlocked.pop()
-            if top != self._folder or not self._is_backed_up(path):
-                with opened(top, os.path.dirname(path)) as above:
-                    os.chmod(os.path.basename(path), mode, dir_fd=above)
+    def _merge(
+        self, source: Tree, target: Tree, start: str, names_in: Callable[[str], set[str] | None]
+    ) -> None:
+        """Moves a path from one tree into another, entry by entry where both have a folder.
 
-    def _there(
-        self, path: str, *, make: bool = False
-    ) -> contextlib.AbstractContextManager[int | None]:
-        """A folder of the place where things go, open. In `/` links above what was backed up are
-        the machine's own (/var/run, /bin) and lead nowhere else."""
-        follow = self._folder == "/" and not self._is_backed_up(path)
-        return opened(self._folder, path, self._unlocked, make=make, follow=follow)
-
-    def _is_backed_up(self, path: str) -> bool:
-        """Whether a directory's content was backed up, not only something below it."""
-        return is_within(path, self._tops)
-
-    def _in_the_way(self, path: str) -> Failure:
-        return Failure(
-            f"{os.path.join(self._folder, path)} is no folder, and what is to be restored lies in"
-            " it", "move it away, or restore into an empty folder",
-        )
-
-    def _merge(self, result: str, path: str) -> None:
-        """Brings a folder that is there to what it was: entry by entry, itself at the end."""
-        todo = [(path, False)]
+        names_in: of a folder, what may stay in it beside the entries that the source has, and then
+        it takes the source's attributes; None: everything may, and they stay as they are.
+        """
+        todo = [os.path.split(start)]
         while todo:
-            path, done = todo.pop()
-            exact = self._is_backed_up(path)
-            with (self._or_told(path), opened(result, path) as new, self._there(path) as there):
-                if new is None or there is None:
+            path, only = todo.pop()  # of the start, one entry of the folder above it
+            names = names_in(path)
+            # In `/` links above what was backed up are the machine's own: /var/run, /bin.
+            own_links = target.top == "/" and names is None
+            with (
+                self._or_told(path), source.opened(path) as new,
+                target.opened(path, make=bool(only), follow=own_links) as there,
+            ):
+                if only and there is None:
+                    raise self._in_the_way(path)
+                if new is None or there is None:  # moved as a whole
                     continue
-                if done:
-                    copy_attributes(new, there)
-                    continue
-                if exact:
-                    todo.append((path, True))
-                names = os.listdir(new)
-                kept = self._kept_in(path)
-                for name in names:
+                info, coming, present = os.fstat(new), entries(new), entries(there)
+                kept = self._kept_in(path) if target is self._place else set()
+                for name in [only] if only else coming:
                     inner = f"{path}/{name}" if path else name
-                    follow = self._folder == "/" and not self._is_backed_up(inner)
-                    if is_folder(name, new) and is_folder(name, there, follow=follow):
-                        todo.append((inner, False))
-                    elif not exact and is_folder(name, new) and exists(name, there) and (
-                        not self._is_backed_up(inner)
+                    is_met = coming[name] and name in present
+                    if is_met and not present[name] and target is self._place and (
+                        names_in(inner) is None
                     ):
-                        raise self._in_the_way(inner)
+                        if not (own_links and is_folder(name, there, follow=True)):
+                            raise self._in_the_way(inner)
+                        todo.append((inner, ""))
+                    elif is_met and present[name]:
+                        todo.append((inner, ""))
                     elif name in kept:
                         self._leave(inner)
                     else:
                         with self._or_told(inner):
-                            self._put(name, new, there, f"{result}/{inner}")
-                for name in set(os.listdir(there)).difference(names) if exact else ():
+                            self._put(name, new, there, f"{source.top}/{inner}")
+                if only or names is None:
+                    continue
+                for name in present.keys() - coming.keys() - names:
                     inner = f"{path}/{name}" if path else name
                     with self._or_told(inner):
-                        if self.is_ours(name):
-                            self._remove_if_dead(os.path.join(self._folder, inner))
-                        elif name in kept or is_on_other_device(name, there):
-                            self._leave(inner)
-                        else:
-                            self._discard(name, there, inner)
+                        self._discard(name, there, f"{target.top}/{inner}", name in kept)
+                copy_attributes(new, there, info, source.mode(path, info))
+                target.forget_mode(path)
 
     def _put(self, name: str, new: int, there: int, path: str) -> None:
         """Gives an entry its place; what was there goes to the private folder. path: the new's."""
         try:
-            if exists(name, there) and (is_folder(name, there) or is_folder(name, new)):
+            if is_folder(name, there) or (is_folder(name, new) and exists(name, there)):
                 try:
                     exchange(name, new, there)
                 except OSError:
-                    self._exchange_slowly(name, new, there)
+                    spare = self._put_aside(name, there)
+                    try:
+                        move(name, new, there)
+                    except BaseException:
+                        move(spare, self._top, there, name)  # else it went with the private folder
+                        raise
             else:
                 move(name, new, there)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             self._copy(name, there, path)
-
-    def _exchange_slowly(self, name: str, new: int, there: int) -> None:
-        spare = self._spare()
-        move(name, there, self._top, spare)
-        try:
-            move(name, new, there)
-        except BaseException:
-            move(spare, self._top, there, name)  # else it went with the private folder
-            raise
 
     def _copy(self, name: str, there: int, path: str) -> None:
         """`_put` into another file system below the folder: a copy beside it, then a rename."""
@@ -7273,22 +7259,40 @@ class Unpacker:
             remove_tree(f"{folder}/{name}")
         os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
 
-    def _discard(self, name: str, there: int, path: str) -> None:
+    def _put_aside(self, name: str, folder: int) -> str:
+        """Moves an entry to the private folder; the name that it has there."""
+        self._spares += 1
+        spare = f"aside-{self._spares}"
+        move(name, folder, self._top, spare)
+        return spare
+
+    def _discard(self, name: str, there: int, path: str, is_kept: bool) -> None:
         """Takes away what was not backed up."""
-        try:
-            move(name, there, self._top, self._spare())
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            remove_tree(os.path.join(self._folder, path))
+        if self.is_ours(name):
+            self._remove_if_dead(path)
+        elif is_kept or is_on_other_device(name, there):
+            self._leave(path)
+        else:
+            try:
+                self._put_aside(name, there)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                remove_tree(path)
 
     def _kept_in(self, path: str) -> set[str]:
         """The entries of a folder that stay: something is mounted there or below, or is our own."""
-        start = os.path.realpath(os.path.join(self._folder, path)).rstrip("/") + "/"
+        start = os.path.realpath(os.path.join(self._place.top, path)).rstrip("/") + "/"
         return {one[len(start) :].partition("/")[0] for one in self._kept if one.startswith(start)}
 
+    def _in_the_way(self, path: str) -> Failure:
+        return Failure(
+            f"{os.path.join(self._place.top, path)} is no folder, and what is to be restored lies"
+            " in it", "move it away, or restore into an empty folder",
+        )
+
     def _leave(self, path: str) -> None:
-        self.warnings.append(f"{os.path.join(self._folder, path)} is left as it is: another file"
+        self.warnings.append(f"{os.path.join(self._place.top, path)} is left as it is: another file"
                              " system, the bucket or DiffDir is there, or in it")
 
     @contextlib.contextmanager
@@ -7299,7 +7303,7 @@ class Unpacker:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
                 raise
-            place = os.path.join(self._folder, path)
+            place = os.path.join(self._place.top, path)
             self.warnings.append(f"{place} could not be brought back whole: {error.strerror}")
 
 
@@ -7308,60 +7312,82 @@ class Unpacker:
 # --------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def opened(
-    top: str, path: str, unlocked: list[tuple[str, int]] | None = None, *, make: bool = False,
-    follow: bool = False,
-) -> Iterator[int | None]:
-    """The folder of a path below another, open; None where it is none.
+class Tree:
+    """A folder and all that is below it, opened name by name, so that links lead nowhere.
 
-    make: makes those that are not there; follow: goes through symbolic links, else none is
-    followed below the top. One that its owner may not use is unlocked: path and mode are added.
+    A folder that its owner may not use is unlocked; `lock` gives each of them its mode back.
     """
-    handle: int | None = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
-    flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
-    done = ""
-    try:
-        for name in filter(None, path.split("/")):
-            assert handle is not None
-            done = os.path.join(done, name)
-            if make and not exists(name, handle):
-                os.mkdir(name, dir_fd=handle)
-            above = handle
+
+    def __init__(self, top: str) -> None:
+        self.top = top
+        self._modes: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def opened(self, path: str, *, make: bool = False, follow: bool = False
+               ) -> Iterator[int | None]:
+        """The folder of a path, open; None where it is none.
+
+        make: makes those that are not there; follow: goes through symbolic links below the top.
+        """
+        handle: int | None = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY)
+        for end in re.finditer("/|$", path) if path else ():
+            if handle is not None:
+                handle = self._step(handle, path[: end.start()], make, follow)
+        try:
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _step(self, above: int, path: str, make: bool, follow: bool) -> int | None:
+        """The folder of a path, open, its owner may write in it; the one above it is closed."""
+        name = os.path.basename(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
+        try:
+            if make and not exists(name, above):
+                os.mkdir(name, dir_fd=above)
             try:
-                handle = _open_unlocked(name, flags, above, done, unlocked)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                handle = os.open(name, flags, dir_fd=above)
+            except PermissionError:
+                mode = os.stat(name, dir_fd=above, follow_symlinks=False).st_mode
+                if not stat.S_ISDIR(mode):
                     raise
-                handle = None
-            finally:
-                os.close(above)
-            if handle is None:
-                break
-        yield handle
-    finally:
-        if handle is not None:
-            os.close(handle)
+                os.chmod(name, 0o700, dir_fd=above)
+                self._modes.setdefault(path, stat.S_IMODE(mode))
+                return os.open(name, flags, dir_fd=above)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        finally:
+            os.close(above)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        if mode & 0o300 != 0o300 and not os.access(
+            ".", os.W_OK | os.X_OK, dir_fd=handle, effective_ids=True
+        ):
+            os.fchmod(handle, mode | 0o700)
+            self._modes.setdefault(path, mode)
+        return handle
+
+    def mode(self, path: str, info: os.stat_result) -> int:
+        """The mode of an open folder, as it was before it was unlocked."""
+        return self._modes.get(path, stat.S_IMODE(info.st_mode))
+
+    def forget_mode(self, path: str) -> None:
+        """Lets a folder keep the mode that it has now."""
+        self._modes.pop(path, None)
+
+    def lock(self) -> None:
+        """Gives the folders that were unlocked their modes back."""
+        for path, mode in sorted(self._modes.items(), reverse=True):
+            with self.opened(path) as handle:
+                if handle is not None:
+                    os.fchmod(handle, mode)
+        self._modes.clear()
 
 
-def _open_unlocked(
-    name: str, flags: int, above: int, path: str, unlocked: list[tuple[str, int]] | None
-) -> int:
-    """A folder, open and writable for its owner if `unlocked` is given or it must be."""
-    try:
-        handle = os.open(name, flags, dir_fd=above)
-    except PermissionError:
-        mode = os.stat(name, dir_fd=above, follow_symlinks=False).st_mode
-        if not stat.S_ISDIR(mode):
-            raise
-        os.chmod(name, 0o700, dir_fd=above)
-        handle = os.open(name, flags, dir_fd=above)
-    else:
-        mode = os.fstat(handle).st_mode
-    if unlocked is not None and mode & 0o300 != 0o300:
-        os.fchmod(handle, stat.S_IMODE(mode) | 0o700)
-        unlocked.append((path, stat.S_IMODE(mode)))
-    return handle
+def entries(folder: int) -> dict[str, bool]:
+    """The names in an open folder; whether each is that of a folder."""
+    with os.scandir(folder) as found:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
 
 
 def exists(name: str, folder: int) -> bool:
@@ -7427,43 +7453,9 @@ def exchange(name: str, one: int, other: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
 
 
-def pull(
-    old: str, new: str, path: str, names: set[str] | None, unlocked: list[tuple[str, int]]
-) -> None:
-    """Moves the named entries of a directory that the newer one lacks over to it.
-
-    names: None for all; unlocked: see `opened`. The newer directory keeps its times.
-    """
-    with opened(new, path, unlocked) as target:
-        if target is None:
-            return
-        with opened(old, path, []) as source:
-            if source is None:
-                return
-            taken = os.listdir(target)
-            lacking = set(os.listdir(source)).difference(taken)
-            wanted = lacking if names is None else lacking & names
-            above, own = os.path.split(path)
-            if own and wanted and not taken and wanted == lacking:  # nothing changed: as a whole
-                copy_attributes(target, source)
-                with opened(old, above) as there, opened(new, above) as here:
-                    assert there is not None and here is not None
-                    _move_all({own}, there, here)
-            else:
-                _move_all(wanted, source, target)
-
-
-def _move_all(names: Iterable[str], source: int, target: int) -> None:
-    """Moves entries of one open folder to another, which keeps its times."""
-    info = os.fstat(target)
-    for name in names:
-        move(name, source, target)
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
-
-
-def copy_attributes(source: int, target: int) -> None:
-    """Gives an open folder owner, attributes, mode and times of another."""
-    info = os.fstat(source)
+def copy_attributes(source: int, target: int, info: os.stat_result, mode: int) -> None:
+    """Gives an open folder the owner, attributes, mode and times of another, which had these two
+    when nothing had been moved out of it."""
     if os.geteuid() == 0:
         os.chown(target, info.st_uid, info.st_gid)
     with contextlib.suppress(OSError):  # where the file system has none, or only root may
@@ -7472,7 +7464,7 @@ def copy_attributes(source: int, target: int) -> None:
             os.removexattr(target, name)
         for name in names:
             os.setxattr(target, name, os.getxattr(source, name))
-    os.fchmod(target, stat.S_IMODE(info.st_mode))
+    os.fchmod(target, mode)
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
@@ -7537,6 +7529,10 @@ class _Restore:
         blocks = self._bucket.download(archive, self._progress)
         return blocks if self._kind == STREAM else decoded(blocks, self._env, self._gpg)
 
+    @contextlib.contextmanager
+    def _opened(self, archive: Archive) -> Iterator[Iterator[Piece]]:
+        yield self._content(archive)
+
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
             start, blocks = split_head(self._content(archive))
@@ -7576,10 +7572,7 @@ class _Restore:
         ) as unpacker:
             for archive in self._archives:
                 try:
-                    unpacker.add(
-                        partial(self._content, archive),
-                        alone=fresh and whole and not paths and len(self._archives) == 1,
-                    )
+                    unpacker.add(partial(self._opened, archive))
                 except Failure as failure:
                     failure.where = archive.name
                     if fresh and unpacker.salvage():

@@ -673,6 +673,10 @@ class World:
     def _of(found: Sequence[CatalogEntry], source: str) -> list[CatalogEntry]:
         return [one for one in found if one.name == source]
 
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Iterator[bytes]]:
+        yield self._plain(name)
+
     def _plain(self, name: str) -> Iterator[bytes]:
         shelf: Any = Shelf(self.server)
         blocks = iter([b"".join(shelf.get(i.key)[0] for i in self._archive(name).chunks)])
@@ -696,7 +700,7 @@ class World:
                 place, "", (), dict(os.environ), whole=True, kept=()
             ) as unpacker:
                 for link in chain.links:
-                    unpacker.add(partial(self._plain, link.archive))
+                    unpacker.add(partial(self._opened, link.archive))
                 unpacker.place()
             return files_of(Path(place + one.name))
 
