@@ -67,7 +67,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, partial, wraps
 from types import FrameType
@@ -312,27 +312,230 @@ def missing_library(error: ImportError) -> Failure:
 # 4. Config
 # ==================================================================================================
 
-# The directives that make a job's rotation, ...
+# --------------------------------------------------------------------------------------------------
+# Directives
+# --------------------------------------------------------------------------------------------------
+
+
+def setting(
+    name: str, read: Callable[[str], Any] = str, default: Any = MISSING, *, must: str = ""
+) -> Any:
+    """A field of `Settings` and the directive that fills it.
+
+    name: the directive
+    read: makes the value of its text ("1" or "0" for yes or no); a ValueError says why it cannot
+    default: the value where the config has no such line; without one, there has to be a line
+    must: what to write where the text is what Perl takes for false
+    """
+    return field(default=default, metadata={"directive": name, "read": read, "must": must})
+
+
+def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """A reader of texts of a pattern."""
+
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"is not {meaning}")
+        return make(text)
+
+    return read
+
+
+def get_str(text: str) -> str | None:
+    """The text, None for what Perl takes for false."""
+    return None if text in _FALSE else text
+
+
+def get_int(text: str, largest: int) -> int:
+    """A number from 1. Raises ValueError for another text."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= largest:
+        raise ValueError(f"is not a whole number from 1 to {largest}")
+    return int(text)
+
+
+def get_bool(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("is neither yes nor no")
+    return text == "1"
+
+
+def get_folder(text: str) -> str | None:
+    """The folder with a slash at its end, None for what Perl takes for false."""
+    return None if text in _FALSE else os.path.join(text, "")
+
+
+def get_url(text: str) -> str | None:
+    if text and (not re.fullmatch(_URL, text) or urllib.parse.urlsplit(text).port == 0):
+        raise ValueError("is not a URL: https://HOST, http://HOST or file:///PATH")
+    return text or None
+
+
+def get_command(text: str) -> str:
+    if not shlex.split(text):
+        raise ValueError("is no command")
+    return text
+
+
+# What Perl takes for false.
+_FALSE = ("", "0")
+
+_URL = r"(?i:file):///.*|(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*(/[^?#]*)?"
+
+# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
+_MAX_PREFIX = 200
+
+
+def check_prefix(prefix: str) -> str:
+    """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
+    prefix = key_text(prefix)
+    parts = set(prefix.split("/"))
+    faults = {
+        "it holds a colon or a control character": re.search("[\0-\x1f\x7f:]", prefix),
+        "it is empty, or has a slash at an end, an empty part, or a part . or ..":
+            parts & {"", ".", ".."},
+        f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps":
+            parts & {MYSQL, POSTGRESQL},
+        f"it is longer than {_MAX_PREFIX} bytes": len(prefix.encode()) > _MAX_PREFIX,
+    }
+    for why, found in faults.items():
+        if found:
+            raise UsageFailure(
+                f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
+                "choose a name such as web1",
+            )
+    return prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a config says once, for all of its jobs, in the order in which it is looked at.
+
+    path: the config file
+    all others: a directive of the main level, whose meaning is in the README
+    """
+
+    path: str
+    diff_dir: str = setting("DiffDir", get_folder, must="write DiffDir /path, a folder of its own")
+    temp_dir: str | None = setting("TempDir", get_folder, None)
+    bucket: str = setting(
+        "Bucket", matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name"),
+        must="write Bucket NAME",
+    )
+    s3_keyfile: str | None = setting("S3Keyfile", get_str, None, must="name a file, or none")
+    chunk_size: int = setting(
+        "ChunkSize", partial(get_int, largest=MAX_CHUNK), must="write ChunkSize BYTES"
+    )
+    gpg_keyring: str | None = setting("GpgKeyring", get_str, None)
+    gpg_recipients: tuple[str, ...] = setting(
+        "GpgRecipient", str, (), must="name a key, or leave it out for no encryption"
+    )
+    s3_endpoint: str | None = setting("S3Endpoint", get_url, None)
+    s3_region: str | None = setting("S3Region", matching("[A-Za-z0-9._-]+", "a region"), None)
+    storage_class: str | None = setting("StorageClass", matching("[A-Z_]+", "a class of S3"), None)
+    parallel: int = setting("Parallel", partial(get_int, largest=64), 4)
+    compressor: str | None = setting("Compressor", get_command, None)
+    bandwidth_limit: int | None = setting("BandwidthLimit", partial(get_int, largest=10**15), None)
+    retry_hours: float = setting(
+        "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0
+    )
+    safe_replace: bool = setting("SafeReplace", get_bool, False)
+    prefix: str = setting("Prefix", check_prefix, "")
+
+
+# Directive of the main level → its field.
+SETTINGS = {row.metadata["directive"]: row for row in fields(Settings) if row.metadata}
+
+# The directives that make a job's rotation.
 TIMING = ("CycleType", "Frequency", "Phase", "Diffs", "Fulls", "Discs", "ArchiveOldestDisc")
 
-# ... those that count at the main level only, ...
-_MAIN_LEVEL = (
-    "DiffDir", "TempDir", "Bucket", "S3Keyfile", "ChunkSize", "GpgKeyring", "GpgRecipient",
-    "S3Endpoint", "S3Region", "StorageClass", "Parallel", "Compressor", "BandwidthLimit",
-    "RetryHours", "SafeReplace", "Prefix",
-)
+# Directive of a job, in its block or beside its line → the kinds of job that it counts for.
+JOB_DIRECTIVES = {
+    **dict.fromkeys((*TIMING, "UseTempFile"), KINDS),
+    "Exclude": (DIRECTORY,),
+    "MySQLOptions": (MYSQL,),
+}
 
-# ... those that have one value, the first, ...
-_SINGLE = (*TIMING, "UseTempFile", *(name for name in _MAIN_LEVEL if name != "GpgRecipient"))
-
-# ... those whose value is yes or no, ...
+# All directives by their lower case; those that are lists; those that are yes or no.
+_KNOWN = {
+    name.lower(): name for name in (*KINDS, "Cycle", "Include", *SETTINGS, *JOB_DIRECTIVES)
+}
+_LISTS = (*KINDS, "GpgRecipient", "Exclude", "MySQLOptions")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
 
-# ... and all that are known, by their lower case.
-_KNOWN = {
-    name.lower(): name
-    for name in (*KINDS, "Cycle", "Exclude", "MySQLOptions", "Include", "GpgRecipient", *_SINGLE)
-}
+
+# --------------------------------------------------------------------------------------------------
+# Blocks
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """A directive with its values; where: "FILE:LINE", its last physical line."""
+
+    values: tuple[str, ...]
+    where: str
+
+    @property
+    def text(self) -> str:
+        """The value of a directive that has one."""
+        return self.values[0]
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The values of a list: a `#` ends it, since what follows is meant as a comment."""
+        return tuple(itertools.takewhile(lambda text: not text.startswith("#"), self.values))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the config, or its main level.
+
+    tag: in lower case, "" for the main level
+    arguments: the words after it
+    where: "FILE:LINE", or the file
+    entries: (name in lower case, line or block) in the order of the file
+    warnings: what the reader noticed, on the main level only
+    """
+
+    tag: str
+    arguments: tuple[str, ...]
+    where: str
+    entries: tuple[tuple[str, Line | Block], ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        return self.arguments[0] if self.arguments else None
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Line | Block]]:
+        """Name in lower case → its lines and blocks, mixed as in the file."""
+        lists: dict[str, list[Line | Block]] = {}
+        for name, entry in self.entries:
+            lists.setdefault(name, []).append(entry)
+        return lists
+
+    def lines(self, name: str) -> list[Line]:
+        """The lines of a directive."""
+        return [e for e in self.by_name.get(name.lower(), ()) if isinstance(e, Line)]
+
+    def blocks(self, name: str) -> list[Block]:
+        """The blocks with that tag."""
+        return [e for e in self.by_name.get(name.lower(), ()) if isinstance(e, Block)]
+
+    def listed(self, name: str) -> list[str]:
+        """The values of a directive that is a list, of all its lines."""
+        return [text for line in self.lines(name) for text in line.listed]
+
+    def first(self, name: str) -> Line | None:
+        """The line that counts of a directive that has one value: the first one."""
+        return next(iter(self.lines(name)), None)
+
+    def location(self, name: str) -> str:
+        """Where a directive is given, else the block."""
+        line = self.first(name)
+        return line.where if line else self.where
+
 
 # What Perl's \s is for bytes (perlrecharclass, "Whitespace"); re.ASCII makes Python's the same.
 _BLANKS = " \t\n\r\f\v"
@@ -349,63 +552,8 @@ _BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false":
 
 # Bounds that only keep a mistake (a device as config file) from filling the memory.
 _MAX_CONFIG = 16 * 1024**2  # bytes
-
 _MAX_DEPTH = 100
-
-
-@dataclass(frozen=True)
-class Value:
-    """One value of a directive; where: "FILE:LINE", the last physical line of its directive."""
-
-    text: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of the config, or its main level (tag "", where: the file).
-
-    tag: in lower case; arguments: the words after it; entries: (name in lower case, value or
-    block) in the order of the file; warnings: what the reader noticed, on the main level only.
-    """
-
-    tag: str
-    arguments: tuple[str, ...]
-    where: str
-    entries: tuple[tuple[str, Value | Block], ...]
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str | None:
-        return self.arguments[0] if self.arguments else None
-
-    @cached_property
-    def _by_name(self) -> dict[str, tuple[Value | Block, ...]]:
-        lists: dict[str, list[Value | Block]] = {}
-        for name, entry in self.entries:
-            lists.setdefault(name, []).append(entry)
-        return {name: tuple(entries) for name, entries in lists.items()}
-
-    def all(self, name: str) -> tuple[Value | Block, ...]:
-        """The values and blocks of that name, mixed as in the file."""
-        return self._by_name.get(name.lower(), ())
-
-    def values(self, name: str) -> tuple[Value, ...]:
-        """The values given to a directive, of all its lines."""
-        return tuple(entry for entry in self.all(name) if isinstance(entry, Value))
-
-    def blocks(self, name: str) -> tuple[Block, ...]:
-        """The blocks with that tag."""
-        return tuple(entry for entry in self.all(name) if isinstance(entry, Block))
-
-    def first(self, name: str) -> Value | None:
-        """The value of a directive that has one: the first that was ever given."""
-        return next(iter(self.values(name)), None)
-
-
-# --------------------------------------------------------------------------------------------------
-# From text to words
-# --------------------------------------------------------------------------------------------------
+_MAX_FILES = 1000
 
 
 def split_words(text: str) -> list[str]:
@@ -419,7 +567,7 @@ def split_words(text: str) -> list[str]:
     if not re.search("[\"']", text):
         words = re.findall(r"\S+", text, re.ASCII)
         if not words:
-            raise Failure("no value found for directive", status=EXIT_USAGE)
+            raise UsageFailure("no value found for directive")
         return words
     words = []
     position = 0
@@ -428,8 +576,7 @@ def split_words(text: str) -> list[str]:
         quoted = text[position] in "\"'"
         match = (_QUOTED_WORD if quoted else _BARE_WORD).match(text, position)
         if not match:
-            rest = text[position:]
-            raise Failure(f"value string '{rest}' not properly formatted", status=EXIT_USAGE)
+            raise UsageFailure(f"value string '{text[position:]}' not properly formatted")
         words.append(re.sub(r"""\\(["'])""", r"\1", match[1][1:-1]) if quoted else match[1])
         position = match.end()
     return words
@@ -437,8 +584,13 @@ def split_words(text: str) -> list[str]:
 
 @dataclass
 class ConfigFile:
-    """One open config file. name: as it was given; line: physical lines read so far;
-    inside: the identities of the file and of those that include it."""
+    """An open config file.
+
+    name: as it was given
+    lines: its physical lines
+    inside: the identities of the file and of those that include it
+    line: how many of its lines were read
+    """
 
     name: str
     lines: list[str]
@@ -448,6 +600,10 @@ class ConfigFile:
     @property
     def at_end(self) -> bool:
         return self.line >= len(self.lines)
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}:{self.line}"
 
     def next_line(self) -> str:
         """The next logical line, "" for a comment or an empty one."""
@@ -465,9 +621,7 @@ class ConfigFile:
                 return logical
 
     def error(self, message: str) -> Failure:
-        return Failure(
-            f"Error in config file {self.name}, line {self.line}: {message}", status=EXIT_USAGE
-        )
+        return UsageFailure(f"Error in config file {self.name}, line {self.line}: {message}")
 
 
 def _open_config_file(path: str) -> ConfigFile:
@@ -479,14 +633,9 @@ def _open_config_file(path: str) -> ConfigFile:
     except ValueError as error:  # a NUL byte in the path
         raise FileNotFoundError(2, "No such file or directory", path) from error
     if len(data) > _MAX_CONFIG:
-        raise Failure(
-            f"more than {_MAX_CONFIG} bytes", "is this a config file?",
-            where=path, status=EXIT_USAGE,
-        )
-    lines = data.decode("utf-8", "surrogateescape").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return ConfigFile(path, lines, frozenset([(status.st_dev, status.st_ino)]))
+        raise UsageFailure(f"more than {_MAX_CONFIG} bytes", "is this a config file?", path)
+    lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+    return ConfigFile(path, lines if data else [], frozenset([(status.st_dev, status.st_ino)]))
 
 
 def _brace_alternatives(pattern: str) -> list[str]:
@@ -501,12 +650,11 @@ def _brace_alternatives(pattern: str) -> list[str]:
         if (char == "," and depth == 1) or depth == 0:
             cuts.append(position)
         if depth == 0:
+            head, tail = pattern[:start], pattern[position + 1 :]
             return [
                 alternative
                 for left, right in itertools.pairwise(cuts)
-                for alternative in _brace_alternatives(
-                    pattern[:start] + pattern[left + 1 : right] + pattern[position + 1 :]
-                )
+                for alternative in _brace_alternatives(head + pattern[left + 1 : right] + tail)
             ]
     return [pattern[:start]]  # kept quirk: a brace that is open ends the pattern
 
@@ -526,11 +674,6 @@ def _glob_files(pattern: str) -> list[str]:
     return files
 
 
-# --------------------------------------------------------------------------------------------------
-# From lines to blocks
-# --------------------------------------------------------------------------------------------------
-
-
 class _Reader:
     """Follows the lines of a config and its included files, in the original's order.
 
@@ -542,11 +685,11 @@ class _Reader:
         try:
             self.sources = [_open_config_file(path)]
         except OSError as error:
-            mine = isinstance(error, PermissionError)
-            raise Failure(
+            unreadable = isinstance(error, PermissionError)
+            raise UsageFailure(
                 f"Unable to open file '{path}': {error.strerror}",
-                "make it readable for the user that runs this" if mine
-                else "name a config file with -c FILE", status=EXIT_USAGE,
+                "make it readable for the user that runs this" if unreadable
+                else "name a config file with -c FILE",
             ) from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
@@ -590,15 +733,13 @@ class _Reader:
                 raise source.error("unable to parse line")
 
     def _read_block(self, tag: str, text: str, source: ConfigFile, depth: int) -> None:
-        place = f"{source.name}:{source.line}"
         if depth == _MAX_DEPTH:
             raise source.error(f"more than {_MAX_DEPTH} blocks inside each other")
         self._check_name(tag, source)
-        with failures_at(place):
+        with failures_at(source.place):
             arguments = [] if text in ("", "0") else split_words(text)
-        words = ":".join(map(_encode, (place, *arguments)))
         # The comment is there because the library gives an empty block no list of nodes.
-        self.canonical += [f"<{tag.lower()} {words}>", "#"]
+        self.canonical += [f"<{tag.lower()} {_encode(source.place, *arguments)}>", "#"]
         self._read_level(tag.lower(), depth + 1)
         self.canonical.append(f"</{tag.lower()}>")
 
@@ -611,47 +752,33 @@ class _Reader:
         if name.lower() == "include":
             return self._include(words, source)
         self._check_name(name, source)
-        place = _encode(f"{source.name}:{source.line}")
         values = [_BOOLEANS.get(word.lower(), word) for word in words]
         known = _KNOWN.get(name.lower(), name)
         for word, value in zip(words, values, strict=True):
             if known not in _SWITCHES and (text is None or value != word):
                 given = "without a value" if text is None else word
                 self._warn(source, f"{known} {given} is read as {value}")
-        self.canonical.append(f"{name.lower()} {':'.join((place, *map(_encode, values)))}")
+        self.canonical.append(f"{name.lower()} {_encode(source.place, *values)}")
         return source
 
     def _include(self, words: list[str], source: ConfigFile) -> ConfigFile:
         """Opens the files of an Include, so that the first of them is read next."""
-        name, place = source.name, f"{source.name} line {source.line}"
+        includer, place = source.name, f"{source.name} line {source.line}"
         going_on = source
         for word in reversed(words):
-            files = self._included_files(word, place)
+            files = _included_files(word, place)
             if not files:
                 self._warn(source, f"no file to Include in {word}")
             for path in reversed(files):
-                going_on = self._open_included(path, name, place, source)
+                going_on = self._open_included(path, includer, place, source)
                 self._stack.append(going_on)
                 self.sources.append(going_on)
                 # Kept quirk: after the last file of an Include, the others are looked for beside
                 # that file, by the path that the config gave it.
-                name, place = path, f"{path} line "
-                if len(self.sources) > 1000:
-                    raise source.error("more than 1000 included files")
+                includer, place = path, f"{path} line "
+                if len(self.sources) > _MAX_FILES:
+                    raise source.error(f"more than {_MAX_FILES} included files")
         return going_on
-
-    @staticmethod
-    def _included_files(word: str, place: str) -> list[str]:
-        if os.path.isdir(word):
-            try:
-                names = sorted(os.listdir(word), key=os.fsencode)
-            except OSError as error:
-                raise Failure(
-                    f"Cannot open include directory '{word}' at {place}: {error.strerror}",
-                    status=EXIT_USAGE,
-                ) from error
-            return [f"{word}/{name}" for name in names if os.path.isfile(f"{word}/{name}")]
-        return _glob_files(word) if "*" in word else [word]
 
     def _open_included(
         self, path: str, includer: str, place: str, source: ConfigFile
@@ -669,10 +796,9 @@ class _Reader:
                 return ConfigFile(path, [], source.inside)
             except OSError as error:
                 reason = error.strerror
-        raise Failure(
+        raise UsageFailure(
             f"Unable to open include file '{path}' at {place}: {reason}",
             "files are looked for in the current folder, then beside the config",
-            status=EXIT_USAGE,
         )
 
     def _check_name(self, name: str, source: ConfigFile) -> None:
@@ -683,27 +809,39 @@ class _Reader:
             self._warn(source, f'unknown directive "{name}"{meant}')
 
     def _warn(self, source: ConfigFile, text: str) -> None:
-        self.warnings.append(f"{source.name}:{source.line}: {text}")
+        self.warnings.append(f"{source.place}: {text}")
 
 
-def _encode(word: str) -> str:
-    return urllib.parse.quote(word, safe="", errors="surrogateescape")
+def _included_files(word: str, place: str) -> list[str]:
+    """The files that a word of an Include stands for."""
+    if not os.path.isdir(word):
+        return _glob_files(word) if "*" in word else [word]
+    try:
+        names = sorted(os.listdir(word), key=os.fsencode)
+    except OSError as error:
+        raise UsageFailure(
+            f"Cannot open include directory '{word}' at {place}: {error.strerror}"
+        ) from error
+    return [f"{word}/{name}" for name in names if os.path.isfile(f"{word}/{name}")]
+
+
+def _encode(*words: str) -> str:
+    return ":".join(urllib.parse.quote(word, safe="", errors="surrogateescape") for word in words)
 
 
 def _decode(words: str) -> list[str]:
     return [urllib.parse.unquote(word, errors="surrogateescape") for word in words.split(":")]
 
 
-def _entries(nodes: Any) -> Iterator[tuple[str, Value | Block]]:
-    """The canonical config as blocks and values; nodes: those of apacheconfig."""
+def _entries(nodes: Any) -> Iterator[tuple[str, Line | Block]]:
+    """The canonical config as blocks and lines; nodes: those of apacheconfig."""
     for node in nodes:
         if node.typestring == "block":
             where, *arguments = _decode(node.arguments)
             yield node.tag, Block(node.tag, tuple(arguments), where, tuple(_entries(node)))
         elif node.typestring == "statement":
-            where, *texts = _decode(node.value)
-            for text in texts:
-                yield node.name, Value(text, where)
+            where, *values = _decode(node.value)
+            yield node.name, Line(tuple(values), where)
 
 
 def read_config(path: str) -> Block:
@@ -712,8 +850,10 @@ def read_config(path: str) -> Block:
     Raises Failure (status 2), worded as by the original, for a file that cannot be read or parsed.
     """
     if __doc__ is None:  # apacheconfig's grammar stands in docstrings
-        raise Failure("without docstrings no config can be read",
-                      "unset PYTHONOPTIMIZE, and call python3 without -OO", status=EXIT_USAGE)
+        raise UsageFailure(
+            "without docstrings no config can be read",
+            "unset PYTHONOPTIMIZE, and call python3 without -OO",
+        )
     reader = _Reader(path)
     # Imported here: it takes longer than all the rest of `-h`.
     try:
@@ -721,6 +861,9 @@ def read_config(path: str) -> Block:
     except ImportError as error:
         raise missing_library(error) from error
 
+    # apacheconfig parses the blocks and statements of the canonical form, and no more: its rules
+    # for quotes, backslashes, comments and includes are not those of Perl's Config::ApacheFormat,
+    # so `_Reader` has followed these before, and left nothing on which the two could differ.
     with make_loader(
         writable=True, preservewhitespace=True, ccomments=False, useapacheinclude=False,
         disableemptyelementtags=True,
@@ -730,31 +873,8 @@ def read_config(path: str) -> Block:
 
 
 # --------------------------------------------------------------------------------------------------
-# Settings
+# Settings and jobs
 # --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a config says once, for all of its jobs. Folders end in a slash; sizes are in bytes."""
-
-    path: str
-    diff_dir: str
-    bucket: str
-    chunk_size: int
-    temp_dir: str | None = None
-    s3_keyfile: str | None = None
-    gpg_keyring: str | None = None
-    gpg_recipients: tuple[str, ...] = ()
-    s3_endpoint: str | None = None
-    s3_region: str | None = None
-    storage_class: str | None = None
-    parallel: int = 4
-    compressor: str | None = None
-    bandwidth_limit: int | None = None  # bytes per second
-    retry_hours: float = 20.0
-    safe_replace: bool = False
-    prefix: str = ""  # before every archive's name, without a slash at its ends
 
 
 def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
@@ -762,168 +882,40 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
 
     needs_diff_dir: whether DiffDir must be there, as for a backup.
     """
-    path = config.where
-    diff_dir = _required(config, "DiffDir", "add a line DiffDir /path, for a folder of its own")
-    diff_dir = _with_slash(diff_dir)
-    if needs_diff_dir and not os.path.exists(diff_dir):
-        raise UsageFailure(
-            f"DiffDir does not exist, please create: {diff_dir}",
-            f"run: mkdir -m 700 {shlex.quote(diff_dir)}", _place(config, "DiffDir"),
-        )
-    if needs_diff_dir and not os.path.isdir(diff_dir):
-        raise UsageFailure(f"DiffDir {diff_dir} is no folder", where=_place(config, "DiffDir"))
-    temp_dir = _text(config, "TempDir")
-    _required(config, "Bucket", "add a line Bucket NAME")
-    bucket = _checked(config, "Bucket", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name")
-    if config.first("S3Keyfile"):
-        _required(config, "S3Keyfile", "name a file, or leave the line out")
-    _required(config, "ChunkSize", "add a line ChunkSize 25000000")
-    keyring, recipients = _text(config, "GpgKeyring"), _texts(config, "GpgRecipient", [])
-    if config.first("GpgRecipient") and not all(text.strip() for text in recipients or ("",)):
-        raise UsageFailure(
-            "GpgRecipient is empty", "name a key, or leave the line out for no encryption",
-            _place(config, "GpgRecipient"),
-        )
-    hours = _checked(config, "RetryHours", r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours")
-    return Settings(
-        path,
-        diff_dir,
-        bucket,
-        _whole(config, "ChunkSize", 0, 1, MAX_CHUNK),
-        _with_slash(temp_dir) if temp_dir else None,
-        _text(config, "S3Keyfile"),
-        keyring if keyring not in ("", "0") else None,
-        tuple(dict.fromkeys(recipients)),
-        _endpoint(config),
-        _checked(config, "S3Region", "[A-Za-z0-9._-]+", "a region's name"),
-        _checked(config, "StorageClass", "[A-Z_]+", "a storage class"),
-        _whole(config, "Parallel", 4, 1, 64),
-        _compressor(config),
-        _whole(config, "BandwidthLimit", 0, 1, 10**15) or None,
-        float(hours or 20),
-        _switch(config, "SafeReplace"),
-        _prefix(config),
-    )
+    found: dict[str, Any] = {"path": config.where}
+    for name, row in SETTINGS.items():
+        with failures_at(config.location(name)):
+            found[row.name] = _setting(config, name, row)
+            if name == "DiffDir" and needs_diff_dir:
+                _require_folder(found[row.name])
+    return Settings(**found)
 
 
-def _text(block: Block, name: str) -> str | None:
-    value = block.first(name)
-    return None if value is None else value.text
-
-
-def _place(block: Block, name: str) -> str:
-    value = block.first(name)
-    return block.where if value is None else value.where
-
-
-def _required(config: Block, name: str, hint: str) -> str:
-    value = _text(config, name)
-    if value is None or value in ("", "0"):  # what Perl takes for false
-        raise UsageFailure(f"{name} must be defined.", hint, config.where)
-    return value
-
-
-def _with_slash(folder: str) -> str:
-    return folder if folder.endswith("/") else f"{folder}/"
-
-
-def _checked(config: Block, name: str, pattern: str, meaning: str) -> Any:
-    value = _text(config, name)
-    if value is not None and not re.fullmatch(pattern, value):
-        raise UsageFailure(f"{name} {value} is not {meaning}", where=_place(config, name))
-    return value
-
-
-def _whole(config: Block, name: str, default: int, smallest: int, largest: int) -> int:
-    value = _text(config, name)
-    if value is None:
-        return default
-    if not (re.fullmatch(r"[0-9]{1,18}", value) and smallest <= int(value) <= largest):
-        raise UsageFailure(
-            f"{name} {value} is not a whole number from {smallest} to {largest}",
-            where=_place(config, name),
-        )
-    return int(value)
-
-
-def _switch(block: Block, name: str) -> bool:
-    value = _text(block, name)
-    if value not in (None, "0", "1"):
-        raise UsageFailure(f"{name} {value} is neither yes nor no", where=_place(block, name))
-    return value == "1"
-
-
-# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
-_MAX_PREFIX = 200
-
-
-def check_prefix(prefix: str) -> str:
-    """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
-    prefix = key_text(prefix)
-    parts = prefix.split("/")
-    why = ""
-    if re.search("[\0-\x1f\x7f:]", prefix):
-        why = "it holds a colon or a control character"
-    elif set(parts) & {"", ".", ".."}:
-        why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
-    elif set(parts) & {MYSQL, POSTGRESQL}:
-        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
-    elif len(prefix.encode()) > _MAX_PREFIX:
-        why = f"it is longer than {_MAX_PREFIX} bytes"
-    if why:
-        raise Failure(f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
-                      "choose a name such as web1", status=EXIT_USAGE)
-    return prefix
-
-
-def _prefix(config: Block) -> str:
-    value = _text(config, "Prefix")
-    with failures_at(_place(config, "Prefix")):
-        return "" if value is None else check_prefix(value)
-
-
-def _endpoint(config: Block) -> str | None:
-    value = _text(config, "S3Endpoint")
-    if not value:
-        return None
-    good = False
-    # A bad port, IPv6 address or host name is a ValueError of urllib.
-    with contextlib.suppress(ValueError):
-        parts = urllib.parse.urlsplit(value)
-        if parts.scheme in ("http", "https"):
-            host = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", parts.netloc)
-            plain = not re.search("[?#]", value)
-            good = bool(host and plain and parts.hostname and parts.port != 0)
-        else:
-            good = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
-    if not good:
-        raise UsageFailure(
-            f"S3Endpoint {value} is not a URL", "use https://HOST, http://HOST or file:///PATH",
-            _place(config, "S3Endpoint"),
-        )
-    return value
-
-
-def _compressor(config: Block) -> str | None:
-    place = _place(config, "Compressor")  # the first line counts, with all of its words
-    words = [value.text for value in config.values("Compressor") if value.where == place]
-    text = " ".join(words) if len(words) > 1 else (words or [""])[0]
-    if not words:
-        return None
+def _setting(config: Block, name: str, row: Field[Any]) -> Any:
+    """The value of a field of `Settings`."""
+    line, must, read = config.first(name), row.metadata["must"], row.metadata["read"]
+    if line is None and row.default is not MISSING:
+        return row.default
+    texts = list(line.values[:1]) if line else []
+    if name in _LISTS:
+        texts = config.listed(name)
+    elif name == "Compressor" and line:
+        texts = [" ".join(line.values)]
+    if must and not (texts and all(text.strip() not in _FALSE for text in texts)):
+        raise UsageFailure(f"{name} must be defined.", must)
     try:
-        split = shlex.split(text)
-    except ValueError:
-        split = []
-    if not split:
-        raise UsageFailure(
-            f'Compressor "{text}" is no command', where=_place(config, "Compressor")
-        )
-    return text
+        values = [read(text) for text in texts]
+    except ValueError as error:
+        raise UsageFailure(f"{name} {texts[0]} {error}") from error
+    return tuple(dict.fromkeys(values)) if name in _LISTS else values[0]
 
 
-# --------------------------------------------------------------------------------------------------
-# Jobs
-# --------------------------------------------------------------------------------------------------
+def _require_folder(diff_dir: str) -> None:
+    if not os.path.exists(diff_dir):
+        raise UsageFailure(f"DiffDir does not exist, please create: {diff_dir}",
+                           f"run: mkdir -m 700 {shlex.quote(diff_dir)}")
+    if not os.path.isdir(diff_dir):
+        raise UsageFailure(f"DiffDir {diff_dir} is no folder")
 
 
 @dataclass(frozen=True)
@@ -940,137 +932,41 @@ class Job:
     mysql_options: tuple[str, ...] = ()
 
 
-def jobs_of(config: Block) -> tuple[list[Job], list[str]]:
-    """(jobs in the order in which they run, warnings). Raises Failure for a job without a name."""
-    warnings = list(config.warnings)
-    _texts(config, "GpgRecipient", warnings)
-    _warn_of_unused(config, warnings)
-    jobs = _jobs_of_level(config, warnings)
-    _warn_of_differences("Cycle", config.blocks("Cycle"), warnings)
-    for entry in config.all("Cycle"):
-        if isinstance(entry, Block):
-            jobs += _jobs_of_level(entry, warnings)
-        else:
-            warnings.append(
-                f"{entry.where}: Cycle {entry.text} is no block and is ignored;"
-                " a cycle is <Cycle NAME> ... </Cycle>"
-            )
-    return jobs, warnings
-
-
-def _texts(block: Block, name: str, warnings: list[str]) -> list[str]:
-    """The values of a directive that has several."""
-    return [value.text for value in _names(name, block.values(name), warnings)]
-
-
-def _warn_of_unused(block: Block, warnings: list[str]) -> None:
-    """Warns of values, in a block and in those inside it, that are not used where they stand."""
-    for name in dict.fromkeys(name for name, _ in block.entries):
-        known, found = _KNOWN.get(name), block.values(name)
-        # A Compressor's line is one value.
-        later = [v for v in found[1:] if known != "Compressor" or v.where != found[0].where]
-        if found and block.tag and known in _MAIN_LEVEL:
-            warnings.append(f"{found[0].where}: {known} inside <{block.tag}> is ignored: it"
-                            " belongs to the main level")
-        elif later and known in _SINGLE:
-            hint = ""
-            if later[0].where == found[0].where:
-                hint = ("; a comment has a line of its own" if later[0].text.startswith("#")
-                        else "; a value with blanks stands in quotes")
-            warnings.append(f"{later[0].where}: {known} has one value, and the first counts,"
-                            f" {found[0].text}: {later[0].text} is not used{hint}")
-        if found and known in _OF_JOBS and not _counts(known, block):
-            why = f"<{block.tag}> is no {_OF_JOBS[known]}" if _KNOWN.get(block.tag) in KINDS else (
-                f"there is no {_OF_JOBS[known]} line beside it, and a block has its own"
-            )
-            warnings.append(f"{found[0].where}: {known} is not used: {why}")
-        for inner in block.blocks(name):
-            _warn_of_unused(inner, warnings)
-
-
-# The directives of jobs, and the kind of job that each is for.
-_OF_JOBS = dict.fromkeys((*TIMING, "UseTempFile"), "job") | {
-    "Exclude": DIRECTORY, "MySQLOptions": MYSQL,
-}
-
-
-def _counts(directive: str, block: Block) -> bool:
-    """Whether a directive of jobs counts for anything where it stands."""
-    kinds = [kind for kind in KINDS if _OF_JOBS[directive] in ("job", kind)]
-    own = _KNOWN.get(block.tag)
-    return own in kinds if own in KINDS else any(map(block.values, kinds))
-
-
-def _jobs_of_level(level: Block, warnings: list[str]) -> list[Job]:
+def jobs_of(config: Block) -> list[Job]:
+    """The jobs in the order in which they run. Raises Failure for a job without a name."""
     jobs = []
-    for kind in KINDS:
-        entries = level.all(kind)
-        _warn_of_differences(kind, entries, warnings)
-        for entry in _names(kind, entries, warnings):
-            if isinstance(entry, Value):
-                jobs.append(_job(kind, entry.text, entry.where, False, level, warnings))
-            else:
-                jobs.append(_job(kind, entry.name, entry.where, True, entry, warnings))
+    for level in (config, *config.blocks("Cycle")):
+        for kind in KINDS:
+            for entry in level.by_name.get(kind.lower(), ()):
+                if isinstance(entry, Block):
+                    jobs.append(_job(kind, entry.name, entry.where, entry, is_block=True))
+                else:
+                    jobs += [_job(kind, name, entry.where, level) for name in entry.listed]
     return jobs
 
 
-def _names(kind: str, entries: Iterable[T], warnings: list[str]) -> Iterator[T]:
-    """A `#` in a list of names ends the list: the rest of its line is meant as a comment."""
-    ended = ""
-    for entry in entries:
-        if isinstance(entry, Value):
-            if entry.where == ended:
-                continue
-            if entry.text.startswith("#"):
-                ended = entry.where
-                _warn_once(
-                    warnings,
-                    f"{entry.where}: {kind}: the list of names ends at {entry.text};"
-                    " a comment has a line of its own",
-                )
-                continue
-        yield entry
-
-
-def _warn_of_differences(kind: str, entries: Sequence[Value | Block], warnings: list[str]) -> None:
-    blocks = [entry for entry in entries if isinstance(entry, Block)]
-    if blocks and len(blocks) < len(entries):
-        warnings.append(
-            f"{blocks[0].where}: {kind} lines and <{kind}> blocks at one level are jobs alike;"
-            " the Perl script could not read that"
-        )
-    seen = set()
-    for block in blocks:
-        if block.arguments in seen:
-            warnings.append(
-                f"{block.where}: a second <{' '.join((kind, *block.arguments))}> stands for"
-                " itself; the Perl script ran the first one twice"
-            )
-        seen.add(block.arguments)
-
-
-def _job(
-    kind: str, name: str | None, where: str, is_block: bool, timing: Block, warnings: list[str]
-) -> Job:
+def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool = False) -> Job:
+    """A job; block: holds its directives."""
     if not name:
         wanted = f"<{kind} NAME>" if is_block else f"{kind} NAME"
         raise UsageFailure(f"this {kind} has no name", f"write {wanted}", where)
-    given = {}
-    for directive in TIMING:
-        value = timing.first(directive)
-        if value is not None:
-            given[directive] = value.text
-            if directive != "CycleType" and not re.fullmatch(r"-?[0-9]+", value.text):
-                _warn_once(warnings, f"{value.where}: {directive} {value.text} is read as"
-                                     f" {perl_number(value.text):g}")
-    excludes = _excludes(timing, warnings) if kind == DIRECTORY else ()
-    options = _mysql_options(timing, warnings) if kind == MYSQL else ()
-    value = timing.first("UseTempFile")
-    temp = value is not None and perl_number(value.text) == 1
-    if value is not None and value.text not in ("0", "1"):
-        answer = "yes" if temp else "no"
-        _warn_once(warnings, f"{value.where}: UseTempFile {value.text} is read as {answer}")
-    return Job(kind, name, where, is_block, given, temp, excludes, options)
+    timing = {directive: line.text for directive in TIMING if (line := block.first(directive))}
+    temp = block.first("UseTempFile")
+    options: list[str] = []
+    for line in block.lines("MySQLOptions") if kind == MYSQL else ():
+        text = " ".join(line.listed)
+        try:
+            options += shlex.split(text)
+        except ValueError as error:
+            raise UsageFailure(
+                f"MySQLOptions {text}: {error}", "close the quote", line.where
+            ) from error
+    return Job(
+        kind, name, where, is_block, timing,
+        temp is not None and perl_number(temp.text) == 1,
+        tuple(block.listed("Exclude")) if kind == DIRECTORY else (),
+        tuple(options),
+    )
 
 
 _PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
@@ -1083,46 +979,132 @@ def perl_number(text: str) -> float:
     (7.0, 1.5, 0.0)
     """
     match = _PERL_NUMBER.match(text)
-    number = float(match.group(1)) if match else 0.0
+    number = float(match[1]) if match else 0.0
     return number if math.isfinite(number) else 0.0
 
 
-def _excludes(block: Block, warnings: list[str]) -> tuple[str, ...]:
-    values = list(_names("Exclude", block.values("Exclude"), warnings))
-    for value in values:
-        # tar's names have no slash at the end, no two in a row, and no "." for a part.
-        parts = [part for part in value.text.split("/") if part not in ("", ".")]
-        plain = "/" * value.text.startswith("/") + "/".join(parts)
-        if parts and value.text != plain:
-            _warn_once(warnings, f"{value.where}: Exclude {value.text} excludes nothing; write"
-                                 f" {plain}")
-    return tuple(value.text for value in values)
+# --------------------------------------------------------------------------------------------------
+# What a run passes over
+# --------------------------------------------------------------------------------------------------
 
 
-def _mysql_options(block: Block, warnings: list[str]) -> tuple[str, ...]:
-    """The words of MySQLOptions, each of its lines split as a shell would."""
-    values = list(_names("MySQLOptions", block.values("MySQLOptions"), warnings))
-    words: list[str] = []
-    for where, line in itertools.groupby(values, lambda value: value.where):
-        text = " ".join(value.text for value in line)
-        try:
-            words += shlex.split(text)
-        except ValueError as error:
-            raise UsageFailure(
-                f"MySQLOptions {text}: {error}", "close the quote", where
-            ) from error
-    if len(values) > 1:
-        _warn_once(
-            warnings,
-            f"{values[0].where}: all words of MySQLOptions are used;"
-            " the Perl script used the first",
+def unread_jobs(config: Block) -> list[str]:
+    """Jobs and cycles that stand where no run reads them: one sentence each."""
+    told = []
+    for block, read in _levels(config):
+        for name, entry in block.entries:
+            known = _KNOWN.get(name, "")
+            if known in ("Cycle", *KINDS) and known not in read:
+                what = entry.text if isinstance(entry, Line) else entry.name or ""
+                told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed"
+                            f" up: move it out of the <{block.tag}>")
+            elif isinstance(entry, Block) and known in KINDS and len(entry.arguments) > 1:
+                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
+                            " block has one name; one with blanks stands in quotes")
+    return told
+
+
+def config_warnings(config: Block) -> list[str]:
+    """What a config says that is not used, or not as it looks: sentences that name their place."""
+    warnings = list(config.warnings)
+    for block, _ in _levels(config):
+        for name, entries in block.by_name.items():
+            known = _KNOWN.get(name, "")
+            if lines := block.lines(name):
+                warnings += _line_warnings(block, known, lines)
+            if known in ("Cycle", *KINDS):
+                warnings += _block_warnings(known, entries)
+    return warnings
+
+
+def _levels(
+    block: Block, read: Sequence[str] = ("Cycle", *KINDS)
+) -> Iterator[tuple[Block, Sequence[str]]]:
+    """(block, the jobs and cycles that a run reads in it), but for those that it never reads."""
+    yield block, read
+    for name, entry in block.entries:
+        known = _KNOWN.get(name)
+        if isinstance(entry, Block) and (known in read or known not in ("Cycle", *KINDS)):
+            yield from _levels(entry, KINDS if known == "Cycle" else ())
+
+
+def _line_warnings(block: Block, name: str, lines: Sequence[Line]) -> Iterator[str]:
+    place = f"{lines[0].where}: {name}"
+    if name in SETTINGS and block.tag:
+        yield f"{place} inside <{block.tag}> is ignored: it belongs to the main level"
+        return
+    if why := _why_unused(block, name):
+        yield f"{place} is not used: {why}"
+    if name in _LISTS:
+        yield from _list_warnings(name, lines)
+    elif name in SETTINGS or name in JOB_DIRECTIVES:
+        yield from _value_warnings(name, lines)
+
+
+def _why_unused(block: Block, name: str) -> str:
+    """Why a directive of jobs counts for nothing where it stands; "" if it does, or is another."""
+    kinds = JOB_DIRECTIVES.get(name, ())
+    wanted = kinds[0] if len(kinds) == 1 else "job"
+    own = _KNOWN.get(block.tag)
+    if own in KINDS:
+        return f"<{block.tag}> is no {wanted}" if kinds and own not in kinds else ""
+    if not kinds or any(map(block.first, kinds)):
+        return ""
+    return f"there is no {wanted} line beside it, and a block has its own"
+
+
+def _value_warnings(name: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Of a directive that has one value."""
+    first, text = lines[0], lines[0].text
+    later = [(line.where, line.text, "") for line in lines[1:]]
+    if len(first.values) > 1 and name != "Compressor":
+        unused = first.values[1]
+        hint = "a comment has a line of its own" if unused.startswith("#") else (
+            "a value with blanks stands in quotes"
         )
-    return tuple(words)
+        later.insert(0, (first.where, unused, f"; {hint}"))
+    for where, unused, hint in later[:1]:
+        yield (f"{where}: {name} has one value, and the first counts, {text}: {unused} is not"
+               f" used{hint}")
+    if name == "UseTempFile" and text not in ("0", "1"):
+        yield f"{first.where}: {name} {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
+    elif name in TIMING[1:] and not re.fullmatch(r"-?[0-9]+", text):
+        yield f"{first.where}: {name} {text} is read as {perl_number(text):g}"
 
 
-def _warn_once(warnings: list[str], text: str) -> None:
-    if text not in warnings:
-        warnings.append(text)
+def _list_warnings(name: str, lines: Sequence[Line]) -> Iterator[str]:
+    """Of a directive that is a list."""
+    for line in lines:
+        for comment in line.values[len(line.listed) :][:1]:
+            yield (f"{line.where}: {name}: the list of names ends at {comment}; a comment has a"
+                   " line of its own")
+        for text in line.listed if name == "Exclude" else ():
+            # tar's names have no slash at the end, no two in a row, and no "." for a part.
+            parts = [part for part in text.split("/") if part not in ("", ".")]
+            plain = "/" * text.startswith("/") + "/".join(parts)
+            if parts and text != plain:
+                yield f"{line.where}: Exclude {text} excludes nothing; write {plain}"
+    if name == "MySQLOptions" and sum(len(line.listed) for line in lines) > 1:
+        yield (f"{lines[0].where}: all words of MySQLOptions are used; the Perl script used the"
+               " first")
+
+
+def _block_warnings(name: str, entries: Sequence[Line | Block]) -> Iterator[str]:
+    """Of jobs and cycles that the Perl script read in another way, or not at all."""
+    seen: set[tuple[str, ...]] = set()
+    for entry in entries:
+        if isinstance(entry, Line):
+            if name == "Cycle":
+                yield (f"{entry.where}: Cycle {entry.text} is no block and is ignored; a cycle is"
+                       " <Cycle NAME> ... </Cycle>")
+            continue
+        if not seen and any(isinstance(other, Line) for other in entries):
+            yield (f"{entry.where}: {name} lines and <{name}> blocks at one level are jobs alike;"
+                   " the Perl script could not read that")
+        if entry.arguments in seen:
+            yield (f"{entry.where}: a second <{' '.join((name, *entry.arguments))}> stands for"
+                   " itself; the Perl script ran the first one twice")
+        seen.add(entry.arguments)
 
 
 # ==================================================================================================
@@ -1318,7 +1300,7 @@ def _is_whole(number: float) -> bool:
 
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     """What the config names and no run ever backs up: one sentence each."""
-    told = _unread(config, ("Cycle", *KINDS))
+    told = unread_jobs(config)
     if not jobs and not told:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
@@ -1331,24 +1313,6 @@ def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
         elif not is_ever_due(cycle):
             told.append(f"{job.where}: {job.kind} {job.name} is never backed up: by its Frequency"
                         " and Phase no day of the year is its day")
-    return told
-
-
-def _unread(block: Block, read: Sequence[str]) -> list[str]:
-    """Jobs and cycles in a block, and in those inside it, where no one reads them; read: the
-    directives of this level that are."""
-    told = []
-    for name, entry in block.entries:
-        known = _KNOWN.get(name, "")
-        if known in ("Cycle", *KINDS) and known not in read:
-            what = entry.text if isinstance(entry, Value) else entry.name or ""
-            told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed up:"
-                        f" move it out of the <{block.tag}>")
-        elif isinstance(entry, Block):
-            if known in KINDS and len(entry.arguments) > 1:
-                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
-                            " block has one name; one with blanks stands in quotes")
-            told += _unread(entry, KINDS if known == "Cycle" else ())
     return told
 
 
@@ -5559,8 +5523,8 @@ def run_config(path: str, context: RunOptions) -> int:
     """
     config = read_config(path)
     settings = settings_of(config)
-    jobs, warnings = jobs_of(config)
-    for warning in warnings:
+    jobs = jobs_of(config)
+    for warning in config_warnings(config):
         log.warning("%s", warning)
     unserved = not_backed_up(config, jobs)
     for sentence in unserved:
@@ -6413,7 +6377,7 @@ def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Buc
         config = read_config(path)
         settings = settings_of(config, needs_diff_dir=False)
         prefix = prefix or settings.prefix
-        for job in jobs_of(config)[0]:
+        for job in jobs_of(config):
             name = stored_name(job.kind, job.name)
             # As `parse_archive_name` gives it back.
             kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
@@ -7792,8 +7756,8 @@ class _Check:
         with self._subject("config"):
             config = read_config(self._path)
             self._settings = settings_of(config)
-            self._jobs, warnings = jobs_of(config)
-            for warning in warnings:
+            self._jobs = jobs_of(config)
+            for warning in config_warnings(config):
                 self._say("warning", "config", warning)
             for sentence in not_backed_up(config, self._jobs):
                 self._say("error", "config", sentence)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Block, Failure, Value
+from s3napback import Block, Failure, Line
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "configs.json").read_text())}
 
@@ -63,10 +63,12 @@ def compare(block: Block, recorded: dict[str, Any]) -> None:
     known = {name.lower() for name in s3napback._KNOWN.values()} - {"include"}
     assert {name for name, _ in block.entries} & known == set(names)
     for name, entry in names.items():
-        ours: list[Any] = [
-            as_recorded(e.text) if isinstance(e, Value) else {"block_spec": [e.tag, *e.arguments]}
-            for e in block.all(name)
-        ]
+        ours: list[Any] = []
+        for found in block.by_name[name]:
+            if isinstance(found, Line):
+                ours += map(as_recorded, found.values)
+            else:
+                ours.append({"block_spec": [found.tag, *found.arguments]})
         if "list" not in entry:  # asking for it made the original die
             continue
         assert len(ours) == len(entry["list"])
@@ -105,11 +107,11 @@ def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
         assert (None if ours is None else ours.text) == value
     died = script.get("settings_die")
     if died and not died.startswith("DiffDir"):
-        here = ("diffdir", Value(str(folder), "x"))  # the recording did not look for the folder
+        here = ("diffdir", Line((str(folder),), "x"))  # the recording did not look for the folder
         with pytest.raises(Failure) as caught:
             s3napback.settings_of(replace(config, entries=(here, *config.entries)))
         assert caught.value.message == died
-    jobs, _ = s3napback.jobs_of(config)
+    jobs = s3napback.jobs_of(config)
     assert len(jobs) == len(script["jobs"])
     for job, recorded in zip(jobs, script["jobs"], strict=True):
         assert (job.kind, as_recorded(job.name)) == (recorded["directive"], recorded["name"])
@@ -147,9 +149,10 @@ def parse(text: str, folder: Path) -> Block:
     ],
 )
 def test_differences(name: str, jobs: list[tuple[str, str | None]], tmp_path: Path) -> None:
-    found, warnings = s3napback.jobs_of(parse(CASES[name]["text"], tmp_path))
+    config = parse(CASES[name]["text"], tmp_path)
+    found = s3napback.jobs_of(config)
     assert [(job.name, job.timing.get("Fulls")) for job in found] == jobs
-    assert warnings
+    assert s3napback.config_warnings(config)
 
 
 @pytest.mark.parametrize("name", ["block_name_zero", "cycle_directive_names_block_type"])
@@ -177,8 +180,9 @@ def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
 def test_warnings_name_their_place(
     text: str, names: list[str], warning: str, tmp_path: Path
 ) -> None:
-    jobs, warnings = s3napback.jobs_of(parse(text, tmp_path))
-    assert [job.name for job in jobs] == names
+    config = parse(text, tmp_path)
+    warnings = s3napback.config_warnings(config)
+    assert [job.name for job in s3napback.jobs_of(config)] == names
     assert len(warnings) == bool(warning)
     if warning:
         assert warning in warnings[0]
@@ -187,11 +191,12 @@ def test_warnings_name_their_place(
 
 def test_all_words_of_mysqloptions(tmp_path: Path) -> None:
     text = "<MySQL a>\nMySQLOptions \"--where='a b' -x\" --quick\n</MySQL>\n"
-    (job,), warnings = s3napback.jobs_of(parse(text, tmp_path))
+    config = parse(text, tmp_path)
+    (job,) = s3napback.jobs_of(config)
     assert job.mysql_options == ("--where=a b", "-x", "--quick")
-    assert len(warnings) == 1
+    assert len(s3napback.config_warnings(config)) == 1
     text = "<MySQL a>\nMySQLOptions --where=\"a b\" -x # not these\n</MySQL>\n"
-    (job,), _ = s3napback.jobs_of(parse(text, tmp_path))
+    (job,) = s3napback.jobs_of(parse(text, tmp_path))
     assert job.mysql_options == ("--where=a b", "-x")
     with pytest.raises(Failure, match="MySQLOptions"):
         s3napback.jobs_of(parse("<MySQL a>\nMySQLOptions \"it's\"\n</MySQL>\n", tmp_path))
@@ -207,8 +212,9 @@ def test_an_empty_name_is_none(text: str, tmp_path: Path) -> None:
 def test_a_long_config_takes_time_in_proportion(tmp_path: Path) -> None:
     text = "".join(f"Directory /d{number}\n" for number in range(8000)) + "Foo" + ' "a"' * 40000
     before = time.process_time()
-    jobs, _ = s3napback.jobs_of(parse(text, tmp_path))
-    assert len(jobs) == 8000
+    config = parse(text, tmp_path)
+    assert len(s3napback.jobs_of(config)) == 8000
+    s3napback.config_warnings(config)
     assert time.process_time() - before < 10  # s; it is 0.5, and 30 where each job walks all lines
 
 
@@ -263,9 +269,10 @@ def test_good_settings(tmp_path: Path) -> None:
         )
     )
     assert settings == s3napback.Settings(
-        f"{tmp_path}/x.conf", f"{tmp_path}/", "b", 1000, "/tmp/", s3_endpoint="file:///x",
-        s3_region="eu-west-1", storage_class="GLACIER_IR", parallel=8, compressor="zstd -3",
-        bandwidth_limit=1000000, retry_hours=0.5, safe_replace=True,
+        path=f"{tmp_path}/x.conf", diff_dir=f"{tmp_path}/", bucket="b", chunk_size=1000,
+        temp_dir="/tmp/", s3_endpoint="file:///x", s3_region="eu-west-1",
+        storage_class="GLACIER_IR", parallel=8, compressor="zstd -3", bandwidth_limit=1000000,
+        retry_hours=0.5, safe_replace=True,
     )
 
 
@@ -287,7 +294,7 @@ def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("b1.inc", "a1.inc", "d/2", "d/10", "x.inc"):
         (tmp_path / name).write_text(f"Directory /{name}\n")
     config = parse("Directory /0\nInclude {b,a}*.inc d\nInclude x.inc\nDirectory /9", tmp_path)
-    names = [value.text for value in config.values("Directory")]
+    names = config.listed("Directory")
     assert names == ["/0", "/b1.inc", "/a1.inc", "/d/10", "/d/2", "/x.inc", "/9"]
 
 
@@ -331,6 +338,7 @@ def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, dat
     path.write_bytes(data)
     try:
         config = s3napback.read_config(str(path))
+        s3napback.config_warnings(config)
         s3napback.jobs_of(config)
         s3napback.settings_of(config)
     except Failure as failure:

@@ -1,6 +1,7 @@
 """What README.md and example.conf say is so."""
 
 import re
+from dataclasses import MISSING
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,36 @@ def test_every_directive_of_the_example_is_in_the_readme_and_back() -> None:
     assert known > {"DiffDir", "Directory", "Exclude", "SafeReplace", "UseTempFile"}
 
 
+def directives_of(heading: str) -> dict[str, str]:
+    """Directive → its default, of the table that follows a line of the README."""
+    _, _, section = README.partition("## Configuration")
+    _, _, table = section.partition(f"\n{heading}")[2].partition("\n\n|")
+    rows = re.findall(r"^\| `(\w+)[^`]*` \| ([^|]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+    return dict(rows)
+
+
+def test_the_table_of_the_main_level_is_that_of_the_settings() -> None:
+    shown = directives_of("At the main level:")
+    assert list(shown) and set(shown) == set(s3napback.SETTINGS)
+    for name, row in s3napback.SETTINGS.items():
+        if row.default is MISSING:
+            assert shown[name] == "required"
+        elif row.default in (None, "", ()):
+            assert not re.fullmatch("required|yes|no|[0-9.]+", shown[name])
+        elif isinstance(row.default, bool):
+            assert shown[name] == ("yes" if row.default else "no")
+        else:
+            assert float(shown[name]) == row.default
+
+
+def test_the_table_of_a_job_is_that_of_its_directives() -> None:
+    shown = directives_of("A block, and a `<Cycle>`")
+    assert set(shown) == set(s3napback.JOB_DIRECTIVES)
+    usual = CycleSpec.of({})
+    assert usual == CycleSpec.of({name: shown[name] for name in s3napback.TIMING[:-1]})
+    assert shown["ArchiveOldestDisc"] == "no" and not usual.archive_oldest_disc
+
+
 def test_the_example_is_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "example.conf").read_text()
     text = text.replace("/var/lib/s3napback", str(tmp_path))
@@ -72,11 +103,11 @@ def test_the_example_is_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixt
     conf.write_text(text)
     config = s3napback.read_config(str(conf))
     settings = s3napback.settings_of(config)
-    jobs, warnings = s3napback.jobs_of(config)
+    jobs = s3napback.jobs_of(config)
     assert settings.gpg_recipients == ("backup@example.com",)
     assert len(jobs) == 11
     assert {job.kind for job in jobs} == set(s3napback.KINDS)
-    assert not warnings
+    assert not s3napback.config_warnings(config)
 
 
 def test_the_glossary_has_every_heading_noun() -> None:

@@ -47,7 +47,7 @@ def read_all_of_a_config(path: str) -> None:
     config = s3napback.read_config(path)
     with contextlib.suppress(Failure):
         s3napback.settings_of(config)
-    jobs, _ = s3napback.jobs_of(config)
+    jobs = s3napback.jobs_of(config)
     for job in jobs:
         cycle = s3napback.CycleSpec.of(job.timing)
         with contextlib.suppress(OverflowError, ZeroDivisionError):  # `Run._plan` knows them
