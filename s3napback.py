@@ -1116,7 +1116,8 @@ def _block_warnings(name: str, entries: Sequence[Line | Block]) -> Iterator[str]
 class Day:
     """The two day counts that rotation is made of.
 
-    yday: local day of the year, from 0; epoch_days: whole days since 1970-01-01 UTC.
+    yday: local day of the year, from 0
+    epoch_days: whole days since 1970-01-01 UTC
     """
 
     yday: int
@@ -1125,9 +1126,10 @@ class Day:
 
 @dataclass(frozen=True)
 class Moment:
-    """A point in time and the zone that counts as local; the only clock of a run.
+    """A point in time, and what the local clock shows.
 
-    epoch: seconds since 1970-01-01 UTC; zone: None is the zone of the process.
+    epoch: seconds since 1970-01-01 UTC
+    zone: the zone that counts as local; None is the one of the process
     """
 
     epoch: float
@@ -1143,15 +1145,13 @@ class Moment:
     def local(self, epoch: float | None = None) -> datetime:
         """This moment, or another one given in epoch seconds, on the local clock."""
         at = self.epoch if epoch is None else epoch
-        if self.zone is None:
-            return datetime.fromtimestamp(at).astimezone()
-        return datetime.fromtimestamp(at, self.zone)
+        return datetime.fromtimestamp(at, timezone.utc).astimezone(self.zone)
 
     def epoch_of(self, wall: datetime) -> float:
-        """Epoch seconds of the last moment at which the local clock showed no more than this.
+        """Epoch seconds of the last moment at which the local clock showed no more than `wall`.
 
-        wall: without a zone. So an hour that the clock showed twice is taken with both, and of one
-        that it left out nothing is.
+        So an hour that the clock showed twice is taken with both, and of one that it left out
+        nothing is. wall: without a zone.
         """
         low, high = sorted(wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1))
         while high - low > 1 and self.local(high).replace(tzinfo=None) > wall:
@@ -1161,10 +1161,6 @@ class Moment:
             else:
                 low = middle
         return high if self.local(high).replace(tzinfo=None) <= wall else low
-
-    def yday(self, epoch: float | None = None) -> int:
-        """Local day of the year, from 0."""
-        return self.local(epoch).timetuple().tm_yday - 1
 
     def date(self, epoch: float | None = None) -> date:
         """Local date."""
@@ -1176,7 +1172,7 @@ class Moment:
 
     @property
     def day(self) -> Day:
-        return Day(self.yday(), int(self.epoch // 86400))
+        return Day(self.local().timetuple().tm_yday - 1, int(self.epoch // 86400))
 
 
 # What to do where perl_modulo fails, or a number grows beyond all bounds.
@@ -1189,7 +1185,7 @@ def perl_modulo(left: float, right: float) -> int:
     Raises Failure where the right side is 0 without its fraction (perlop, "Illegal modulus zero").
     """
     if int(right) == 0:
-        raise Failure("Illegal modulus zero", ROTATION_HINT, status=EXIT_USAGE)
+        raise UsageFailure("Illegal modulus zero", ROTATION_HINT)
     return int(left) % int(right)
 
 
@@ -1212,18 +1208,15 @@ class CycleSpec:
     @staticmethod
     def of(timing: Mapping[str, str]) -> CycleSpec:
         """From the directives as they stand in the config; absent ones take their default."""
-
-        def number(name: str, default: float) -> float:
-            return perl_number(timing[name]) if name in timing else default
-
+        given: dict[str, Any] = {
+            directive.lower(): perl_number(timing[directive])
+            for directive in ("Frequency", "Phase", "Diffs", "Fulls", "Discs")
+            if directive in timing
+        }
         return CycleSpec(
             timing.get("CycleType", "SimpleCycle"),
-            number("Frequency", 1.0),
-            number("Phase", 0.0),
-            number("Diffs", 6.0),
-            number("Fulls", 4.0),
-            number("Discs", 5.0),
-            timing.get("ArchiveOldestDisc", "0") not in ("0", ""),
+            archive_oldest_disc=timing.get("ArchiveOldestDisc", "0") not in ("0", ""),
+            **given,
         )
 
 
@@ -1252,23 +1245,24 @@ def slot_number(cycle: CycleSpec, day: Day, *, ignore_diffs: bool = False) -> in
     ignore_diffs: the rotation of dumps, which are all FULL. Raises Failure (status 2) where the
     directives make no rotation, or for a CycleType that is none.
     """
-    if cycle.cycle_type == "SimpleCycle":
-        slots = cycle.fulls if ignore_diffs else cycle.fulls * (cycle.diffs + 1)
-        _require_frequency(cycle)
-        return perl_modulo((day.yday + cycle.phase) / cycle.frequency, slots)
-    if cycle.cycle_type == "HanoiCycle":
-        _require_frequency(cycle)
-        days = math.ldexp(1.0, int(cycle.discs) - 1) if _is_whole(cycle.discs) else (
-            2.0 ** (cycle.discs - 1)
+    if cycle.cycle_type not in CYCLE_TYPES:
+        raise UsageFailure(
+            f'CycleType "{cycle.cycle_type}" is unknown', f"use {' or '.join(CYCLE_TYPES)}"
         )
+    if cycle.frequency == 0:
+        raise UsageFailure("Illegal modulus zero", ROTATION_HINT)
+    try:
+        if cycle.cycle_type == "SimpleCycle":
+            slots = cycle.fulls if ignore_diffs else cycle.fulls * (cycle.diffs + 1)
+            return perl_modulo((day.yday + cycle.phase) / cycle.frequency, slots)
+        days = 2.0 ** (cycle.discs - 1)
         day_of_cycle = perl_modulo(day.epoch_days / cycle.frequency, days) + 1
         slot = (day_of_cycle & -day_of_cycle).bit_length() - 1  # position of the lowest set bit
         if cycle.archive_oldest_disc:
             slot += int(day.epoch_days / (days * cycle.frequency))
         return slot
-    raise Failure(
-        f'CycleType "{cycle.cycle_type}" is unknown', "use SimpleCycle or HanoiCycle", status=2
-    )
+    except (OverflowError, ZeroDivisionError) as error:
+        raise UsageFailure("its numbers make no rotation", ROTATION_HINT) from error
 
 
 def slot_mode(cycle: CycleSpec, slot: int) -> str:
@@ -1278,24 +1272,15 @@ def slot_mode(cycle: CycleSpec, slot: int) -> str:
     return DIFF
 
 
-def slot_of_full_before(cycle: CycleSpec, moment: Moment, dumps: bool) -> int | None:
-    """The slot of the last FULL that was due before that day; None if none was within a year."""
+def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | None:
+    """The slot of the last FULL that was due before today; None if none was within a year."""
     for days in range(1, 367):
-        day = Moment(moment.epoch - days * 86400, moment.zone).day
+        day = Moment(now.epoch - days * 86400, now.zone).day
         if is_backup_day(cycle, day):
             slot = slot_number(cycle, day, ignore_diffs=dumps)
             if dumps or slot_mode(cycle, slot) == FULL:
                 return slot
     return None
-
-
-def _require_frequency(cycle: CycleSpec) -> None:
-    if cycle.frequency == 0:
-        raise Failure("Illegal modulus zero", ROTATION_HINT, status=EXIT_USAGE)
-
-
-def _is_whole(number: float) -> bool:
-    return number == int(number) and abs(number) < 1000
 
 
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
@@ -1305,14 +1290,14 @@ def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
         cycle = CycleSpec.of(job.timing)
+        why = ""
         if cycle.cycle_type not in CYCLE_TYPES:
-            told.append(
-                f'{job.where}: {job.kind} {job.name} is never backed up: its CycleType'
-                f' "{cycle.cycle_type}" is unknown; use {" or ".join(CYCLE_TYPES)}'
-            )
+            types = " or ".join(CYCLE_TYPES)
+            why = f'its CycleType "{cycle.cycle_type}" is unknown; use {types}'
         elif not is_ever_due(cycle):
-            told.append(f"{job.where}: {job.kind} {job.name} is never backed up: by its Frequency"
-                        " and Phase no day of the year is its day")
+            why = "by its Frequency and Phase no day of the year is its day"
+        if why:
+            told.append(f"{job.where}: {job.kind} {job.name} is never backed up: {why}")
     return told
 
 
@@ -1326,11 +1311,9 @@ def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] |
         return None
     first = date(year - 1, 1, 1)
     turn = (date(year + 1, 1, 1) - first).days
-    points = []
-    for n in range(turn + 90):
-        at = first + timedelta(days=n)
-        points.append((at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days))
-    counts = restore_points(cycle, [Day(*point) for point in points], dumps)
+    dates = [first + timedelta(days=n) for n in range(turn + 90)]
+    days = [Day(at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days) for at in dates]
+    counts = restore_points(cycle, days, dumps)
     usual = min(counts[turn - 180 : turn])
     after = min(counts[turn:])
     return (usual, after) if after * 2 < usual else None
@@ -1361,7 +1344,7 @@ def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[i
 
 
 def archive_start(kind: str, name: str, prefix: str = "") -> str:
-    """What the names of all archives of a source begin with; `name` as `archive_name` has it.
+    """What the names of all archives of a source begin with; `name` is as for `archive_name`.
 
     >>> archive_start("Directory", "/etc"), archive_start("MySQL", "shop", "web1")
     ('/etc-', 'web1/MySQL/shop-')
@@ -1451,10 +1434,15 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
     return list(starts)
 
 
+def chunk_prefix(archive: str) -> str:
+    """What the keys of an archive's chunks begin with; "" is the archive of a bucket without names.
+    """
+    return f"{archive}:" if archive else ""
+
+
 def chunk_key(archive: str, number: int) -> str:
-    """The key of a chunk, counted from 0; an empty archive name is a bucket without prefixes."""
-    digits = f"{number:0{CHUNK_DIGITS}d}"
-    return f"{archive}:{digits}" if archive else digits
+    """The key of a chunk, counted from 0."""
+    return f"{chunk_prefix(archive)}{number:0{CHUNK_DIGITS}d}"
 
 
 # Between archive and number in the keys of chunks that wait to take their archive's place.
@@ -1466,30 +1454,48 @@ def staged_key(archive: str, number: int) -> str:
     return chunk_key(f"{archive}{_STAGED}", number)
 
 
+class ChunkKey(NamedTuple):
+    """What the key of a chunk says.
+
+    archive: of a staged chunk, the one whose place it is to take
+    number: from 0
+    width: digits of the number
+    staged: whether it is as `staged_key` gives it
+    """
+
+    archive: str
+    number: int
+    width: int
+    staged: bool
+
+
 def is_staged(key: str) -> bool:
     """Whether a chunk's key is as `staged_key` gives it."""
     return key.rpartition(":")[0].endswith(_STAGED)
 
 
-def parse_chunk_key(key: str) -> tuple[str, int] | None:
-    """(archive, number) of a chunk's key with up to 20 digits, None for a foreign key.
-
-    A staged chunk belongs to the archive whose place it is to take.
+def parse_chunk_key(key: str) -> ChunkKey | None:
+    """What a chunk's key with up to 20 digits says, None for a foreign key.
 
     >>> parse_chunk_key("/etc-3-DIFF:00000000000000000007")
-    ('/etc-3-DIFF', 7)
+    ChunkKey(archive='/etc-3-DIFF', number=7, width=20, staged=False)
     """
-    archive, _, digits = key.rpartition(":")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS) or (
-        ":" in key and not archive
-    ):
+    archive, colon, digits = key.rpartition(":")
+    known = digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
+    if not known or (colon and not archive):
         return None
-    return archive.removesuffix(_STAGED), int(digits)
+    return ChunkKey(archive.removesuffix(_STAGED), int(digits), len(digits), is_staged(key))
 
 
-def diff_file_name(name: str) -> str:
-    """The file in DiffDir that holds what the last backup of a name saw."""
-    return f"{name}.diff".replace("/", "_")
+def probe_key(archive: str) -> str:
+    """The key that shows whether the bucket would take an archive, without making one."""
+    return f"{archive}:s3napback-probe"
+
+
+def diff_file_name(name: str, mark: str = "") -> str:
+    """The file in DiffDir that holds what the last backup of a name saw; mark: tells two names
+    apart whose files would be the same."""
+    return f"{name}{mark}.diff".replace("/", "_")
 
 
 def temp_file_name(bucket: str, archive: str) -> str:
@@ -3785,7 +3791,7 @@ def groupby_archive(objects: Iterable[StoredObject]) -> Iterator[tuple[str, list
 
 def archive_objects(store: Store, archive: str) -> list[StoredObject]:
     """The chunks of one archive, of every upload that left some."""
-    return chunks_of(iter_objects(store, f"{archive}:" if archive else ""), archive)
+    return chunks_of(iter_objects(store, chunk_prefix(archive)), archive)
 
 
 def archives_of(
@@ -3834,8 +3840,8 @@ def _group_by_place_and_width(
     """The chunks of one name, in groups of one place and one width of numbers, each in order."""
     groups: dict[tuple[bool, int], list[StoredObject]] = {}
     for item in objects:
-        width = len(item.key.rpartition(":")[2])
-        groups.setdefault((is_staged(item.key), width), []).append(item)
+        if parsed := parse_chunk_key(item.key):
+            groups.setdefault((parsed.staged, parsed.width), []).append(item)
     for group in groups.values():
         group.sort(key=_number)
     return groups
@@ -3844,7 +3850,7 @@ def _group_by_place_and_width(
 def _number(item: StoredObject) -> int:
     parsed = parse_chunk_key(item.key)
     assert parsed is not None
-    return parsed[1]
+    return parsed.number
 
 
 # Ends of uploads that are looked at among the chunks of one name. There are two or three where
@@ -4533,7 +4539,7 @@ def _supersedes(placed: Archive | None, staged: Archive) -> bool:
 def _make_room(store: Store, archive: str, items: Sequence[StoredObject]) -> None:
     """Deletes an archive, if what is to take its place will not be refused."""
     if items:
-        store.prepare(f"{archive}:s3napback-probe")
+        store.prepare(probe_key(archive))
         delete_chunks(store, items)
 
 
@@ -4844,7 +4850,7 @@ class State:
         own, digest = diff_file_name(name), self._digest(name)
         if digest not in self._files:
             taken = own in self._files.values()
-            self._files[digest] = f"{own[:-5]}-{digest[:8]}.diff" if taken else own
+            self._files[digest] = diff_file_name(name, f"-{digest[:8]}") if taken else own
         return self._folder + self._files[digest]
 
     def _noted_files(self) -> Iterator[tuple[str, str]]:
@@ -5616,7 +5622,7 @@ class Run:
         """The tasks of a job, which are one but for a SubversionDir."""
         cycle = CycleSpec.of(job.timing)
         heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
-        try:
+        with failures_at(job.where):
             due = self._context.force or is_backup_day(cycle, self._context.moment.day)
             if not due:
                 skip = (logging.WARNING, f"Skipping {job.kind} {job.name}")
@@ -5625,14 +5631,6 @@ class Run:
                 cycle, self._context.moment.day, ignore_diffs=job.kind in (MYSQL, POSTGRESQL)
             )
             mode = FULL if job.kind in (MYSQL, POSTGRESQL) else slot_mode(cycle, slot)
-        except Failure as failure:
-            failure.where = job.where
-            raise
-        except (OverflowError, ZeroDivisionError) as error:
-            raise Failure(
-                "its numbers make no rotation", ROTATION_HINT,
-                where=job.where, status=EXIT_USAGE,
-            ) from error
         if job.kind == SUBVERSION_DIR:
             tasks = self._plan_repositories(job, slot, mode)
         else:
@@ -6466,7 +6464,7 @@ def _wanted(
     found: dict[str, CatalogEntry] = {}
     of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
     whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
-    for start in (*possible_starts(given, bucket.prefix), f"{whole}:"):
+    for start in (*possible_starts(given, bucket.prefix), chunk_prefix(whole)):
         for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
             archives[archive.name], found[archive.name] = archive, one
     named = found.get(given) or found.get(of_prefix)
@@ -7811,12 +7809,9 @@ class _Check:
                           f"{job.where}: the job at {other.where} writes to the same archives",
                           "take one of them out")
             with self._subject(f"{job.kind} {job.name}"):
-                try:
-                    due += is_backup_day(cycle, self._moment.day)
-                    slot_number(cycle, self._moment.day, ignore_diffs=dumps)
-                    loss = new_year_loss(cycle, self._moment.local().year, dumps)
-                except (OverflowError, ZeroDivisionError) as error:
-                    raise Failure("its numbers make no rotation", ROTATION_HINT) from error
+                due += is_backup_day(cycle, self._moment.day)
+                slot_number(cycle, self._moment.day, ignore_diffs=dumps)
+                loss = new_year_loss(cycle, self._moment.local().year, dumps)
                 if loss:
                     self._say(
                         "warning", f"{job.kind} {job.name}",
@@ -8024,7 +8019,7 @@ class _Check:
         if any(one.get(f"{META}archive") != mark for one in kept):
             raise Failure("the service does not keep the metadata of a probe object",
                           "use another one: without metadata no archive is known to be complete")
-        if [item.key for item in iter_objects(store, f"{archive}:")] != list(keys):
+        if [item.key for item in iter_objects(store, chunk_prefix(archive))] != list(keys):
             raise Failure("a probe object was stored, and is not listed",
                           "this service cannot be trusted with backups")
 
@@ -9430,7 +9425,7 @@ def _js3tream_list(
     store: Store, prefix: str, _options: Mapping[str, str], moment: Moment
 ) -> None:
     groups: dict[str, list[StoredObject]] = {}
-    for item in iter_objects(store, f"{prefix}:" if prefix else ""):
+    for item in iter_objects(store, chunk_prefix(prefix)):
         # js3tream takes what stands before the first colon for the prefix.
         groups.setdefault(item.key.partition(":")[0] if ":" in item.key else "", []).append(item)
     groups = dict(sorted(groups.items()))
@@ -9718,8 +9713,8 @@ class _Demo:
         self._env = {**os.environ, "GNUPGHOME": f"{folder}/gnupg"}
         # A day on which a cycle of Diffs 6 begins, so that its morning after makes a DIFF.
         self._days = [replace(moment, epoch=moment.epoch + 86400 * n)
-                      for n in ((-moment.yday()) % 7, (-moment.yday()) % 7 + 1)]
-        if self._days[1].yday() == 0:  # New Year's Day begins a cycle, too
+                      for n in ((-moment.day.yday) % 7, (-moment.day.yday) % 7 + 1)]
+        if self._days[1].day.yday == 0:  # New Year's Day begins a cycle, too
             self._days = [replace(day, epoch=day.epoch + 86400) for day in self._days]
 
     def play(self) -> None:

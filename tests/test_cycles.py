@@ -81,6 +81,20 @@ def test_a_cycle_without_a_rotation_is_a_failure(timing: dict[str, str]) -> None
         decision(cycle, Day(0, 0))
 
 
+@pytest.mark.parametrize(
+    "timing",
+    [
+        {"CycleType": "HanoiCycle", "Discs": "2000"},
+        {"CycleType": "HanoiCycle", "Discs": "-2000"},
+        {"Fulls": "1e300", "Diffs": "1e300"},
+    ],
+)
+def test_numbers_beyond_all_bounds_are_a_failure(timing: dict[str, str]) -> None:
+    with pytest.raises(Failure) as caught:
+        decision(CycleSpec.of(timing), Day(0, 0))
+    assert caught.value.status == 2
+
+
 def test_an_unknown_cycle_type_is_never_due_and_has_no_slot() -> None:
     cycle = CycleSpec.of({"CycleType": "WeeklyCycle"})
     assert not s3napback.is_backup_day(cycle, Day(0, 0))

@@ -72,7 +72,12 @@ def test_what_a_user_types_is_looked_for_where_it_is(prefix: str, name: str, kin
 
 @given(names.filter(bool), st.integers(0, 10**13 - 1))
 def test_chunk_keys_parse_back(archive: str, number: int) -> None:
-    assert s3napback.parse_chunk_key(s3napback.chunk_key(archive, number)) == (archive, number)
+    key = s3napback.chunk_key(archive, number)
+    assert s3napback.parse_chunk_key(key) == (archive, number, 13, False)
+    staged = s3napback.staged_key(archive, number)
+    assert s3napback.parse_chunk_key(staged) == (archive, number, 13, True)
+    assert key.startswith(s3napback.chunk_prefix(archive))
+    assert staged.startswith(s3napback.chunk_prefix(archive))
 
 
 @given(st.text(max_size=30))
@@ -96,11 +101,13 @@ def test_no_key_or_name_breaks_the_parsers(text: str) -> None:
     ],
 )
 def test_chunk_keys(key: str, parsed: tuple[str, int] | None) -> None:
-    assert s3napback.parse_chunk_key(key) == parsed
+    found = s3napback.parse_chunk_key(key)
+    assert (found and found[:2]) == parsed
 
 
 def test_file_names() -> None:
     assert s3napback.diff_file_name("/srv//www/") == "_srv__www_.diff"
+    assert s3napback.diff_file_name("/srv", "-1a") == "_srv-1a.diff"
     assert s3napback.temp_file_name("b", "MySQL/x-1") == "b:MySQL_x-1.temp"
     assert s3napback.key_text("/home/J\udcfcrgen") == "/home/J\\xfcrgen"
 
