@@ -116,7 +116,7 @@ def test_file_names() -> None:
 def test_any_key(key: str) -> None:
     parsed = s3napback.parse_chunk_key(key)
     if parsed:
-        archive, number = parsed
+        archive, number, *_ = parsed
         assert number >= 0
         assert key.endswith(key.rpartition(":")[2]) and key.startswith(archive)
         s3napback.parse_archive_name(archive)
