@@ -69,7 +69,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import cached_property, partial, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from types import FrameType
 from typing import IO, Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
@@ -2425,11 +2425,14 @@ def _public_keys(
 # 9. Buffers
 # ==================================================================================================
 
-# Bytes that are hashed, spooled and handed on at a time.
+# Bytes that are read, hashed and handed on at a time.
 _PIECE = 1 << 20
 
-# Room up to this size, bytes, is memory; above it is a file.
+# Buffers of more bytes than this are files.
 _MAX_IN_MEMORY = 64_000_000
+
+# Fraction of the spool disk to keep free.
+_KEEP_FREE = 0.05
 
 
 class DiskFull(Failure):
@@ -2439,28 +2442,28 @@ class DiskFull(Failure):
 class Buffer:
     """The bytes of one object on their way: in memory, or in an unlinked file where they are many.
 
-    room: the most bytes that it can hold.
-    folder: where the file is, None for the system's temporary folder.
+    room: the most bytes that it can hold
+    folder: where the file is, None for the system's temporary folder
     """
 
     def __init__(self, room: int, folder: str | None = None) -> None:
-        self._room, self._folder = room, folder
-        self._size = 0
-        self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
-        self._digest: hashlib._Hash | None = None
+        self._room, self._folder, self._size = room, folder, 0
+        self._digest = ""
         self._file: io.FileIO | None = None
-        if room <= _MAX_IN_MEMORY:
-            # Unlike a bytearray's, these pages cost nothing until something is in them.
-            memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with contextlib.suppress(OSError):  # a kernel without large pages
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = memoryview(memory)
-        else:
-            with os_failures(self._keeping()):
+        self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
+        if room > _MAX_IN_MEMORY:
+            with os_failures(self._doing()):
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
                     buffering=0, dir=folder
                 )
             self._memory = memoryview(bytearray(_PIECE))
+            return
+        # Unlike a bytearray's, these pages cost nothing until something is in them. Large ones save
+        # a quarter of an upload's time.
+        memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = memoryview(memory)
 
     @staticmethod
     def of(data: bytes | bytearray | Buffer) -> Buffer:
@@ -2468,15 +2471,14 @@ class Buffer:
         if isinstance(data, Buffer):
             return data
         buffer = Buffer(len(data))
-        source = io.BytesIO(data)
-        buffer.fill(source.readinto)
+        buffer.extend(io.BytesIO(data).readinto)
         return buffer
 
     def __len__(self) -> int:
         return self._size
 
     def __bytes__(self) -> bytes:
-        return b"".join(map(bytes, self.pieces()))
+        return b"".join(self.pieces())
 
     def fill(self, readinto: Callable[[memoryview], int | None]) -> None:
         """Takes the next bytes of a source in place of its own; see `extend`."""
@@ -2494,35 +2496,30 @@ class Buffer:
             if self._file is None:
                 view = self._memory[self._size : self._room]
             else:
-                view = self._memory[: min(_PIECE, self._room - self._size)]
+                view = self._memory[: self._room - self._size]
             count = readinto(view)
             if not count:
                 break
             self._size += count
             if self._file is not None:
                 self._unwritten = view[:count]
-                if self._digest is None:
-                    self._digest = hashlib.md5(usedforsecurity=False)
-                self._digest.update(self._unwritten)  # a large file is slow to read again
                 self._write()
 
     def _write(self) -> None:
+        hint = (f"{self._room} bytes may be needed there: set TempDir to a larger disk"
+                " (without a config, the variable TMPDIR), or a smaller ChunkSize")
         while self._unwritten and self._file is not None:
             try:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
             except OSError as error:
-                failure = os_failure(
-                    error, self._keeping(),
-                    f"{self._room} bytes may be needed there: set TempDir to a larger disk"
-                    " (without a config, the variable TMPDIR), or a smaller ChunkSize",
-                )
+                failure = os_failure(error, self._doing(), hint)
                 if error.errno == errno.ENOSPC:
                     raise DiskFull(failure.message, failure.hint) from error
                 raise failure from error
 
     def clear(self) -> None:
         """Empties it, and gives a file's room back."""
-        self._size, self._digest, self._unwritten = 0, None, memoryview(b"")
+        self._size, self._digest, self._unwritten = 0, "", memoryview(b"")
         if self._file is not None:
             self._file.seek(0)
             self._file.truncate()
@@ -2532,7 +2529,7 @@ class Buffer:
         end = min(start + count, self._size)
         if self._file is None:
             return self._memory[start:end]
-        with os_failures(self._keeping()):
+        with os_failures(self._doing()):
             return memoryview(os.pread(self._file.fileno(), max(0, end - start), start))
 
     def pieces(self) -> Iterator[memoryview]:
@@ -2541,23 +2538,21 @@ class Buffer:
 
     def md5(self) -> str:
         """The hex MD5 of all of it."""
-        if self._digest is None:
-            self._digest = hashlib.md5(usedforsecurity=False)
+        if not self._digest:
+            digest = hashlib.md5(usedforsecurity=False)
             for piece in self.pieces():
-                self._digest.update(piece)
-        return self._digest.hexdigest()
+                digest.update(piece)
+            self._digest = digest.hexdigest()
+        return self._digest
 
     def close(self) -> None:
+        """Gives its room back; it is not used any more."""
         self._memory = memoryview(b"")
         if self._file is not None:
             self._file.close()
 
-    def _keeping(self) -> str:
+    def _doing(self) -> str:
         return f"keep a chunk on its way in {self._folder or temp_folder()}"
-
-
-# Of a disk on which chunks wait, the part that is left to others.
-_LEFT_FREE = 0.05
 
 
 def has_room(size: int, folder: str | None, count: int = 1) -> bool:
@@ -2565,7 +2560,7 @@ def has_room(size: int, folder: str | None, count: int = 1) -> bool:
     if size <= _MAX_IN_MEMORY:
         return True
     disk = shutil.disk_usage(folder or temp_folder())
-    return disk.free - size * count >= disk.total * _LEFT_FREE
+    return disk.free - size * count >= disk.total * _KEEP_FREE
 
 
 # ==================================================================================================
@@ -2575,8 +2570,12 @@ def has_room(size: int, folder: str | None, count: int = 1) -> bool:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object as a listing shows it. size: bytes; etag: hex, the MD5 of a plain upload;
-    modified: epoch seconds."""
+    """One object as a listing shows it.
+
+    size: bytes
+    etag: hex, the MD5 of a plain upload
+    modified: epoch seconds
+    """
 
     key: str
     size: int
@@ -2584,6 +2583,109 @@ class StoredObject:
     modified: float
     storage_class: str = "STANDARD"
 
+
+# Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
+ETAG_IS_NOT_MD5 = f"{META}opaque"
+
+
+class Store(Protocol):
+    """One bucket. What the rest of the program assumes of it, and what happens where that is wrong:
+
+    1. `put` is atomic: after a failure, its key holds what it held before, or all of the new
+       object. An object that is torn all the same has another MD5 than its ETag, or another size
+       than its archive's last chunk counts; `fetch` or `resolve_archive` notices it.
+    2. What was put is listed from then on. Where listings lag, `confirm` asks again for half a
+       minute; then the job fails, and leaves in the bucket what it stored.
+    3. User metadata comes back as it was given. Where it is lost, archives count as the Perl
+       script's, which have none, and SafeReplace refuses to work.
+    4. Nobody else writes to the same archive at the same time. Where somebody does, `confirm` sees
+       chunks of two uploads, and the job fails; what is mixed is not called complete.
+    5. Listings are in the order of the keys' bytes. In another order some objects would be left
+       out, of which `verify` says that they are missing.
+
+    Every operation raises TransientFailure for what may pass and Failure for the rest, NotFound
+    where the bucket or the key is not there.
+    """
+
+    bucket: str
+    retries: Retries
+
+    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
+        """Stores an object and returns its ETag as a listing will show it: the hex MD5 of its data,
+        which the store confirmed; of a store whose ETags are no MD5 what it said, maybe nothing."""
+
+    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
+        """Fills the buffer with an object's data, compared with its MD5 where the store knows it,
+        and returns its user metadata. Raises Failure for more data than there is room for."""
+
+    def peek(self, key: str, count: int) -> bytes:
+        """The first bytes of an object, at most `count`; unchecked."""
+
+    def head(self, key: str) -> dict[str, str] | None:
+        """The object's user metadata, None where there is no such key; with
+        ETAG_IS_NOT_MD5 where that is so."""
+
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        """(objects, whether there are more): the first whose keys start with the prefix and come
+        behind the key `after`, in the order of their keys' bytes. One request."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Makes the object `target` of another of the bucket: the same data and metadata."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; absent ones are no error."""
+
+    def prepare(self, key: str) -> None:
+        """Raises Failure where objects would be refused, for their storage class say; once. The
+        key is of an object that is stored and deleted to see that."""
+
+    def exists(self) -> bool:
+        """Whether the bucket is there, as far as the key may know."""
+
+    def create(self) -> None:
+        """Makes the bucket."""
+
+    def remove(self) -> None:
+        """Removes the bucket, which must be empty."""
+
+
+def iter_objects(store: Store, prefix: str = "") -> Iterator[StoredObject]:
+    """All objects whose key starts with the prefix, by key, fetched page by page."""
+    after, more = "", True
+    while more:
+        objects, more = store.list_page(prefix, after)
+        yield from objects
+        if objects:
+            after = objects[-1].key
+
+
+def is_there(store: Store, key: str) -> bool:
+    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
+    bucket is not told (S3 API Reference, HeadObject), and gets False."""
+    try:
+        return store.head(key) is not None
+    except Failure as failure:
+        if failure.code != "AccessDenied":
+            raise
+        return False
+
+
+@contextlib.contextmanager
+def workers(store: Store, count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work for a store. Whoever leaves early does not wait for their retries."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
+    except BaseException:
+        with store.retries.once():
+            pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+# --------------------------------------------------------------------------------------------------
+# Retries
+# --------------------------------------------------------------------------------------------------
 
 # Pauses between two tries, seconds: before the second, and the longest, js3tream's with -n.
 _FIRST_PAUSE, _MAX_PAUSE = 0.5, 600.0
@@ -2595,9 +2697,10 @@ _MIN_TRIES = 3
 class Retries:
     """How the operations of a store are tried again while their failures are transient.
 
-    hours: how long one operation is tried, at least three times; None: it is tried once.
-    log: where each further try is told.
-    stop: set by whoever does not want to wait: it ends all pauses, and nothing is tried again.
+    hours: how long one operation is tried, at least three times; None: it is tried once
+    log: where each further try is told
+    stop: set by whoever does not want to wait: it ends all pauses, and nothing is tried again
+
     Pauses double from half a second to ten minutes, with jitter.
     """
 
@@ -2631,8 +2734,8 @@ class Retries:
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
-        """Within it nothing is tried again and pauses end: for the clean-up after a failure, since
-        one who waited for hours does not wait for hours once more."""
+        """Within it nothing is tried again, and pauses end: after a timeout or a signal the
+        clean-up is tried once."""
         before = self.stop.is_set()
         self.stop.set()
         try:
@@ -2662,55 +2765,27 @@ def retried(operation: Operation) -> Operation:
     return persistent  # type: ignore[return-value]
 
 
-# Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
-ETAG_IS_NOT_MD5 = f"{META}opaque"
+# --------------------------------------------------------------------------------------------------
+# Access
+# --------------------------------------------------------------------------------------------------
 
 
-class Store(Protocol):
-    """One bucket. Every operation raises TransientFailure for what may pass, Failure for the rest;
-    `put` is atomic: after a failure the key holds what it held, or all of the new object."""
+class RateLimiter:
+    """What all uploads of a run together may send. rate: bytes per second."""
 
-    bucket: str
-    retries: Retries
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free = time.monotonic()  # when all that was reserved will have been sent
+        self._lock = threading.Lock()
 
-    def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
-        """Stores an object and returns its ETag as a listing will show it: the hex MD5 of its data,
-        which the store confirmed; of a store whose ETags are no MD5 what it said, maybe nothing."""
-
-    def fetch(self, key: str, into: Buffer) -> dict[str, str]:
-        """The object's user metadata. Its data is in the buffer then, and has been compared with
-        its MD5 where the store knows it. Raises Failure for more data than there is room for."""
-
-    def peek(self, key: str, count: int) -> bytes:
-        """The first bytes of an object, at most `count`; unchecked."""
-
-    def head(self, key: str) -> dict[str, str] | None:
-        """The object's user metadata, None where there is no such key; with
-        ETAG_IS_NOT_MD5 where that is so."""
-
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        """(objects, whether there are more): the first whose keys start with the prefix and come
-        behind the key `after`, in the order of their keys' bytes. One request. Raises
-        NotFound where the bucket is not there."""
-
-    def copy(self, source: str, target: str) -> None:
-        """Makes the object `target` of another of the bucket: the same data and metadata."""
-
-    def delete(self, keys: Sequence[str]) -> None:
-        """Deletes objects; absent ones are no error."""
-
-    def prepare(self, key: str) -> None:
-        """Raises Failure where objects would be refused, for their storage class say; once. The
-        key is of an object that is stored and deleted to see that."""
-
-    def exists(self) -> bool:
-        """Whether the bucket is there, as far as the key may know."""
-
-    def create(self) -> None:
-        """Makes the bucket."""
-
-    def remove(self) -> None:
-        """Removes the bucket, which must be empty."""
+    def reserve(self, count: int) -> float:
+        """The seconds to wait before so many bytes are sent."""
+        with self._lock:
+            now = time.monotonic()
+            # Carries over at most 0.5 s of unused budget; without any the rate is never reached.
+            start = max(self._free, now - 0.5)
+            self._free = start + count / self._rate
+            return max(0.0, start - now)
 
 
 @dataclass(frozen=True)
@@ -2726,80 +2801,24 @@ class Access:
     limit: RateLimiter | None = None
 
 
-class RateLimiter:
-    """What all uploads of a run together may send. rate: bytes per second."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._free = time.monotonic()  # when all that was granted will have been sent
-        self._lock = threading.Lock()
-
-    def reserve(self, count: int) -> float:
-        """The seconds to wait before so many bytes are sent."""
-        with self._lock:
-            now = time.monotonic()
-            # Who comes late may catch up on half a second of it, else the rate would never be met.
-            start = max(self._free, now - 0.5)
-            self._free = start + count / self._rate
-            return max(0.0, start - now)
-
-
-class UploadBody:
-    """A buffer as the file that an HTTP client sends, no faster than a limit allows.
-
-    stop: set by who does not want to wait for the rest, which ends in OSError.
-    """
-
-    # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
-    # go: a whole chunk would not make it over a slow line, and small ones cost a fast one its time.
-    _PIECE, _LIMITED = 1 << 18, 1 << 14
-
-    def __init__(self, data: Buffer, limit: RateLimiter | None, stop: threading.Event) -> None:
-        self._data = data
-        self._at = 0
-        self._limit, self._stop = limit, stop
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, _count: int = -1) -> memoryview:
-        piece = self._data.piece(self._at, self._LIMITED if self._limit else self._PIECE)
-        self._at += len(piece)
-        if self._limit and piece and self._stop.wait(self._limit.reserve(len(piece))):
-            raise OSError("the upload was given up")
-        return piece
-
-
 def read_key_file(path: str) -> tuple[str, str]:
     """(key, secret) from a file of the lines `key=…` and `secret=…`, Java properties as js3tream.
 
-    Raises Failure (status 2) naming the file where it cannot be read or lacks one of them.
+    Raises UsageFailure naming the file where it cannot be read or lacks one of them.
     """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(65536).splitlines()
-    except OSError as error:
-        raise os_failure(error, "read S3Keyfile", status=EXIT_USAGE) from error
-    found: dict[str, str] = {}
+    with (
+        os_failures("read S3Keyfile", status=EXIT_USAGE),
+        open(path, encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        lines = file.read(65536).splitlines()
+    found = {"key": "", "secret": ""}
     for line in lines:
-        match = re.match(r"\s*([A-Za-z]+)\s*[=:\s]\s*(.*?)\s*$", line)
-        if match and not line.lstrip().startswith(("#", "!")):
+        if match := re.match(r"\s*(key|secret)\s*[=:\s]\s*(.*?)\s*$", line):
             found[match[1]] = re.sub(r"\\(.)", r"\1", match[2])
-    for name in ("key", "secret"):
-        if not found.get(name):
-            raise Failure(
-                f"S3Keyfile {path} has no line {name}=…",
-                "it needs the lines key=… and secret=…",
-                status=EXIT_USAGE,
-            )
+    for name, value in found.items():
+        if not value:
+            raise UsageFailure(f"S3Keyfile {path} has no line {name}=…",
+                               "it needs the lines key=… and secret=…")
     return found["key"], found["secret"]
 
 
@@ -2820,15 +2839,9 @@ def access_of(settings: Settings) -> Access:
     key = secret = None
     if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
         key, secret = read_key_file(settings.s3_keyfile)
-    return Access(
-        settings.s3_endpoint,
-        settings.s3_region,
-        key,
-        secret,
-        settings.storage_class,
-        settings.parallel,
-        RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None,
-    )
+    limit = RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None
+    return Access(settings.s3_endpoint, settings.s3_region, key, secret, settings.storage_class,
+                  settings.parallel, limit)
 
 
 def open_store(
@@ -2836,8 +2849,8 @@ def open_store(
 ) -> Store:
     """The store of a bucket.
 
-    clock: gives epoch seconds, the stamps of a folder store.
-    retries: None: each operation is tried once.
+    clock: gives epoch seconds, the stamps of a folder store
+    retries: None: each operation is tried once
     """
     root = folder_root(access.endpoint)
     if root is not None:
@@ -2850,7 +2863,7 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
     root = folder_root(access.endpoint)
     if root is None:
         return S3Store("", access).buckets()
-    with _folder_errors(f"list {root}"), os.scandir(root) as entries:
+    with os_failures(f"list {root}"), os.scandir(root) as entries:
         return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
 
@@ -2859,7 +2872,10 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
 # --------------------------------------------------------------------------------------------------
 
 # Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
-_NAME_PIECE = 180
+_MAX_NAME_PIECE = 180
+
+# Seconds without a write after which a half written file belongs to no run any more.
+_ABANDONED = 86400.0
 
 
 def bucket_folders(root: str, own: str) -> list[str]:
@@ -2870,61 +2886,52 @@ def bucket_folders(root: str, own: str) -> list[str]:
     return []
 
 
-# Seconds without a write after which a file on its way belongs to no run any more.
-_ABANDONED = 86400.0
-
-
-def _new_prefix() -> str:
-    """How the names of files begin that this machine is writing; the process's number follows."""
-    return f".new-{urllib.parse.quote(os.uname().nodename, safe='').replace('-', '%2D')}-"
-
-
 class FolderStore:
     """A bucket as the folder ROOT/BUCKET: one plain file per object, named by its key as in a URL.
 
-    User metadata is in ROOT/BUCKET/.meta, in a file whose name also says size and time of the
-    data that it belongs to, so that the one rename of the data switches both. In a copy that has
-    not kept the times (`rsync -r`), size and content tell which it is, and its name the time.
+    An object's ETag and user metadata are in its sidecar, ROOT/BUCKET/.meta/DIGEST@SIZE-TIME.json:
+    the digest stands for the file's name, size and time are those of the data, so that the one
+    rename of the data switches both. In a copy that has not kept the times (`rsync -r`), size and
+    content tell which sidecar it is, and the sidecar's name tells the time.
     """
 
     def __init__(self, root: str, bucket: str, clock: Callable[[], float]) -> None:
         self.bucket = bucket
         self.retries = Retries()  # no failure of a folder is transient
-        self._root = root
+        self._root, self._clock = root, clock
         self._folder = os.path.join(root, bucket)
-        self._clock = clock
+        self._sidecars = os.path.join(self._folder, ".meta")
         self._swept = False
-        self._noted: tuple[int, dict[str, list[str]]] = (-1, {})  # see `_notes_of_size`
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         data = Buffer.of(data)
-        digest = data.md5()
         path = self.path_of(key)
-        with _folder_errors(f"store {path}"):
-            if not os.path.isdir(self._folder):
-                raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.makedirs(self._meta_folder, exist_ok=True)
-            old_notes = self._notes_path(path)
-            stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
+        if not os.path.isdir(self._folder):
+            raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
+        # Two files of the same microsecond differ in the rest, and so do their sidecars' names.
+        stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
+        name = f"{_own_start()}{os.getpid()}-{secrets.token_hex(8)}"
+        temp = os.path.join(self._folder, name)
+        note = json.dumps({"etag": data.md5(), "metadata": dict(metadata)}).encode()
+        with os_failures(f"store {path}"):
             self._sweep()
-            name = f"{_new_prefix()}{os.getpid()}-{secrets.token_hex(8)}"
-            temp = os.path.join(self._folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.makedirs(self._sidecars, exist_ok=True)
+            old = self._sidecar_of(path)
             try:
                 _write_durably(temp, data.pieces())
                 os.utime(temp, ns=(stamp, stamp))
-                notes = self._notes_name(path, len(data), os.stat(temp).st_mtime_ns)
-                note = json.dumps({"etag": digest, "metadata": dict(metadata)}).encode()
-                _write_durably(notes, [note])
+                sidecar = self._sidecar_name(path, os.stat(temp))
+                _write_durably(sidecar, [note])
                 os.replace(temp, path)  # before it the old object is whole, after it the new one
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temp)
                 raise
-            if old_notes not in (None, notes):
+            if old and old != sidecar:
                 with contextlib.suppress(OSError):
-                    os.unlink(str(old_notes))
-        return digest
+                    os.unlink(old)
+        return data.md5()
 
     def _sweep(self) -> None:
         """Deletes, once, what killed runs left half written: those of this machine whose process
@@ -2936,8 +2943,8 @@ class FolderStore:
             for entry in entries:
                 if not entry.name.startswith(".new-"):
                     continue
-                own = entry.name.startswith(_new_prefix())
-                pid = entry.name.removeprefix(_new_prefix()).partition("-")[0]
+                own = entry.name.startswith(_own_start())
+                pid = entry.name.removeprefix(_own_start()).partition("-")[0]
                 with contextlib.suppress(OSError):  # gone by now, or somebody else's
                     old = time.time() - entry.stat().st_mtime > _ABANDONED
                     if old or (own and pid.isdecimal() and not os.path.exists(f"/proc/{pid}")):
@@ -2945,45 +2952,46 @@ class FolderStore:
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         path = self.path_of(key)
-        with _folder_errors(f"read {path}"), open(path, "rb", buffering=0) as file:
+        with os_failures(f"read {path}"), open(path, "rb", buffering=0) as file:
             into.fill(file.readinto)
             if file.read(1):
                 raise Failure(f"{path} is larger than listed: it was replaced")
-        etag, metadata = self._notes(path)
+        etag, metadata = _read_sidecar(self._sidecar_of(path))
         if etag and into.md5() != etag:
             raise Failure(f"{path} is damaged: its MD5 is not the stored one")
         return metadata
 
     def peek(self, key: str, count: int) -> bytes:
         path = self.path_of(key)
-        with _folder_errors(f"read {path}"), open(path, "rb") as file:
+        with os_failures(f"read {path}"), open(path, "rb") as file:
             return file.read(count)
 
     def head(self, key: str) -> dict[str, str] | None:
         path = self.path_of(key)
-        return self._notes(path)[1] if os.path.isfile(path) else None
+        return _read_sidecar(self._sidecar_of(path))[1] if os.path.isfile(path) else None
 
     def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         if not self.exists():
             raise NotFound(f"bucket {self.bucket} does not exist in {self._root}")
         objects: list[StoredObject] = []
-        with _folder_errors(f"list {self._folder}"):
-            for key, path in sorted(
-                (key, path) for key, path in self._walk(self._folder, "")
-                if key.startswith(prefix) and key.encode() > after.encode()
-            ):
+        with os_failures(f"list {self._folder}"):
+            for key, path in sorted(self._walk(self._folder, "")):
+                if not key.startswith(prefix) or key.encode() <= after.encode():
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     info = os.stat(path)
-                    etag = self._notes(path)[0] or _file_md5(path, info.st_size)
-                    noted = re.search(r"-(\d+)\.json$", self._notes_path(path) or "")
+                    sidecar = self._sidecar_of(path)
+                    etag = _read_sidecar(sidecar)[0] or _file_md5(path, info.st_size)
                     # A copy is younger than what it was made of.
+                    noted = re.search(r"-(\d+)\.json$", sidecar or "")
                     modified = min(info.st_mtime, int(noted[1]) / 1e9 if noted else math.inf)
                     objects.append(StoredObject(key, info.st_size, etag, modified))
         return objects, False
 
     def copy(self, source: str, target: str) -> None:
-        with _folder_errors(f"read {self.path_of(source)}"):
-            size = os.stat(self.path_of(source)).st_size
+        path = self.path_of(source)
+        with os_failures(f"read {path}"):
+            size = os.stat(path).st_size
         with contextlib.closing(Buffer(size, self._folder)) as data:
             metadata = self.fetch(source, data)
             self.put(target, data, metadata)
@@ -2991,11 +2999,11 @@ class FolderStore:
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             path = self.path_of(key)
-            with _folder_errors(f"delete {path}"), contextlib.suppress(FileNotFoundError):
-                notes = self._notes_path(path)
+            with os_failures(f"delete {path}"), contextlib.suppress(FileNotFoundError):
+                sidecar = self._sidecar_of(path)
                 os.unlink(path)
-                if notes:
-                    os.unlink(notes)
+                if sidecar:
+                    os.unlink(sidecar)
 
     def prepare(self, key: str) -> None:
         """A folder takes what there is room for."""
@@ -3005,19 +3013,17 @@ class FolderStore:
             raise Failure(
                 f"folder {self._root} of S3Endpoint does not exist", "mount or make it, then retry"
             )
-        with _folder_errors(f"look into {self._folder}"):
-            try:
-                return stat.S_ISDIR(os.stat(self._folder).st_mode)
-            except FileNotFoundError:
-                return False
+        with os_failures(f"look into {self._folder}"), contextlib.suppress(FileNotFoundError):
+            return stat.S_ISDIR(os.stat(self._folder).st_mode)
+        return False
 
     def create(self) -> None:
-        with _folder_errors(f"make the bucket {self._folder}"):
+        with os_failures(f"make the bucket {self._folder}"):
             os.mkdir(self._folder, 0o700)
 
     def remove(self) -> None:
-        with _folder_errors(f"remove the bucket {self._folder}"):
-            if any(True for _ in self._walk(self._folder, "")):
+        with os_failures(f"remove the bucket {self._folder}"):
+            if any(self._walk(self._folder, "")):
                 raise Failure(f"bucket {self.bucket} is not empty")
             foreign = [name for name in os.listdir(self._folder)
                        if not name.startswith(".") and not name.endswith("+")]
@@ -3026,11 +3032,7 @@ class FolderStore:
                     f"bucket {self.bucket} holds what is not ours: {min(foreign)}",
                     f"look at it, and delete it in {self._folder} if it may go",
                 )
-            shutil.rmtree(self._folder)  # notes, folders of long names, what a killed run left
-
-    @property
-    def _meta_folder(self) -> str:
-        return os.path.join(self._folder, ".meta")
+            shutil.rmtree(self._folder)  # sidecars, folders of long names, half written files
 
     def path_of(self, key: str) -> str:
         """The file of a key. Raises Failure for a key that S3 would not take either."""
@@ -3041,15 +3043,17 @@ class FolderStore:
         if name.startswith("."):
             name = "%2E" + name[1:]
         # A long name goes into folders; their names end in "+", which quote() never leaves.
-        pieces = [name[at : at + _NAME_PIECE] for at in range(0, len(name), _NAME_PIECE)] or [""]
-        return os.path.join(self._folder, *(f"{piece}+" for piece in pieces[:-1]), pieces[-1])
+        starts = range(0, len(name), _MAX_NAME_PIECE)
+        *folders, last = [name[at : at + _MAX_NAME_PIECE] for at in starts] or [""]
+        return os.path.join(self._folder, *(f"{piece}+" for piece in folders), last)
 
     def _walk(self, folder: str, start: str) -> Iterator[tuple[str, str]]:
+        """(key, path) of every object below a folder; start: what its own path stands for."""
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                # Links are not ours: they may lead out of the bucket, or in a circle.
+                # Symlinks are not ours: they may lead out of the bucket, or in a circle.
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name.endswith("+"):
                         yield from self._walk(entry.path, start + entry.name[:-1])
@@ -3057,63 +3061,52 @@ class FolderStore:
                     key = urllib.parse.unquote_to_bytes(os.fsencode(start + entry.name))
                     yield key.decode("utf-8", "backslashreplace"), entry.path
 
-    def _notes_name(self, path: str, size: int, mtime_ns: int) -> str:
+    def _sidecar_name(self, path: str, info: os.stat_result) -> str:
         relative = os.path.relpath(path, self._folder)
-        # One flat folder: the digest stands for the name, which may be too long with more on it.
         digest = hashlib.sha256(os.fsencode(relative)).hexdigest()[:40]
-        return os.path.join(self._meta_folder, f"{digest}@{size}-{mtime_ns}.json")
+        return os.path.join(self._sidecars, f"{digest}@{info.st_size}-{info.st_mtime_ns}.json")
 
-    def _notes_path(self, path: str) -> str | None:
-        try:
+    def _sidecar_of(self, path: str) -> str | None:
+        """The sidecar of an object's file, None for a file that was not put here."""
+        with os_failures(f"look at {path}"), contextlib.suppress(FileNotFoundError):
             info = os.stat(path)
-        except OSError:
-            return None
-        name = self._notes_name(path, info.st_size, info.st_mtime_ns)
-        if os.path.exists(name):
-            return name
-        found = self._notes_of_size(name.rpartition("-")[0])
-        if len(found) > 1:  # a put that was killed left one; the content decides
-            with os_failures("read a copied object"):
+            exact = self._sidecar_name(path, info)
+            if os.path.exists(exact):
+                return exact
+            changed = os.stat(self._sidecars).st_mtime_ns
+            found = _sidecars_by_size(self._sidecars, changed).get(exact.rpartition("-")[0], [])
+            if len(found) > 1:  # a put that was killed left one; the content decides
                 etag = _file_md5(path, info.st_size)
-            found = [one for one in found if self._read_notes(one)[0] == etag]
-        return max(found, default=None)
-
-    def _notes_of_size(self, start: str) -> list[str]:
-        """The notes of an object with data of some size, whatever its time; start: of their
-        names, up to the size."""
-        try:
-            changed = os.stat(self._meta_folder).st_mtime_ns
-            if self._noted[0] != changed:
-                index: dict[str, list[str]] = {}
-                for name in os.listdir(self._meta_folder):
-                    path = os.path.join(self._meta_folder, name)
-                    index.setdefault(path.rpartition("-")[0], []).append(path)
-                self._noted = changed, index
-        except FileNotFoundError:
-            return []
-        return self._noted[1].get(start, [])
-
-    def _notes(self, path: str) -> tuple[str, dict[str, str]]:
-        """(etag, metadata) of the file at a path; of a file that was not put here ("", {})."""
-        name = self._notes_path(path)
-        return self._read_notes(name) if name else ("", {})
-
-    def _read_notes(self, name: str) -> tuple[str, dict[str, str]]:
-        try:
-            with open(name, encoding="utf-8") as file:
-                notes = json.load(file)
-            return str(notes["etag"]), {str(k): str(v) for k, v in notes["metadata"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise Failure(f"{name} is damaged: {error}") from error
+                found = [one for one in found if _read_sidecar(one)[0] == etag]
+            return max(found, default=None)
+        return None
 
 
-@contextlib.contextmanager
-def _folder_errors(doing: str) -> Iterator[None]:
+def _own_start() -> str:
+    """How the names of half written files of this machine begin; the process's number follows."""
+    return f".new-{urllib.parse.quote(os.uname().nodename, safe='').replace('-', '%2D')}-"
+
+
+@lru_cache(maxsize=1)
+def _sidecars_by_size(folder: str, _changed: int) -> dict[str, list[str]]:
+    """The sidecars in a folder, by their paths up to the size; _changed: when it was changed."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        found.setdefault(path.rpartition("-")[0], []).append(path)
+    return found
+
+
+def _read_sidecar(path: str | None) -> tuple[str, dict[str, str]]:
+    """(ETag, user metadata), of no sidecar ("", {})."""
+    if path is None:
+        return "", {}
     try:
-        yield
-    except OSError as error:
-        hint = "free some room there" if error.errno == errno.ENOSPC else ""
-        raise Failure(f"cannot {doing}: {error.strerror or error}", hint) from error
+        with open(path, encoding="utf-8") as file:
+            told = json.load(file)
+        return str(told["etag"]), {str(k): str(v) for k, v in told["metadata"].items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Failure(f"{path} is damaged: {error}") from error
 
 
 def _write_durably(path: str, pieces: Iterable[Piece]) -> None:
@@ -3129,7 +3122,7 @@ def _file_md5(path: str, size: int) -> str:
         return ""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_PIECE):
             digest.update(block)
     return digest.hexdigest()
 
@@ -3138,11 +3131,19 @@ def _file_md5(path: str, size: int) -> str:
 # S3
 # --------------------------------------------------------------------------------------------------
 
+# Seconds that a server may take to take a connection, and to send or take the next bytes.
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
+
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """region: "" if unknown; versioned: old versions are kept; retention: of object lock by
-    default, in words, "" for none; unknown: what the service does not tell."""
+    """What is known of a bucket besides its objects.
+
+    region: "" if unknown
+    versioned: old versions are kept
+    retention: of object lock by default, in words, "" for none
+    unknown: what the service does not tell
+    """
 
     region: str
     versioned: bool
@@ -3150,50 +3151,43 @@ class BucketFacts:
     unknown: tuple[str, ...]
 
 
-# Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
-_TRANSIENT_CODES = frozenset(
-    (
-        "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "ExpiredToken",
-        "TokenRefreshRequired", "TemporaryRedirect",
-        # Of the keys of a DeleteObjects, which come without a status.
-        "InternalError", "SlowDown", "ServiceUnavailable",
-    )
-)
+class UploadBody:
+    """A buffer as the file that an HTTP client sends, no faster than a limit allows.
 
-# HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
-# every 5xx but 501 does so, too.
-_TRANSIENT_STATUSES = frozenset((408, 429))
+    stop: set by whoever does not want to wait for the rest, which ends in OSError
+    """
 
-_S3_HINTS = {
-    "AccessDenied": "the key lacks a right for it, or the bucket is someone else's",
-    "AllAccessDisabled": "the account is disabled",
-    "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
-    "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
-    "NoSuchBucket": "check Bucket",
-    "InvalidBucketName": "check Bucket",
-    "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
-    "RequestTimeTooSkewed": "set the clock of this machine",
-    "PermanentRedirect": "the bucket is in another region: set S3Region",
-    "AuthorizationHeaderMalformed": "set S3Region to the region of the bucket",
-    "IllegalLocationConstraintException": "set S3Region to the region that S3Endpoint belongs to",
-    "InvalidLocationConstraint": "check S3Region",
-    "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
-    "InvalidStorageClass": "check StorageClass",
-    "403": "the key lacks a right for it, or the bucket is someone else's",
-}
+    # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
+    # go: a whole chunk would not make it over a slow line. Under a limit the flow is to be even.
+    _PIECE, _LIMITED = 1 << 18, 1 << 14
 
-_WRONG_ENDPOINT = (
-    "S3Endpoint may be no S3 service, or already hold the bucket's name: give it without"
-)
+    def __init__(self, data: Buffer, limit: RateLimiter | None, stop: threading.Event) -> None:
+        self._data, self._limit, self._stop = data, limit, stop
+        self._position = 0
 
-# Seconds that a server may take to take a connection, and to send or take the next bytes.
-_CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, _count: int = -1) -> memoryview:
+        piece = self._data.piece(self._position, self._LIMITED if self._limit else self._PIECE)
+        self._position += len(piece)
+        if self._limit and piece and self._stop.wait(self._limit.reserve(len(piece))):
+            raise OSError("the upload was given up")
+        return piece
 
 
 class S3Store:
-    """A bucket of Amazon S3 or of a service that speaks its protocol, through botocore.
+    """A bucket of Amazon S3 or of a service that speaks its protocol, through boto3.
 
-    The client is made at the first request; botocore is imported there, since it takes its time.
+    The client is made at the first request; boto3 is imported there, since it takes its time.
     """
 
     def __init__(self, bucket: str, access: Access, retries: Retries | None = None) -> None:
@@ -3203,74 +3197,100 @@ class S3Store:
         self._made: Any = None
         self._making = threading.Lock()
         self._knows_batches, self._prepared = True, False
+        self._class = {"StorageClass": access.storage_class} if access.storage_class else {}
 
     @property
     def _client(self) -> Any:
         with self._making:
             if self._made is None:
-                with self._errors("reach"):
-                    self._made = _s3_client(self._access)
-        return self._made
+                self._made = _s3_client(self._access)
+            return self._made
+
+    def _request(self, doing: str, operation: str, **parameters: Any) -> Any:
+        """The answer to a request; doing: what it does, to which the bucket's name is added."""
+        with self._errors(f"{doing} bucket {self.bucket}"):
+            return getattr(self._client, operation)(Bucket=self.bucket, **parameters)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """Turns what boto3 raises into Failures."""
+        try:
+            import botocore.exceptions as boto
+            from urllib3.exceptions import HTTPError, SSLError
+        except ImportError as error:
+            raise missing_library(error) from error
+        try:
+            yield
+        except boto.ClientError as error:
+            failure = _refusal(doing, error.response)
+            if failure.code in _EXPIRED:
+                self._made = None  # whoever renews the key has written the new one somewhere
+            raise failure from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+            raise UsageFailure(
+                f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…"
+            ) from error
+        except (boto.SSLError, SSLError) as error:
+            raise _tls_failure(f"cannot {doing}: {error}") from error
+        except boto.EndpointConnectionError as error:
+            text = _unknown_host(str(error.kwargs["endpoint_url"])) or error
+            raise TransientFailure(f"cannot {doing}: {text}") from error
+        except (HTTPError, boto.HTTPClientError, boto.IncompleteReadError, boto.ConnectionError,
+                OSError) as error:
+            raise TransientFailure(f"cannot {doing}: {error}") from error
+        except (boto.BotoCoreError, ValueError) as error:
+            raise Failure(f"cannot {doing}: {error}") from error
 
     @retried
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         data = Buffer.of(data)
         digest = data.md5()
-        # Other classes cost for months what is there for minutes, or cannot be copied from.
-        extra = {} if is_staged(key) else self._class
-        body = UploadBody(data, self._access.limit, self.retries.stop)
-        with self._errors(f"store {key} in"):
-            answer = self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=body,
-                ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
-                ContentType="application/octet-stream",
-                Metadata=dict(metadata),
-                **extra,
-            )
-        etag = _plain_etag(answer)
+        answer = self._request(
+            f"store {key} in", "put_object", Key=key, Metadata=dict(metadata),
+            Body=UploadBody(data, self._access.limit, self.retries.stop),
+            ContentMD5=_content_md5(digest), ContentType="application/octet-stream",
+            # Other classes bill a minimum duration, or cannot be copied.
+            **({} if is_staged(key) else self._class),
+        )
+        etag = _etag_as_md5(answer)
         if etag and etag != digest:
             raise TransientFailure(f"{self.bucket} confirmed another MD5 for {key} than was sent")
         return etag or str(answer.get("ETag", "")).strip('"')
 
     @retried
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
-        with self._errors(f"fetch {key} from"):
+        with self._errors(f"fetch {key} from bucket {self.bucket}"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]) as body:
                 # urllib3 copies what it reads: in pieces, so that the copies stay small.
                 into.fill(lambda view: body.readinto(view[:_PIECE]))
                 if body.readinto(bytearray(1)):
                     raise Failure(f"{key} is larger than listed: it was replaced")
-        etag = _plain_etag(answer)
+        etag = _etag_as_md5(answer)
         if etag and into.md5() != etag:
             raise TransientFailure(f"{key} arrived damaged: its MD5 is not the stored one")
         return _user_metadata(answer)
 
     @retried
     def peek(self, key: str, count: int) -> bytes:
-        with self._errors(f"fetch {key} from"):
-            answer = self._client.get_object(
-                Bucket=self.bucket, Key=key, Range=f"bytes=0-{count - 1}"
-            )
+        with self._errors(f"fetch {key} from bucket {self.bucket}"):
+            part = f"bytes=0-{count - 1}"
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=part)
             data: bytes = answer["Body"].read(count)
         return data
 
     @retried
     def head(self, key: str) -> dict[str, str] | None:
         try:
-            with self._errors(f"look up {key} in"):
-                answer = self._client.head_object(Bucket=self.bucket, Key=key)
+            answer = self._request(f"look up {key} in", "head_object", Key=key)
         except NotFound:
             return None
-        mark = {} if _plain_etag(answer) else {ETAG_IS_NOT_MD5: "yes"}
-        return _user_metadata(answer) | mark
+        return _user_metadata(answer) | ({} if _etag_as_md5(answer) else {ETAG_IS_NOT_MD5: "yes"})
 
     @retried
     def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
-        answer = self._list(Prefix=prefix, **start)
+        answer = self._request("list", "list_objects_v2", Prefix=prefix, **start)
         objects = [
             StoredObject(
                 item["Key"],
@@ -3283,23 +3303,12 @@ class S3Store:
         ]
         return objects, bool(answer.get("IsTruncated")) and bool(objects)
 
-    def _list(self, **what: Any) -> Any:
-        """One page of a listing."""
-        with self._errors("list"):
-            return self._client.list_objects_v2(Bucket=self.bucket, **what)
-
     @retried
     def copy(self, source: str, target: str) -> None:
-        with self._errors(f"copy {source} to {target} in"):
-            self._client.copy_object(
-                Bucket=self.bucket, Key=target,
-                CopySource={"Bucket": self.bucket, "Key": source}, **self._class,
-            )
-
-    @property
-    def _class(self) -> dict[str, str]:
-        name = self._access.storage_class
-        return {"StorageClass": name} if name else {}
+        self._request(
+            f"copy {source} to {target} in", "copy_object", Key=target,
+            CopySource={"Bucket": self.bucket, "Key": source}, **self._class,
+        )
 
     @retried
     def delete(self, keys: Sequence[str]) -> None:
@@ -3321,36 +3330,30 @@ class S3Store:
 
     def _delete_batch(self, keys: Sequence[str]) -> None:
         batch = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        with self._errors("delete from"):
-            answer = self._client.delete_objects(Bucket=self.bucket, Delete=batch)
+        answer = self._request("delete from", "delete_objects", Delete=batch)
         for error in answer.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":  # it is gone, as it should be
-                raise _s3_failure(f"delete {error.get('Key')} from", self.bucket,
-                                  error.get("Code", ""), error.get("Message", ""))
+                doing = f"delete {error.get('Key')} from bucket {self.bucket}"
+                raise _refusal(doing, {"Error": error})
 
     def _delete_one(self, key: str) -> None:
         try:
-            with self._errors(f"delete {key} from"):
-                self._client.delete_object(Bucket=self.bucket, Key=key)
+            self._request(f"delete {key} from", "delete_object", Key=key)
         except NotFound as failure:
             if failure.code == "NoSuchBucket":
                 raise
 
-    @retried
     def prepare(self, key: str) -> None:
         if not self._prepared:
-            with self._errors(f"store {key} in"):
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=b"", **self._class,
-                                        ContentMD5=base64.b64encode(hashlib.md5(
-                                            usedforsecurity=False).digest()).decode())
-            self._delete_one(key)
+            self.put(key, b"", {})
+            self.delete([key])
             self._prepared = True
 
     @retried
     def exists(self) -> bool:
         try:
             # Not HeadBucket: its errors come without a code that says what is wrong.
-            self._list(MaxKeys=1)
+            self._request("list", "list_objects_v2", MaxKeys=1)
         except NotFound:
             return False
         except Failure as failure:
@@ -3362,12 +3365,12 @@ class S3Store:
 
     @retried
     def create(self) -> None:
-        region = self._client.meta.region_name
-        place = {} if region in ("us-east-1", "aws-global") else {
-            "CreateBucketConfiguration": {"LocationConstraint": region}
-        }
         try:
-            with self._errors("make"):
+            with self._errors(f"make bucket {self.bucket}"):
+                region = self._client.meta.region_name
+                place = {} if region in ("us-east-1", "aws-global") else {
+                    "CreateBucketConfiguration": {"LocationConstraint": region}
+                }
                 self._client.create_bucket(Bucket=self.bucket, **place)
         except Failure as failure:
             if failure.code != "BucketAlreadyOwnedByYou":  # another run was faster
@@ -3375,125 +3378,102 @@ class S3Store:
 
     @retried
     def remove(self) -> None:
-        with self._errors("remove"):
-            self._client.delete_bucket(Bucket=self.bucket)
+        self._request("remove", "delete_bucket")
 
     def buckets(self) -> list[tuple[str, float]]:
         """See `list_buckets`."""
-        with self._errors("list the buckets of the account for"):
+        with self._errors("list the buckets of the account"):
             found = self._client.list_buckets()["Buckets"]
         return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
 
     def about(self) -> BucketFacts:
-        """What is known of the bucket besides its objects; what is not told is in `unknown`."""
-        unknown: list[str] = []
-
-        def ask(what: str, answer: Callable[[], Any]) -> Any:
+        """What the service tells of the bucket."""
+        answers: dict[str, Any] = {}
+        unknown = []
+        for what, operation in (
+            ("a region", "get_bucket_location"),
+            ("versions", "get_bucket_versioning"),
+            ("an object lock", "get_object_lock_configuration"),
+        ):
             try:
-                with self._errors("ask about"):
-                    return answer()
+                answers[what] = self._request("ask about", operation)
             except Failure as failure:
-                if "ObjectLockConfigurationNotFoundError" not in failure.message:
+                if failure.code != "ObjectLockConfigurationNotFoundError":
                     unknown.append(what)
-                return {}
-
-        bucket = {"Bucket": self.bucket}
-        place = ask("a region", lambda: self._client.get_bucket_location(**bucket))
-        versions = ask("versions", lambda: self._client.get_bucket_versioning(**bucket))
-        lock = ask("an object lock", lambda: self._client.get_object_lock_configuration(**bucket))
+        region = "" if "a region" in unknown else (
+            answers["a region"].get("LocationConstraint") or "us-east-1"
+        )
+        versions, lock = answers.get("versions", {}), answers.get("an object lock", {})
         rule = lock.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention", {})
         retention = " ".join(
             f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)
         )
-        region = (place.get("LocationConstraint") or "us-east-1") if place else ""
         return BucketFacts(region, versions.get("Status") == "Enabled", retention, tuple(unknown))
 
     def skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
-        with self._errors("reach"):
+        with self._errors(f"reach bucket {self.bucket}"):
             try:
                 answer = self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
             except self._client.exceptions.ClientError as error:
                 answer = error.response
-        return _skew(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
-
-    @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """What botocore raises, as our failures."""
-        try:
-            import botocore.exceptions as boto
-            import urllib3.exceptions
-        except ImportError as error:
-            raise missing_library(error) from error
-        try:
-            yield
-        except boto.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            said = str(error.response.get("Error", {}).get("Message") or "")
-            about = error.response.get("ResponseMetadata", {})
-            status = int(about.get("HTTPStatusCode", 0))
-            if code in ("ExpiredToken", "TokenRefreshRequired"):
-                with self._making:
-                    self._made = None  # whoever renews it has written the new one somewhere
-            if code == "RequestTimeTooSkewed":
-                said = _skew_text(about.get("HTTPHeaders", {}).get("date", "")) or said
-            failure = _s3_failure(doing, self.bucket, code, said, status)
-            region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
-            region = region or error.response.get("Error", {}).get("Region")
-            if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
-                failure.hint = f"the bucket is in another region: set S3Region {region}"
-            raise failure from error
-        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-            raise Failure(
-                f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…",
-                status=EXIT_USAGE,
-            ) from error
-        except (boto.SSLError, urllib3.exceptions.SSLError) as error:
-            raise _tls_failure(f"cannot {doing} {self.bucket}: {error}") from error
-        except boto.EndpointConnectionError as error:
-            text = str(error)
-            if unknown := _cause(error, socket.gaierror):
-                host = urllib.parse.urlsplit(self._client.meta.endpoint_url).hostname
-                text = f"the host name {host} is not known: {unknown.strerror}; check S3Endpoint"
-            raise TransientFailure(f"cannot {doing} {self.bucket}: {text}") from error
-        except (urllib3.exceptions.HTTPError, boto.HTTPClientError, boto.IncompleteReadError,
-                boto.ConnectionError, OSError) as error:
-            raise TransientFailure(f"cannot {doing} {self.bucket}: {error}") from error
-        except (boto.BotoCoreError, ValueError) as error:
-            raise Failure(f"cannot {doing} {self.bucket}: {error}") from error
+        return _skew(answer)
 
 
-# What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
-# connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
-_TLS_HINTS = (
-    ("CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE",
-     "this machine does not trust the certificate, or it is for another host;"
-     " AWS_CA_BUNDLE names a file of certificates to be trusted"),
-    ("No such file|Permission denied",
-     "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be trusted"),
-    ("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL",
-     "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port"),
-    ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE",
-     "the service wants another version of TLS, another host name or a client certificate"),
+def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
+    (RFC 9110, section 5.1): several services capitalize them."""
+    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
+
+
+def _etag_as_md5(answer: Mapping[str, Any]) -> str:
+    """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
+    etag = str(answer.get("ETag", "")).strip('"').lower()
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
+        return ""
+    return etag
+
+
+def _content_md5(digest: str) -> str:
+    """A hex MD5 as the header Content-MD5 has it (RFC 1864)."""
+    return base64.b64encode(bytes.fromhex(digest)).decode()
+
+
+# --------------------------------------------------------------------------------------------------
+# What S3 refuses
+# --------------------------------------------------------------------------------------------------
+
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired")
+
+# Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses");
+# the last line's are of the keys of a DeleteObjects, which come without a status.
+_TRANSIENT_CODES = (
+    *_EXPIRED, "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted",
+    "TemporaryRedirect",
+    "InternalError", "SlowDown", "ServiceUnavailable",
 )
 
+# HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
+# every 5xx but 501, "Not Implemented", does so, too.
+_TRANSIENT_STATUSES = (408, 429)
 
-def _tls_failure(text: str) -> Failure:
-    """The Failure that an error of TLS is, by its text."""
-    for pattern, hint in _TLS_HINTS:
-        if re.search(pattern, text):
-            return Failure(text, hint)
-    return TransientFailure(text)
-
-
-def _cause(error: BaseException | None, kind: type[OSError]) -> OSError | None:
-    """What of that kind an error was made of."""
-    while error:
-        if isinstance(error, kind):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
+_HINTS = {
+    "AccessDenied": "the key lacks {right}, or the bucket is someone else's",
+    "AllAccessDisabled": "the account is disabled",
+    "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
+    "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
+    "NoSuchBucket": "check Bucket",
+    "InvalidBucketName": "check Bucket",
+    "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "PermanentRedirect": "the bucket is in another region: set S3Region",
+    "AuthorizationHeaderMalformed": "set S3Region to the region of the bucket",
+    "IllegalLocationConstraintException": "set S3Region to the region that S3Endpoint belongs to",
+    "InvalidLocationConstraint": "check S3Region",
+    "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
+    "InvalidStorageClass": "check StorageClass",
+}
 
 # The right that a request needs, by what it does (AWS Service Authorization Reference, "Actions
 # defined by Amazon S3").
@@ -3503,18 +3483,41 @@ _RIGHTS = {
     "make": "s3:CreateBucket", "remove": "s3:DeleteBucket",
 }
 
+_WRONG_ENDPOINT = (
+    "S3Endpoint may be no S3 service, or already hold the bucket's name: give it without"
+)
 
-def _s3_hint(doing: str, code: str) -> str:
-    if code in ("AccessDenied", "403") and (right := _RIGHTS.get(doing.split()[0])):
-        hint = f"the key lacks the right {right}, or the bucket is someone else's"
-        return f"check Bucket, or make it by hand: {hint}" if doing == "make" else hint
-    return _S3_HINTS.get(code, "")
+# What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
+# connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
+_TLS_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE":
+        "this machine does not trust the certificate, or it is for another host;"
+        " AWS_CA_BUNDLE names a file of certificates to be trusted",
+    "No such file|Permission denied":
+        "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be"
+        " trusted",
+    "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL":
+        "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port",
+    "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE":
+        "the service wants another version of TLS, another host name or a client certificate",
+}
 
 
-def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) -> Failure:
-    text = f"cannot {doing} bucket {bucket}: {code}" + (f", {said}" if said else "")
-    kind, hint = Failure, _s3_hint(doing, code)
-    if doing == "list" and code == "NoSuchKey":  # the request was for an object
+def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
+    """The Failure for an answer with an error. doing: a verb phrase, for `_RIGHTS`, too."""
+    error, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
+    code, status = str(error.get("Code", "")), int(about.get("HTTPStatusCode", 0))
+    said = error.get("Message") or ""
+    if code == "RequestTimeTooSkewed" and (skew := _skew(answer)) is not None:
+        said = f"this machine's clock is {skew:+.0f} seconds off the server's"
+    text = f"cannot {doing}: {code}" + (f", {said}" if said else "")
+    code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
+    verb = doing.split()[0]
+    right = f"the right {_RIGHTS[verb]}" if verb in _RIGHTS else "a right for it"
+    kind, hint = Failure, _HINTS.get(code, "").format(right=right)
+    if verb == "make" and code == "AccessDenied":
+        hint = f"check Bucket, or make it by hand: {hint}"
+    elif verb == "list" and code == "NoSuchKey":  # the request was for an object
         hint = _WRONG_ENDPOINT
     elif code in ("404", "NoSuchKey", "NoSuchBucket"):
         kind = NotFound
@@ -3522,45 +3525,51 @@ def _s3_failure(doing: str, bucket: str, code: str, said: str, status: int = 0) 
         status >= 500 and status != 501
     ):
         kind, hint = TransientFailure, ""
+    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.get("Region")
+    if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
+        hint = f"the bucket is in another region: set S3Region {region}"
     failure = kind(text, hint)
     failure.code = code
     return failure
 
 
-def _skew(server_date: str) -> float | None:
-    """Seconds that this machine's clock is ahead of the Date of an answer; None for none."""
+def _tls_failure(text: str) -> Failure:
+    """The Failure for an error of TLS, by its text."""
+    for pattern, hint in _TLS_HINTS.items():
+        if re.search(pattern, text):
+            return Failure(text, hint)
+    return TransientFailure(text)
+
+
+def _unknown_host(url: str) -> str:
+    """What is wrong with the host name of a URL, "" if it is known."""
+    host = urllib.parse.urlsplit(url).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"the host name {host} is not known: {error.strerror}; check S3Endpoint"
+    return ""
+
+
+def _skew(answer: Mapping[str, Any]) -> float | None:
+    """Seconds that this machine's clock is ahead of the Date of an answer; None without one."""
     import email.utils
 
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     try:
         # The machine's own clock, not the run's: it is the one that signs requests.
-        return time.time() - email.utils.parsedate_to_datetime(server_date).timestamp()
+        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):
         return None
 
 
-def _skew_text(server_date: str) -> str:
-    skew = _skew(server_date)
-    if skew is None:
-        return ""
-    return f"this machine's clock is {skew:+.0f} seconds off the server's"
-
-
-def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
-    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
-    (RFC 9110, section 5.1): several services capitalize them."""
-    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
-
-
-def _plain_etag(answer: Mapping[str, Any]) -> str:
-    """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
-    etag = str(answer.get("ETag", "")).strip('"').lower()
-    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
-    if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
-        return ""
-    return etag
+# --------------------------------------------------------------------------------------------------
+# The client
+# --------------------------------------------------------------------------------------------------
 
 
 def _s3_client(access: Access) -> Any:
+    """A boto3 client that asks for no more than older services and other makers' ones know."""
     try:
         import boto3.session
         from botocore.config import Config
@@ -3589,18 +3598,26 @@ def _s3_client(access: Access) -> Any:
             read_timeout=_READ_TIMEOUT,
         ),
     )
-    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
-    client.meta.events.register_last("before-call.s3", _drop_expect)
-    # With wildcards it comes before botocore's own, which makes a busy service of what is no XML.
-    client.meta.events.register_first("before-parse.*.*", _refuse_other_than_listings)
+    client.meta.events.register_last("before-call.s3", _adapt_request)
     if access.endpoint:
         client.meta.events.register("before-call.s3", _stay_here)
+    # With wildcards it comes before botocore's own, which makes a busy service of what is no XML.
+    client.meta.events.register_first("before-parse.*.*", _refuse_other_than_listings)
     return client
 
 
-def _drop_expect(params: dict[str, Any], **_: Any) -> None:
+def _adapt_request(params: dict[str, Any], model: Any, **_: Any) -> None:
     # A service that does not answer "Expect: 100-continue" costs a second for each chunk.
     params["headers"].pop("Expect", None)
+    # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
+    if model.name == "DeleteObjects":
+        digest = hashlib.md5(params["body"], usedforsecurity=False).hexdigest()
+        params["headers"]["Content-MD5"] = _content_md5(digest)
+
+
+def _stay_here(params: dict[str, Any], **_: Any) -> None:
+    # Sent to another region, botocore asks for the bucket's, of the same endpoint, without end.
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _refuse_other_than_listings(
@@ -3613,56 +3630,6 @@ def _refuse_other_than_listings(
     cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
     if not cut and b"ListBucketResult" not in body[:2000]:
         raise Failure("what the service answers to a listing is no listing", _WRONG_ENDPOINT)
-
-
-def _stay_here(params: dict[str, Any], **_: Any) -> None:
-    # Sent to another region, botocore asks for the bucket's, of the same endpoint, without end.
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
-    # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-# --------------------------------------------------------------------------------------------------
-# Work on a store
-# --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def workers(store: Store, count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that work for a store. Whoever leaves early does not wait for their retries."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-    try:
-        yield pool
-    except BaseException:
-        with store.retries.once():
-            pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-def iter_objects(store: Store, prefix: str = "") -> Iterator[StoredObject]:
-    """All objects whose key starts with the prefix, by key, fetched page by page."""
-    after, more = "", True
-    while more:
-        objects, more = store.list_page(prefix, after)
-        yield from objects
-        if objects:
-            after = objects[-1].key
-
-
-def is_there(store: Store, key: str) -> bool:
-    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
-    bucket is not told (S3 API Reference, HeadObject), and gets False."""
-    try:
-        return store.head(key) is not None
-    except Failure as failure:
-        if failure.code not in ("403", "AccessDenied"):
-            raise
-        return False
 
 
 # ==================================================================================================

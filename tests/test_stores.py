@@ -656,12 +656,11 @@ def test_a_bucket_of_no_possible_name() -> None:
 
 
 def test_dates_of_another_kind(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert s3napback._skew_text("yesterday") == ""
     store = s3napback.S3Store("bkt", Access(s3_server.endpoint, None, "key", "secret"))
-    monkeypatch.setattr(
-        store._client, "list_objects_v2", lambda **_: {"ResponseMetadata": {"HTTPHeaders": {}}}
-    )
-    assert store.skew() is None
+    for headers in ({}, {"date": "yesterday"}):
+        answer = {"ResponseMetadata": {"HTTPHeaders": headers}}
+        monkeypatch.setattr(store._client, "list_objects_v2", lambda told=answer, **_: told)
+        assert store.skew() is None
 
 
 class _Objects(BaseHTTPRequestHandler):
