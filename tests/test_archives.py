@@ -70,7 +70,7 @@ def test_both_widths_the_complete_one_counts(store: Store) -> None:
     send(memory, b"n" * 2500)
     torn = dict(memory.objects)
     del torn["a:0000000000002"]
-    original = {f"a:{n:020d}": (b"o" * size, {}) for n, size in enumerate((1000, 1000, 20))}
+    original: Any = {f"a:{n:020d}": (b"o" * size, {}) for n, size in enumerate((1000, 1000, 20))}
     memory.objects = {**torn, **original}
     assert content(memory) == b"o" * 2020
     send(memory, b"n" * 2500)

@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_read_back(spooling: None, tmp_path: Path) -> None
     buffer = Buffer(2000, str(tmp_path))
     buffer.fill(io.BytesIO(b"x").readinto)
     buffer._file.close()  # type: ignore[union-attr]
-    buffer._file = open(tmp_path / "write-only", "wb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+    buffer._file = open(tmp_path / "write-only", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(Failure, match=f"cannot keep a chunk on its way in {tmp_path}"):
         bytes(buffer)
     buffer.close()

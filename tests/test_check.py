@@ -19,7 +19,7 @@ from conftest import NIGHT, Capture, Site, fake_tool, require_tool
 import s3napback
 from s3napback import Moment
 
-Check = Callable[..., dict[str, dict[str, str]]]
+Check = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture

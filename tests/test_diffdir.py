@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_be_locked_is_no_end(
     def no_locks(*_: Any) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(s3napback.fcntl, "flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     assert site.run() == 0
     assert "cannot lock DiffDir" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ def given_name(restore: dict[str, Any]) -> str:
 
 
 def last_moment(restore: dict[str, Any]) -> str:
-    return EXPECTED["days"][str(restore["day"])]
+    return str(EXPECTED["days"][str(restore["day"])])
 
 
 def unpacked(archive: Path) -> dict[str, tuple[Any, ...]]:

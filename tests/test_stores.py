@@ -87,7 +87,7 @@ def test_a_put_replaces_data_and_metadata(bucket: Store) -> None:
     bucket.put("k", b"old", {"a": "1"})
     bucket.put("k", b"new", {"b": "2"})
     assert fetched(bucket, "k") == (b"new", {"b": "2"})
-    bucket.put("k", bytearray(), {})
+    bucket.put("k", b"", {})
     assert fetched(bucket, "k") == (b"", {})
 
 

@@ -135,10 +135,11 @@ class Month:
         rows = "SELECT d, x FROM t ORDER BY d"
         assert self.pg.run("back", rows) == self.pg.run("month", rows)
         dump = ["svnadmin", "dump", "-q", "--incremental"]
-        strip = [line for line in run([*dump, str(self.repo)]).splitlines() if "UUID" not in line]
-        back = [line for line in run([*dump, str(self.back_repo)]).splitlines()
-                if "UUID" not in line]
-        assert back == strip
+        there, again = (
+            [line for line in run([*dump, str(path)]).splitlines() if "UUID" not in line]
+            for path in (self.repo, self.back_repo)
+        )
+        assert again == there
 
 
 def inventory(root: Path, links: bool) -> dict[str, tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -304,7 +305,6 @@ def test_the_second_config_is_not_encrypted_as_the_first(stage: Stage) -> None:
 
 @pytest.mark.parametrize("stage", ["no S3Keyfile"], indirect=True)
 def test_s3keyfile_may_be_left_out(stage: Stage) -> None:
-    stage.conf_text = (stage.folder / "conf").read_text().replace("Bucket b\n", "Bucket bkt\n")
     assert stage.play() == 0
     assert any(" -> b:/a-18-DIFF" in m for m in messages(stage, "INFO"))
 
@@ -412,7 +412,7 @@ def test_the_shown_commands_can_be_pasted(
         f'ChunkSize 1000\n<Directory "{data}">\n</Directory>\n'
     )
     shown = subprocess.run(
-        [os.sys.executable, s3napback.__file__, "-t", "-c", str(tmp_path / "conf")],
+        [sys.executable, s3napback.__file__, "-t", "-c", str(tmp_path / "conf")],
         capture_output=True, text=True, check=True,
     )
     lines = [
@@ -420,7 +420,7 @@ def test_the_shown_commands_can_be_pasted(
         if "js3tream" in line and " INFO " in line
     ]
     assert len(lines) == 2
-    python = f"{os.sys.executable} "
+    python = f"{sys.executable} "
     script = "\n".join(
         line.replace(f"{s3napback._program()} js3tream", f"{python}{s3napback._program()} js3tream")
         for line in lines

@@ -674,12 +674,12 @@ class World:
         return [one for one in found if one.name == source]
 
     @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[Iterator[bytes]]:
+    def _opened(self, name: str) -> Iterator[Iterator[Any]]:
         yield self._plain(name)
 
-    def _plain(self, name: str) -> Iterator[bytes]:
+    def _plain(self, name: str) -> Iterator[Any]:
         shelf: Any = Shelf(self.server)
-        blocks = iter([b"".join(shelf.get(i.key)[0] for i in self._archive(name).chunks)])
+        blocks: Any = iter([b"".join(shelf.get(i.key)[0] for i in self._archive(name).chunks)])
         return s3napback.decoded(
             blocks, {**os.environ, "GNUPGHOME": str(self.gpg.home)}, ("gpg", "--batch", "-q")
         )

@@ -266,7 +266,7 @@ def test_a_bucket_that_is_gone_is_told_on_the_night_of_a_full_too(
 
 def test_one_passing_404_breaks_no_chain(s3_site: Site, s3_server: Any) -> None:
     assert s3_site.run() == 0
-    answered = []
+    answered: list[str] = []
 
     def once(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
         if path.strip("/") == "bkt" and not answered:

@@ -149,7 +149,7 @@ def test_a_path_is_what_the_whole_restore_has_there(
 ) -> None:
     monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
     by_tar = backed_up is backed_up_by_tar  # whose plain format has no fractions of a second
-    monkeypatch.setattr(s3napback.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     @hypothesis.settings(
         max_examples=CASES, deadline=None, database=None, phases=PHASES,

@@ -155,11 +155,11 @@ def test_what_js3tream_stored_under_another_name_is_listed_verified_and_given_ba
     assert "report" not in text
     done = call("verify", *place)
     assert (done.returncode, "3 archives checked, 0 faults" in done.stderr) == (0, True)
-    done = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, s3napback.__file__, "restore", "my/own stuff", "--stdout", *place],
         capture_output=True,
     )
-    assert (done.returncode, done.stdout) == (0, data), done.stderr
+    assert (shown.returncode, shown.stdout) == (0, data), shown.stderr
     done = call("restore", "my/own stuff", "--to", f"{tmp_path}/out", *place)
     assert (done.returncode, Path(f"{tmp_path}/out").read_bytes()) == (0, data)
     script = call("restore-script", "my/own stuff", *place).stdout

@@ -107,7 +107,7 @@ def test_a_file_that_is_mounted_stays_and_the_rest_comes_back(site: Site, capsys
     there.mkdir(parents=True)
     for name in ("file", "other", "more"):
         (there / name).write_text("mine")
-    mount = ["mount", "--bind", site.conf, there / "file"]
+    mount = ["mount", "--bind", str(site.conf), str(there / "file")]
     if subprocess.run(mount, capture_output=True).returncode:
         leave_out("mounting needs root")
     try:

@@ -69,7 +69,7 @@ def test_no_upload_waits_for_leave(s3_server: Any, service: s3napback.S3Store) -
 # ---- what is called stored is in the bucket ----
 
 
-def send(store: Store, data: bytes, name: str = "a", **options: Any) -> s3napback.Stored:
+def send(store: Store, data: bytes, name: str = "a", **options: Any) -> s3napback.UploadResult:
     """An upload of DATA in chunks of 1000 bytes."""
     options.setdefault("parallel", 2)
     return s3napback.upload(
