@@ -1614,7 +1614,7 @@ ASKED_FOR = "s3napback:"
 _MAX_WORD = 120_000
 
 # How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
-# by `Draft.keep_in_place`: not to compare them at all would take another disk at the same place, or
+# by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
 # another night's snapshot of a file system, for the one that is stored, since their inode numbers
 # are the same. A rename that tar sees nevertheless is told, and names can be read back.
 TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--quoting-style=escape")
@@ -4727,49 +4727,46 @@ def download(
 # 13. DiffDir
 # ==================================================================================================
 
-# The names of drafts of diff files, and of notes on what they continue. No diff file is called so:
-# they start with the job's name.
-_DRAFT_START, _DRAFT_END, _NOTES_END = ".s3napback-", ".draft", ".chain"
+# The names of drafts of diff files, and of sidecars. No diff file is called so: they start with the
+# job's name.
+_DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
+
+_in_diff_dir = os_failures("write in DiffDir")
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What we know of a diff file that we wrote; one without notes is the Perl script's.
+    """What is known of a diff file that we wrote; one without a sidecar is the Perl script's.
 
-    reached: its content, as the method `State.reached`; place: the bucket, as `bucket_place`;
-    links: the archives there, oldest first, that together end where the diff file does; excludes:
-    what was left out of a directory; identity: of a repository's last revision, as
-    `revision_identity`; boot: as `boot_clock` when the backup began.
+    position: where the diff file stands, as `State.position` gives it.
+    place: the bucket, as `bucket_place` gives it.
+    archives: those in the bucket, oldest first, that together end where the diff file does.
+    excludes: what was left out of a directory.
+    identity: of a repository's last revision, as `revision_identity` gives it.
+    boot: as `boot_clock` gave it when the backup began.
     """
 
-    reached: str
+    position: str
     place: str
-    links: tuple[ArchiveRef, ...]
+    archives: tuple[ArchiveRef, ...]
     excludes: tuple[str, ...] = ()
     identity: str = ""
     boot: tuple[str, float] = ("", 0.0)
 
     def to_json(self) -> dict[str, object]:
-        links = [[link.archive, link.upload, link.md5, link.modified] for link in self.links]
+        links = [[ref.archive, ref.upload, ref.md5, ref.modified] for ref in self.archives]
         return {
-            "reached": self.reached, "place": self.place, "links": links,
-            "excludes": list(self.excludes), "identity": self.identity, "boot": self.boot,
+            "reached": self.position, "place": self.place, "links": links,
+            "excludes": self.excludes, "identity": self.identity, "boot": self.boot,
         }
 
     @staticmethod
     def from_json(given: Any) -> Sidecar:
-        """Raises LookupError, TypeError or ValueError where anything is missing."""
-        links = tuple(
-            ArchiveRef(str(archive), str(upload), str(md5), float(modified))
-            for archive, upload, md5, modified in given["links"]
-        )
-        if not links:
-            raise ValueError("no links")
-        excludes = tuple(map(str, given["excludes"]))
-        identity = str(given["identity"])
+        """Raises LookupError or TypeError where anything is missing."""
+        archives = tuple(ArchiveRef(*link) for link in given["links"])
         boot, began = given.get("boot", ("", 0.0))
-        return Sidecar(str(given["reached"]), str(given["place"]), links, excludes, identity,
-                     (str(boot), float(began)))
+        return Sidecar(given["reached"], given["place"], archives, tuple(given["excludes"]),
+                       given["identity"], (boot, began))
 
     def set_back(self, boot: tuple[str, float]) -> float:
         """By how many seconds the clock was set back since, if that was in this boot."""
@@ -4785,6 +4782,12 @@ def boot_clock() -> tuple[str, float]:
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
         boot = file.read().decode("ascii", "replace").strip()
     return boot, time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def bucket_place(endpoint: str | None, bucket: str, prefix: str = "") -> str:
+    """The bucket and the prefix as sidecars name them: the same for http and https."""
+    where = urllib.parse.urlsplit(endpoint or "")
+    return "/".join(filter(None, ((where.netloc + where.path).rstrip("/"), bucket, prefix)))
 
 
 @contextlib.contextmanager
@@ -4803,39 +4806,71 @@ def _new_file(folder: str) -> Iterator[str]:
 class State:
     """DiffDir: per name, what its last stored backup saw. Nothing else touches these files.
 
-    folder: DiffDir with a slash at its end; moment: stamps what is written.
+    folder: DiffDir with a slash at its end.
+    moment: stamps what is written.
     """
 
     def __init__(self, folder: str, moment: Moment) -> None:
         self._folder, self._moment = folder, moment
-        self._files: dict[str, str] | None = None  # of those that have notes: digest → diff file
+        self._files: dict[str, str] | None = None  # of those with a sidecar: digest → diff file
+
+    # ---- diff files ----
 
     def diff_file(self, name: str) -> str:
         """Its path: the Perl script's, unless that is another name's (`/a/b` and `/a_b`)."""
         if self._files is None:
-            self._files = dict(self._noted_files())
+            self._files = dict(self._known_files())
         own, digest = diff_file_name(name), self._digest(name)
         if digest not in self._files:
             taken = own in self._files.values()
             self._files[digest] = diff_file_name(name, f"-{digest[:8]}") if taken else own
         return self._folder + self._files[digest]
 
-    def _noted_files(self) -> Iterator[tuple[str, str]]:
+    def _known_files(self) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(os.listdir(self._folder)):
-                if entry.startswith(_DRAFT_START) and entry.endswith(_NOTES_END):
-                    digest = entry[len(_DRAFT_START) : -len(_NOTES_END)]
-                    if file := self._read_notes(digest).get("file"):
+                if entry.startswith(_DRAFT_START) and entry.endswith(_SIDECAR_END):
+                    digest = entry[len(_DRAFT_START) : -len(_SIDECAR_END)]
+                    if file := self._read_sidecar(digest).get("file"):
                         yield digest, str(file)
 
     def written_on(self, name: str) -> date | None:
         """The local day of the name's diff file; None without one."""
+        path = self.diff_file(name)
+        # A name may be too long for a file.
+        with os_failures("use the diff file"), contextlib.suppress(FileNotFoundError):
+            return self._moment.date(os.stat(path).st_mtime)
+        return None
+
+    def position(self, kind: str, name: str) -> str:
+        """Where the diff file stands, as `s3napback-state` says it; "" for no backup. Raises
+        Failure if it cannot be read."""
+        path = self.diff_file(name)
         try:
-            return self._moment.date(os.stat(self.diff_file(name)).st_mtime)
-        except FileNotFoundError:
-            return None
-        except OSError as error:  # a name too long for a file, for one
-            raise os_failure(error, "use the diff file") from error
+            with os_failures("read the diff file"), contextlib.suppress(FileNotFoundError):
+                if kind != SUBVERSION:
+                    return _content_digest(path).removeprefix("-")
+                with open(path, "rb") as file:
+                    revision = int(file.read(64).split(b"\n")[0].strip())
+                return str(revision) if revision >= 0 else ""
+        except ValueError as error:
+            raise Failure(f"cannot read the revision in {path}: {error}",
+                          "delete the file for a full backup") from error
+        return ""
+
+    @_in_diff_dir
+    def is_ahead(self, name: str) -> bool:
+        """Whether tar's snapshot is from later than now: what changed since, tar would miss.
+
+        Now is what the file system says, since tar compares with the times of files.
+        """
+        with (
+            contextlib.suppress(ValueError, FileNotFoundError),
+            open(self.diff_file(name), "rb") as file,
+            tempfile.TemporaryFile(dir=self._folder) as new,
+        ):
+            return Snapshot.read(file).seconds > os.fstat(new.fileno()).st_mtime
+        return False
 
     def last_seen(self, name: str) -> Iterator[Folder]:
         """What tar saw of each directory at the last backup; nothing where that is not known."""
@@ -4846,101 +4881,73 @@ class State:
 
     def own_files(self, name: str) -> list[str]:
         """What of DiffDir is no one's data: all of it, or where it holds other things, too, our
-        notes and the name's diff file."""
+        sidecars and the name's diff file."""
         entries = os.listdir(self._folder)
-        notes = [entry for entry in entries if entry.startswith(_DRAFT_START)]
-        if all(entry.endswith(".diff") for entry in set(entries) - set(notes)):
+        ours = [entry for entry in entries if entry.startswith(_DRAFT_START)]
+        if all(entry.endswith(".diff") for entry in set(entries) - set(ours)):
             return [self._folder]
-        return [*(self._folder + entry for entry in notes), self.diff_file(name)]
+        return [*(self._folder + entry for entry in ours), self.diff_file(name)]
 
-    def reached(self, kind: str, name: str) -> str:
-        """Where the diff file stands, as `s3napback-state` says it; "" for no backup. Raises
-        Failure if it cannot be read."""
-        path = self.diff_file(name)
+    # ---- sidecars ----
+
+    def sidecars(self, name: str) -> tuple[Sidecar, ...]:
+        """Of the name, newest first: after a run that was ended between `commit` and
+        `Draft.commit`, the next is the diff file's, after two the third."""
         try:
-            if kind == SUBVERSION:
-                with open(path, "rb") as file:
-                    revision = int(file.read(64).split(b"\n")[0].strip())
-                return str(revision) if revision >= 0 else ""
-            state = _snapshot_state(path)
-        except FileNotFoundError:
-            return ""
-        except ValueError as error:
-            raise Failure(f"cannot read the revision in {path}: {error}",
-                          "delete the file for a full backup") from error
-        except OSError as error:
-            raise os_failure(error, "read the diff file") from error
-        return "" if state == "-" else state
-
-    def is_ahead(self, name: str) -> bool:
-        """Whether tar's snapshot is from later than now: what changed since, tar would miss.
-
-        Now is what the file system says, since tar compares with the times of files.
-        """
-        with (
-            _diff_dir_errors(), contextlib.suppress(ValueError),
-            open(self.diff_file(name), "rb") as file,
-            tempfile.TemporaryFile(dir=self._folder) as new,
-        ):
-            return Snapshot.read(file).made > os.fstat(new.fileno()).st_mtime
-        return False
-
-    def chain(self, name: str) -> tuple[Sidecar, ...]:
-        """What was noted for the name, newest first: after a run that was ended between the notes
-        and the diff file, the next are those of the diff file, after two the third."""
-        try:
-            return tuple(map(Sidecar.from_json, self._read_notes(self._digest(name))["states"]))
-        except (LookupError, TypeError, ValueError):
+            states = self._read_sidecar(self._digest(name))["states"]
+            return tuple(map(Sidecar.from_json, states))
+        except (LookupError, TypeError):
             return ()
 
-    def keep_chain(self, name: str, notes: Sidecar) -> None:
-        """Call it before the diff file gets there."""
-        states = [one.to_json() for one in (notes, *self.chain(name)[:2])]
+    @_in_diff_dir
+    def commit(self, name: str, sidecar: Sidecar) -> None:
+        """Writes what is true of the diff file from the next `Draft.commit` on."""
+        states = [one.to_json() for one in (sidecar, *self.sidecars(name)[:2])]
         file = os.path.basename(self.diff_file(name))
-        kept = {"name": key_text(name), "file": file, "states": states}
-        with _diff_dir_errors(), _new_file(self._folder) as temp:
+        content = {"name": key_text(name), "file": file, "states": states}
+        with _new_file(self._folder) as temp:
             with open(temp, "w", encoding="utf-8") as output:
-                json.dump(kept, output)
+                json.dump(content, output)
                 output.flush()
                 os.fsync(output.fileno())
-            os.replace(temp, self._notes_file(self._digest(name)))
+            os.replace(temp, self._sidecar_path(self._digest(name)))
 
-    def _read_notes(self, digest: str) -> dict[str, Any]:
+    def _read_sidecar(self, digest: str) -> dict[str, Any]:
         try:
-            with open(self._notes_file(digest), encoding="utf-8") as file:
-                kept = json.load(file)
+            with open(self._sidecar_path(digest), encoding="utf-8") as file:
+                content = json.load(file)
         except (OSError, ValueError):
             return {}
-        return kept if isinstance(kept, dict) else {}
+        return content if isinstance(content, dict) else {}
 
-    def _notes_file(self, digest: str) -> str:
-        return f"{self._folder}{_DRAFT_START}{digest}{_NOTES_END}"
+    def _sidecar_path(self, digest: str) -> str:
+        return f"{self._folder}{_DRAFT_START}{digest}{_SIDECAR_END}"
 
     @staticmethod
     def _digest(name: str) -> str:
         return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
-    @contextlib.contextmanager
-    def draft(self, name: str, *, fresh: bool) -> Iterator[Draft]:
-        """A private copy of the name's diff file, empty if fresh or there is none, for one backup.
+    # ---- a run's own ----
 
-        `Draft.keep` puts it in the diff file's place; otherwise it is gone afterwards.
+    @contextlib.contextmanager
+    def draft(self, name: str, *, empty: bool) -> Iterator[Draft]:
+        """For one backup: a private copy of the name's diff file, if it is not to be empty.
+
+        `Draft.commit` puts it in the diff file's place; otherwise it is gone afterwards.
         """
         path = self.diff_file(name)
         with contextlib.ExitStack() as stack:
-            with _diff_dir_errors():
+            with os_failures("write in DiffDir"):
                 temp = stack.enter_context(_new_file(self._folder))
-                if not fresh and os.path.exists(path):
+                if not empty and os.path.exists(path):
                     shutil.copyfile(path, temp)
             yield Draft(temp, path, self._moment)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other runs off this DiffDir. Raises Failure (status 75) where one is at work."""
-        try:
+        with os_failures("open DiffDir"):
             handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise os_failure(error, "open DiffDir") from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -4956,20 +4963,15 @@ class State:
         finally:
             os.close(handle)
 
-    def prepare(self) -> None:
-        """Clears what a killed run left. Raises Failure (2) where no diff file can be written."""
-        try:
+    def clear(self) -> None:
+        """Deletes what a killed run left. Raises Failure (2) where no diff file can be written."""
+        hint = "make it writable for the user that runs this"
+        with os_failures(f"write in DiffDir {self._folder}", hint, status=EXIT_USAGE):
             for entry in os.listdir(self._folder):
                 if entry.startswith(_DRAFT_START) and entry.endswith(_DRAFT_END):
                     os.unlink(self._folder + entry)  # a draft describes nothing that is stored
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
-        except OSError as error:
-            raise Failure(
-                f"cannot write in DiffDir {self._folder}: {error.strerror}",
-                "make it writable for the user that runs this",
-                status=EXIT_USAGE,
-            ) from error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5018,70 +5020,48 @@ class Folder(NamedTuple):
 class Snapshot:
     """A snapshot file of GNU tar (its manual, "Format of the Incremental Snapshot Files", 2).
 
-    start: the line of the version, and the time of the backup; folders: one at a time, since there
-    may be millions.
+    seconds, nanoseconds: when its backup began, since 1970.
+    folders: one at a time, since there may be millions.
     """
 
-    start: bytes
+    version: bytes
+    seconds: int
+    nanoseconds: int
     folders: Iterable[Folder]
 
     @staticmethod
     def read(file: IO[bytes]) -> Snapshot:
         """Raises ValueError, perhaps as late as in the midst of the folders, for what is none."""
-        version = file.readline(100)
-        if not re.fullmatch(rb"GNU tar-[^-\0]+-2\n", version):
+        version, _, rest = file.read(_PIECE).partition(b"\n")
+        if not re.fullmatch(rb"GNU tar-[^-\0]+-2", version):
             raise ValueError("no snapshot of format 2")
-        time = b"".join(_read_field(file) for _ in range(2))
-        return Snapshot(version + time, _read_folders(file))
+        seconds, nanoseconds, rest = rest.split(b"\0", 2)
+        return Snapshot(version, int(seconds), int(nanoseconds), _read_folders(rest, file))
 
     def write(self, file: IO[bytes]) -> None:
         """As tar reads it."""
-        file.write(self.start)
+        file.write(b"%s\n%d\0%d\0" % (self.version, self.seconds, self.nanoseconds))
         for folder in self.folders:
             fields = [folder.nfs, folder.seconds, folder.nanoseconds, b"%d" % folder.device,
                       b"%d" % folder.inode, folder.name]
             fields += [folder.entries] if folder.entries else []
             file.write(b"\0".join(fields) + b"\0\0\0")
 
-    @property
-    def made(self) -> int:
-        """Epoch seconds."""
-        return int(self.start.split(b"\n")[1].split(b"\0")[0])
 
-    def earlier(self, seconds: float) -> Snapshot:
-        """The same from so many seconds before."""
-        version = self.start.partition(b"\n")[0]
-        made = max(0, self.made - math.ceil(seconds))
-        return Snapshot(b"%s\n%d\0000\0" % (version, made), self.folders)
-
-
-# A snapshot before the first backup, to which directories can be added.
-_EMPTY_SNAPSHOT = b"GNU tar-1.34-2\n0\0000\0"
-
-
-def _read_field(file: IO[bytes]) -> bytes:
-    field = b""
-    while not field.endswith(b"\0"):
-        byte = file.read(1)
-        if not byte or len(field) > 30:
-            raise ValueError("no number")
-        field += byte
-    return b"%d\0" % int(field[:-1])
-
-
-def _read_folders(file: IO[bytes]) -> Iterator[Folder]:
+def _read_folders(block: bytes, file: IO[bytes]) -> Iterator[Folder]:
     # A record ends with the NUL of its last string, that of the list, and one more.
     rest = b""
-    while block := file.read(1 << 20):
+    while block:
         *records, rest = (rest + block).split(b"\0\0\0")
         for record in records:
             nfs, seconds, nanoseconds, device, inode, name, *entries = record.split(b"\0", 6)
             yield Folder(nfs, seconds, nanoseconds, int(device), int(inode), name, *entries)
+        block = file.read(_PIECE)
     if rest:
         raise ValueError("cut short")
 
 
-def without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
+def _without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
     """What tar wrote, as the next backup is to find it: what the archive lacks is forgotten.
 
     tar stores what a snapshot does not name: a file that is not among its directory's entries, a
@@ -5102,22 +5082,23 @@ def _upwards(path: bytes) -> Iterator[bytes]:
         path = path.rpartition(b"/")[0]
 
 
-def _snapshot_state(path: str) -> str:
+def _in_place(folders: Iterable[Folder], twins: Mapping[bytes, Folder]) -> Iterator[Folder]:
+    """Those that are where tar saw them, and the twins that it did not see, masked."""
+    unseen = dict(twins)
+    for folder in folders:
+        if folder.is_in_place():
+            unseen.pop(folder.name, None)
+            yield folder._replace(device=folder.device | _MASK)
+    for folder in unseen.values():
+        yield folder._replace(device=folder.device | _MASK)
+
+
+def _content_digest(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_PIECE):  # of millions of files it has hundreds of megabytes
             digest.update(block)
         return digest.hexdigest() if file.tell() else "-"
-
-
-def _diff_dir_errors() -> contextlib.AbstractContextManager[None]:
-    return os_failures("write in DiffDir")
-
-
-def bucket_place(endpoint: str | None, bucket: str, prefix: str = "") -> str:
-    """The bucket and the prefix as notes name them: the same for http and https."""
-    where = urllib.parse.urlsplit(endpoint or "")
-    return "/".join(filter(None, ((where.netloc + where.path).rstrip("/"), bucket, prefix)))
 
 
 @dataclass(frozen=True)
@@ -5128,85 +5109,79 @@ class Draft:
     target: str
     moment: Moment
 
-    def digest(self) -> str:
-        """SHA-256 of its content in hex, "-" for an empty one: what an archive's state says."""
-        with _diff_dir_errors():
-            return _snapshot_state(self.path)
-
+    @_in_diff_dir
     def write(self, text: str) -> None:
-        with _diff_dir_errors(), open(self.path, "w", encoding="ascii") as file:
+        """Gives it this content."""
+        with open(self.path, "w", encoding="ascii") as file:
             file.write(text)
 
-    def mark_unwritten(self) -> None:
-        """Gives it an ancient date, by which `is_written` knows."""
-        with _diff_dir_errors():
-            os.utime(self.path, (0, 0))
-
-    def is_written(self) -> bool:
-        """Whether anyone has written it since `mark_unwritten`."""
-        with _diff_dir_errors():
-            return os.stat(self.path).st_mtime_ns != 0
-
-    def keep_in_place(
+    @_in_diff_dir
+    def prepare(
         self, twins: Iterable[tuple[bytes, os.stat_result]] = (), set_back: float = 0.0
-    ) -> None:
-        """Forgets the directories that are not where tar saw them, by path, device and inode.
+    ) -> str:
+        """Makes it fit for tar; returns the state that it had, "-" for an empty one.
 
         tar knows a directory again by device and inode, and stores one that has moved as a rename,
-        which on the way back cannot be done where the name is still taken. So the device numbers
-        are masked: none is known again but in its place, and there by its inode, since tar does
-        not look at the device (`TAR_MEMORY`). What it does not know, it stores whole.
-        twins: (name, status) of what tar would take for another directory of this backup, renamed;
+        which on the way back cannot be done where the name is still taken. So those that are not
+        where tar saw them are forgotten, and the device numbers are masked: none is known again
+        but in its place, and there by its inode, since tar does not look at the device
+        (`TAR_MEMORY`). What it does not know, it stores whole.
+        twins: (name, status) of what tar would take for another directory of this backup, renamed.
         set_back: seconds by which the clock was: what changed in them again looks older than the
         snapshot, whose time is set back with it.
         """
-        missing = {
+        before = _content_digest(self.path)
+        known = {
             name: Folder(b"0", b"0", b"0", info.st_dev, info.st_ino, name) for name, info in twins
         }
-        if missing and not os.path.getsize(self.path):
-            with _diff_dir_errors(), open(self.path, "wb") as file:
-                file.write(_EMPTY_SNAPSHOT)
+        if known and before == "-":
+            with open(self.path, "wb") as file:
+                Snapshot(b"GNU tar-1.34-2", 0, 0, ()).write(file)
 
-        def kept(folders: Iterable[Folder]) -> Iterator[Folder]:
-            for folder in folders:
-                if folder.is_in_place():
-                    missing.pop(folder.name, None)
-                    yield folder
-            yield from missing.values()
+        def change(old: Snapshot) -> Snapshot:
+            folders = _in_place(old.folders, known)
+            if not set_back:
+                return replace(old, folders=folders)
+            seconds = max(0, old.seconds - math.ceil(set_back))
+            return Snapshot(old.version, seconds, 0, folders)
 
-        self._rewrite(
-            lambda old: (f._replace(device=f.device | _MASK) for f in kept(old)), set_back
-        )
+        self._rewrite(change)
+        os.utime(self.path, (0, 0))  # by which `finish` can tell whether tar wrote it
+        return before
 
-    def forget_unread(self, lost: Unread) -> None:
-        """Makes what tar wrote tell of no more than what is in the archive."""
-        self._rewrite(partial(without_unread, lost=lost))
+    @_in_diff_dir
+    def finish(self, messages: Sequence[str]) -> str:
+        """Makes what tar wrote tell of no more than what is in the archive; returns its state.
 
-    def _rewrite(
-        self, change: Callable[[Iterable[Folder]], Iterable[Folder]], set_back: float = 0.0
-    ) -> None:
+        messages: tar's. Raises Failure where the next backup could not continue it.
+        """
+        if os.stat(self.path).st_mtime_ns == 0:  # GNU tar does it last, whatever it met
+            raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
+        # One that is cut short is worse than none: the next night would fail, or lie.
+        if cut := [text for text in messages if self.path in text]:
+            raise Failure(cut[0], "make room in DiffDir")
+        lost = unread(messages)
+        self._rewrite(lambda old: replace(old, folders=_without_unread(old.folders, lost)))
+        return _content_digest(self.path)
+
+    def _rewrite(self, change: Callable[[Snapshot], Snapshot]) -> None:
         """Empties a draft that is no snapshot of the known format: then everything is stored."""
-        if not os.path.getsize(self.path):
-            return
-        with _diff_dir_errors(), _new_file(os.path.dirname(self.path)) as temp:
+        with _new_file(os.path.dirname(self.path)) as temp:
             with open(self.path, "rb") as old, open(temp, "wb") as new:
                 try:
-                    snapshot = Snapshot.read(old)
-                    if set_back:
-                        snapshot = snapshot.earlier(set_back)
-                    Snapshot(snapshot.start, change(snapshot.folders)).write(new)
+                    change(Snapshot.read(old)).write(new)
                 except ValueError:
                     new.seek(0)
                     new.truncate()
             os.replace(temp, self.path)
 
-    def keep(self) -> None:
+    @_in_diff_dir
+    def commit(self) -> None:
         """Makes it the diff file: before the rename the old one stands whole, then this one."""
-        with _diff_dir_errors():
-            with open(self.path, "rb") as file:
-                os.fsync(file.fileno())
-            os.utime(self.path, (self.moment.epoch, self.moment.epoch))
-            os.replace(self.path, self.target)
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+        os.utime(self.path, (self.moment.epoch, self.moment.epoch))
+        os.replace(self.path, self.target)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5520,7 +5495,7 @@ def run_config(path: str, context: RunOptions) -> int:
     with contextlib.ExitStack() as stack:
         if not context.test:
             stack.enter_context(state.lock())
-            state.prepare()
+            state.clear()
         status = run.work(jobs)
     return worst_status((status, EXIT_WARNINGS if unserved else EXIT_OK))
 
@@ -5655,7 +5630,7 @@ class Run:
 
     def _plan_state(self, task: Task) -> None:
         """What DiffDir says of the task: `notes`, or why not, in `torn`; and `stamped`."""
-        known = self._state.chain(task.name)
+        known = self._state.sidecars(task.name)
         written = self._state.written_on(task.name)
         if written and not known:
             # The Perl script's moved on whether its archive arrived or not.
@@ -5664,14 +5639,14 @@ class Run:
             )
             return
         if written == self._context.moment.date() and not self._context.force:
-            task.stamped = known[0].links[-1]
+            task.stamped = known[0].archives[-1]
         if task.mode == FULL:
             task.notes = next((one for one in known if one.place == self._place), None)
             return
-        reached = self._state.reached(task.kind, task.name)
+        reached = self._state.position(task.kind, task.name)
         if not reached:
             return
-        task.notes = next((one for one in known if one.reached == reached), None)
+        task.notes = next((one for one in known if one.position == reached), None)
         if task.notes is None:
             task.torn = logging.WARNING, (
                 "the diff file is not the one that the last backup left; everything is stored in it"
@@ -5694,7 +5669,7 @@ class Run:
 
     def _plan_revisions(self, task: Task) -> None:
         name = task.name
-        saved = int(task.notes.reached) if task.notes and not task.torn else -1
+        saved = int(task.notes.position) if task.notes and not task.torn else -1
         head = youngest_revision(name, self._context.env)
         noted = task.notes.identity if task.notes and saved >= 0 else ""
         if saved > head or (noted and noted != revision_identity(name, saved, self._context.env)):
@@ -5838,7 +5813,7 @@ class Run:
     def _guard_chain(self, task: Task, find: Callable[[str], Sequence[StoredObject]]) -> None:
         """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
         links: list[ArchiveRef] = []
-        for link in task.notes.links if task.notes else ():
+        for link in task.notes.archives if task.notes else ():
             if checked := link.checked(find(link.archive), self._store.head):
                 links.append(checked)
             else:
@@ -5946,15 +5921,16 @@ class Run:
             task.log.info("%s lies in %s, and is left out of the archive", path, task.name)
         return [name for found in left_out.values() for name in found]
 
-    def _tar(self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]) -> Stage:
-        """The command that reads a Directory, with a draft that fits to it."""
+    def _tar(
+        self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]
+    ) -> tuple[str, Stage]:
+        """The state that a draft had, and the command that reads a Directory with it."""
         env = self._context.env
         names = self._survey_directory(task, warnings)
         places = mounts_of(names, mounts())
         set_back = task.notes.set_back(boot) if task.notes and not task.fresh else 0.0
-        draft.keep_in_place(twins_in(places), set_back)
-        draft.mark_unwritten()
-        return tar_stage(
+        before = draft.prepare(twins_in(places), set_back)
+        return before, tar_stage(
             names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
             left_out=self._left_out(task, names),
             sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
@@ -6026,12 +6002,11 @@ class Run:
         with contextlib.ExitStack() as stack:
             draft = None
             if task.kind in (DIRECTORY, SUBVERSION):
-                draft = stack.enter_context(self._state.draft(task.name, fresh=task.fresh))
+                draft = stack.enter_context(self._state.draft(task.name, empty=task.fresh))
             before, boot = "", boot_clock()
             warnings: list[str] = []
             if draft and task.kind == DIRECTORY:
-                before = draft.digest()
-                source = self._tar(task, draft, boot, warnings)
+                before, source = self._tar(task, draft, boot, warnings)
             else:
                 source = self._source(task)
             stages = [source, *self._filters()]
@@ -6075,13 +6050,7 @@ class Run:
         if self._settings.prefix:
             marks["prefix"] = urllib.parse.quote(self._settings.prefix)
         if draft and task.kind == DIRECTORY:
-            if not draft.is_written():  # GNU tar does it last, whatever it met
-                raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
-            # One that is cut short is worse than none: the next night would fail, or lie.
-            if cut := [text for text in said if draft.path in text]:
-                raise Failure(cut[0], "make room in DiffDir")
-            draft.forget_unread(unread(said))
-            marks["state"] = f"{before}:{draft.digest()}"
+            marks["state"] = f"{before}:{draft.finish(said)}"
         elif draft and task.revisions:
             marks["state"] = "{}:{}".format(*task.revisions)
             draft.write(f"{task.revisions[1]}\n")
@@ -6092,15 +6061,16 @@ class Run:
     ) -> None:
         """Before: the archive is there, DiffDir still describes the one before it, and the next
         DIFF repeats this one's changes. After: the next DIFF continues this one."""
-        reached, identity = draft.digest(), ""
+        with os_failures("write in DiffDir"):
+            reached, identity = _content_digest(draft.path), ""
         if task.revisions:
             reached = str(task.revisions[1])
             identity = revision_identity(task.name, task.revisions[1], self._context.env)
         links = (*task.chain, stored.link)
-        self._state.keep_chain(task.name, Sidecar(
+        self._state.commit(task.name, Sidecar(
             reached, self._place, links, task.job.excludes, identity, boot
         ))
-        draft.keep()
+        draft.commit()
 
     def _filters(self) -> list[Stage]:
         """Compression and encryption."""
@@ -8064,7 +8034,8 @@ class _Check:
             last, _, objects = by_date[-1]
             self._tell_host(f"{kind} {name}", resolve_archive(last, objects, self._store.head))
         state = State(self._settings.diff_dir, self._moment)
-        if kind not in (DIRECTORY, SUBVERSION) or state.chain(name) or not state.written_on(name):
+        known = kind not in (DIRECTORY, SUBVERSION) or state.sidecars(name)
+        if known or not state.written_on(name):
             return
         size = sum(item.size for item in newest[FULL]) if FULL in newest else (
             sum(map(size_of_tree, expand_name(name, self._env)))

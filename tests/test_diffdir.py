@@ -1,5 +1,6 @@
 """DiffDir: what a DIFF continues, and whose file that is."""
 
+import dataclasses
 import io
 import os
 import shutil
@@ -116,7 +117,7 @@ def test_a_run_that_ends_between_the_notes_and_the_diff_file(
         raise s3napback.Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(s3napback.Draft, "keep", ended)
+        patch.setattr(s3napback.Draft, "commit", ended)
         assert site.run(now=night) == 143
     of_the_ended = newest(site)
     assert site.run(now=night) == 0  # done today
@@ -150,7 +151,7 @@ def test_a_forced_run_that_ends_before_its_state_is_kept(
         raise s3napback.Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(s3napback.State, "keep_chain", ended)
+        patch.setattr(s3napback.State, "commit", ended)
         assert site.run("-f", now=night - timedelta(hours=23)) == 143
     assert site.content(name) == before
     assert site.run(now=night) == 3  # what DiffDir tells of is gone, so all is stored
@@ -215,33 +216,33 @@ def test_a_diff_file_that_is_none(state: State, tmp_path: Path) -> None:
     path = Path(state.diff_file("/repo"))
     path.write_text("many")
     with pytest.raises(Failure, match="cannot read the revision") as failure:
-        state.reached("Subversion", "/repo")
+        state.position("Subversion", "/repo")
     assert failure.value.hint == "delete the file for a full backup"
     path.unlink()
     path.mkdir()
     with pytest.raises(Failure, match="cannot read the diff file"):
-        state.reached("Directory", "/repo")
+        state.position("Directory", "/repo")
 
 
 def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
     notes = Sidecar("x", "bkt", (ArchiveRef("a", "y"),))
-    state.keep_chain("/repo", notes)
+    state.commit("/repo", notes)
     (path,) = tmp_path.glob(".s3napback-*.chain")
     path.unlink()
     path.mkdir()
     with pytest.raises(Failure, match="write in DiffDir"):
-        state.keep_chain("/repo", notes)
+        state.commit("/repo", notes)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".draft")]
-    assert state.chain("/repo") == ()
+    assert state.sidecars("/repo") == ()
 
 
 def test_a_diff_dir_that_went_away(tmp_path: Path) -> None:
     state = State(f"{tmp_path}/away/", Moment.of(NIGHT))
-    for attempt in (state.lock(), state.draft("/x", fresh=True)):
+    for attempt in (state.lock(), state.draft("/x", empty=True)):
         with pytest.raises(Failure, match="DiffDir"), attempt:
             pass
     with pytest.raises(Failure, match="cannot write in DiffDir") as failure:
-        state.prepare()
+        state.clear()
     assert failure.value.status == 2
 
 
@@ -258,7 +259,7 @@ def test_a_snapshot_of_another_program(site: Site) -> None:
     (path,) = site.diff_files()
     content = b"GNU tar-1.34-2\n" + b"x\0" * 12
     path.write_bytes(content)
-    s3napback.Draft(str(path), "", Moment.of(NIGHT)).keep_in_place()
+    s3napback.Draft(str(path), "", Moment.of(NIGHT)).prepare()
     assert path.read_bytes() == b""  # nothing of it is believed
     path.write_bytes(content)
     # No archive ends there, so all is stored anew.
@@ -274,9 +275,10 @@ def test_any_snapshot_file(content: bytes) -> None:
         except ValueError:
             continue
         written = io.BytesIO()
-        s3napback.Snapshot(snapshot.start, folders).write(written)
+        dataclasses.replace(snapshot, folders=folders).write(written)
         again = s3napback.Snapshot.read(io.BytesIO(written.getvalue()))
-        assert (again.start, list(again.folders)) == (snapshot.start, folders)
+        assert list(again.folders) == folders
+        assert dataclasses.replace(again, folders=snapshot.folders) == snapshot
 
 
 # ---- the folder ----

@@ -348,7 +348,7 @@ def keep_notes(stage: Stage) -> None:
         s3napback.revision_identity(name, int(reached), dict(os.environ))
         if kind == "Subversion" else ""
     )
-    state.keep_chain(name, s3napback.Sidecar(reached, place, (link,), identity=identity))
+    state.commit(name, s3napback.Sidecar(reached, place, (link,), identity=identity))
 
 
 OF_OURS = ["the diff file was touched today", "svn, a diff", "svn, nothing new", "svn, done today"]

@@ -64,7 +64,7 @@ def test_two_runs_that_end_between_the_notes_and_the_diff_file(
 ) -> None:
     assert site.run() == 0
     with monkeypatch.context() as patch:
-        patch.setattr(s3napback.Draft, "keep", ended)
+        patch.setattr(s3napback.Draft, "commit", ended)
         assert site.run(now=NIGHT + timedelta(days=1)) == 143
         assert site.run(now=NIGHT + timedelta(days=2)) == 143
     assert site.run(now=FULL_NIGHT + timedelta(days=1)) == 0

@@ -152,7 +152,7 @@ def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
     stamp = diff_file.stat()
     old = s3napback.State(f"{diff_file.parent}/", s3napback.Moment.of(NIGHT))
     name = str(site.data)
-    before = old.reached("Directory", name)
+    before = old.position("Directory", name)
     content = diff_file.read_bytes()
     records = content.split(b"\0\0\0")
     for n, record in enumerate(records):
@@ -163,7 +163,7 @@ def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
             records[n] = b"\0".join(fields)
     diff_file.write_bytes(b"\0\0\0".join(records))
     os.utime(diff_file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    after = old.reached("Directory", name)
+    after = old.position("Directory", name)
     for file in [*diff_file.parent.glob(".*"), *(site.folder / "buckets").rglob(".meta/*")]:
         text = file.read_text()
         if before in text:
