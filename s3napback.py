@@ -4965,13 +4965,17 @@ class State:
 
     def clear(self) -> None:
         """Deletes what a killed run left. Raises Failure (2) where no diff file can be written."""
-        hint = "make it writable for the user that runs this"
-        with os_failures(f"write in DiffDir {self._folder}", hint, status=EXIT_USAGE):
+        try:
             for entry in os.listdir(self._folder):
                 if entry.startswith(_DRAFT_START) and entry.endswith(_DRAFT_END):
                     os.unlink(self._folder + entry)  # a draft describes nothing that is stored
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
+        except OSError as error:
+            raise Failure(
+                f"cannot write in DiffDir {self._folder}: {error.strerror}",
+                "make it writable for the user that runs this", status=EXIT_USAGE,
+            ) from error
 
 
 # --------------------------------------------------------------------------------------------------
