@@ -118,6 +118,9 @@ DELETE_BATCH = 1000
 # Longest user key of S3, in bytes of UTF-8 (Amazon S3 User Guide, "Naming objects").
 MAX_KEY = 1024
 
+# Longest Prefix, in bytes: it leaves a path most of a key.
+MAX_PREFIX = 200
+
 # User metadata on our chunks, without the prefix that S3 puts before them.
 META = "s3napback-"
 
@@ -318,16 +321,51 @@ def missing_library(error: ImportError) -> Failure:
 
 
 def setting(
-    name: str, read: Callable[[str], Any] = str, default: Any = MISSING, *, must: str = ""
+    directive: str, read: Callable[[str], Any], default: Any = MISSING, *, must: str = ""
 ) -> Any:
-    """A field of `Settings` and the directive that fills it.
+    """A field that a directive fills.
 
-    name: the directive
     read: makes the value of its text ("1" or "0" for yes or no); a ValueError says why it cannot
     default: the value where the config has no such line; without one, there has to be a line
     must: what to write where the text is what Perl takes for false
     """
-    return field(default=default, metadata={"directive": name, "read": read, "must": must})
+    return field(default=default, metadata={"directive": directive, "read": read, "must": must})
+
+
+def is_true(text: str) -> bool:
+    """As Perl takes it."""
+    return text not in ("", "0")
+
+
+_PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
+
+
+def perl_number(text: str) -> float:
+    """The value that Perl gives a string in arithmetic: its leading decimal number, else 0.
+
+    >>> perl_number("07"), perl_number("1.5x"), perl_number("weekly")
+    (7.0, 1.5, 0.0)
+    """
+    match = _PERL_NUMBER.match(text)
+    number = float(match[1]) if match else 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def get_str(text: str) -> str | None:
+    return text if is_true(text) else None
+
+
+def get_bool(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("is neither yes nor no")
+    return text == "1"
+
+
+def get_int(text: str, largest: int) -> int:
+    """A number from 1. Raises ValueError for another text."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= largest:
+        raise ValueError(f"is not a whole number from 1 to {largest}")
+    return int(text)
 
 
 def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -341,27 +379,12 @@ def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Ca
     return read
 
 
-def get_str(text: str) -> str | None:
-    """The text, None for what Perl takes for false."""
-    return None if text in _FALSE else text
-
-
-def get_int(text: str, largest: int) -> int:
-    """A number from 1. Raises ValueError for another text."""
-    if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= largest:
-        raise ValueError(f"is not a whole number from 1 to {largest}")
-    return int(text)
-
-
-def get_bool(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("is neither yes nor no")
-    return text == "1"
-
-
 def get_folder(text: str) -> str | None:
-    """The folder with a slash at its end, None for what Perl takes for false."""
-    return None if text in _FALSE else os.path.join(text, "")
+    """The folder with a slash at its end."""
+    return os.path.join(text, "") if is_true(text) else None
+
+
+_URL = r"(?i:file):///.*|(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*(/[^?#]*)?"
 
 
 def get_url(text: str) -> str | None:
@@ -376,33 +399,22 @@ def get_command(text: str) -> str:
     return text
 
 
-# What Perl takes for false.
-_FALSE = ("", "0")
-
-_URL = r"(?i:file):///.*|(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*(/[^?#]*)?"
-
-# Longest Prefix, in bytes: it leaves a path most of a key's 1,024.
-_MAX_PREFIX = 200
-
-
 def check_prefix(prefix: str) -> str:
     """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
     prefix = key_text(prefix)
     parts = set(prefix.split("/"))
-    faults = {
-        "it holds a colon or a control character": re.search("[\0-\x1f\x7f:]", prefix),
-        "it is empty, or has a slash at an end, an empty part, or a part . or ..":
-            parts & {"", ".", ".."},
-        f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps":
-            parts & {MYSQL, POSTGRESQL},
-        f"it is longer than {_MAX_PREFIX} bytes": len(prefix.encode()) > _MAX_PREFIX,
-    }
-    for why, found in faults.items():
-        if found:
-            raise UsageFailure(
-                f"Prefix {without_controls(prefix, '')} cannot be used: {why}",
-                "choose a name such as web1",
-            )
+    why = ""
+    if re.search("[\0-\x1f\x7f:]", prefix):
+        why = "it holds a colon or a control character"
+    elif parts & {"", ".", ".."}:
+        why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
+    elif parts & {MYSQL, POSTGRESQL}:
+        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
+    elif len(prefix.encode()) > MAX_PREFIX:
+        why = f"it is longer than {MAX_PREFIX} bytes"
+    if why:
+        shown = without_controls(prefix, "")
+        raise UsageFailure(f"Prefix {shown} cannot be used: {why}", "choose a name such as web1")
     return prefix
 
 
@@ -442,11 +454,32 @@ class Settings:
     prefix: str = setting("Prefix", check_prefix, "")
 
 
-# Directive of the main level → its field.
-SETTINGS = {row.metadata["directive"]: row for row in fields(Settings) if row.metadata}
+@dataclass(frozen=True)
+class CycleSpec:
+    """How one job rotates; the defaults are the original's."""
 
-# The directives that make a job's rotation.
-TIMING = ("CycleType", "Frequency", "Phase", "Diffs", "Fulls", "Discs", "ArchiveOldestDisc")
+    cycle_type: str = setting("CycleType", str, "SimpleCycle")
+    frequency: float = setting("Frequency", perl_number, 1.0)
+    phase: float = setting("Phase", perl_number, 0.0)
+    diffs: float = setting("Diffs", perl_number, 6.0)
+    fulls: float = setting("Fulls", perl_number, 4.0)
+    discs: float = setting("Discs", perl_number, 5.0)
+    archive_oldest_disc: bool = setting("ArchiveOldestDisc", is_true, False)
+
+    @property
+    def keeps_several_fulls(self) -> bool:
+        return (self.discs if self.cycle_type == "HanoiCycle" else self.fulls) > 1
+
+    @staticmethod
+    def of(timing: Mapping[str, str]) -> CycleSpec:
+        """From the directives as they stand in the config; absent ones take their default."""
+        given = {TIMING[name].name: TIMING[name].metadata["read"](timing[name]) for name in timing}
+        return CycleSpec(**given)
+
+
+# Directive → the field that it fills: of the main level, and of a job's rotation.
+SETTINGS = {row.metadata["directive"]: row for row in fields(Settings) if row.metadata}
+TIMING = {row.metadata["directive"]: row for row in fields(CycleSpec)}
 
 # Directive of a job, in its block or beside its line → the kinds of job that it counts for.
 JOB_DIRECTIVES = {
@@ -455,12 +488,11 @@ JOB_DIRECTIVES = {
     "MySQLOptions": (MYSQL,),
 }
 
-# All directives by their lower case; those that are lists; those that are yes or no.
-_KNOWN = {
-    name.lower(): name for name in (*KINDS, "Cycle", "Include", *SETTINGS, *JOB_DIRECTIVES)
-}
+# What makes a job or holds some; what is a list; what is yes or no; all directives by lower case.
+_JOBS = ("Cycle", *KINDS)
 _LISTS = (*KINDS, "GpgRecipient", "Exclude", "MySQLOptions")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
+_KNOWN = {name.lower(): name for name in (*_JOBS, "Include", *SETTINGS, *JOB_DIRECTIVES)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -884,7 +916,8 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     """
     found: dict[str, Any] = {"path": config.where}
     for name, row in SETTINGS.items():
-        with failures_at(config.location(name)):
+        line = config.first(name)
+        with failures_at(line.where if line else config.where):
             found[row.name] = _setting(config, name, row)
             if name == "DiffDir" and needs_diff_dir:
                 _require_folder(found[row.name])
@@ -901,7 +934,7 @@ def _setting(config: Block, name: str, row: Field[Any]) -> Any:
         texts = config.listed(name)
     elif name == "Compressor" and line:
         texts = [" ".join(line.values)]
-    if must and not (texts and all(text.strip() not in _FALSE for text in texts)):
+    if must and not (texts and all(is_true(text.strip()) for text in texts)):
         raise UsageFailure(f"{name} must be defined.", must)
     try:
         values = [read(text) for text in texts]
@@ -920,16 +953,16 @@ def _require_folder(diff_dir: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to be backed up. where: FILE:LINE; timing: the directives of TIMING as given."""
+    """One thing to be backed up; where: FILE:LINE."""
 
     kind: str
     name: str
     where: str
-    is_block: bool = False
-    timing: Mapping[str, str] = field(default_factory=dict)
-    use_temp_file: bool = False
-    excludes: tuple[str, ...] = ()
-    mysql_options: tuple[str, ...] = ()
+    is_block: bool
+    cycle: CycleSpec
+    use_temp_file: bool
+    excludes: tuple[str, ...]
+    mysql_options: tuple[str, ...]
 
 
 def jobs_of(config: Block) -> list[Job]:
@@ -958,29 +991,14 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
         try:
             options += shlex.split(text)
         except ValueError as error:
-            raise UsageFailure(
-                f"MySQLOptions {text}: {error}", "close the quote", line.where
-            ) from error
+            message = f"MySQLOptions {text}: {error}"
+            raise UsageFailure(message, "close the quote", line.where) from error
     return Job(
-        kind, name, where, is_block, timing,
+        kind, name, where, is_block, CycleSpec.of(timing),
         temp is not None and perl_number(temp.text) == 1,
         tuple(block.listed("Exclude")) if kind == DIRECTORY else (),
         tuple(options),
     )
-
-
-_PERL_NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
-
-
-def perl_number(text: str) -> float:
-    """The value that Perl gives a string in arithmetic: its leading decimal number, else 0.
-
-    >>> perl_number("07"), perl_number("1.5x"), perl_number("weekly")
-    (7.0, 1.5, 0.0)
-    """
-    match = _PERL_NUMBER.match(text)
-    number = float(match[1]) if match else 0.0
-    return number if math.isfinite(number) else 0.0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -994,7 +1012,7 @@ def unread_jobs(config: Block) -> list[str]:
     for block, read in _levels(config):
         for name, entry in block.entries:
             known = _KNOWN.get(name, "")
-            if known in ("Cycle", *KINDS) and known not in read:
+            if known in _JOBS and known not in read:
                 what = entry.text if isinstance(entry, Line) else entry.name or ""
                 told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed"
                             f" up: move it out of the <{block.tag}>")
@@ -1008,103 +1026,86 @@ def config_warnings(config: Block) -> list[str]:
     """What a config says that is not used, or not as it looks: sentences that name their place."""
     warnings = list(config.warnings)
     for block, _ in _levels(config):
-        for name, entries in block.by_name.items():
-            known = _KNOWN.get(name, "")
-            if lines := block.lines(name):
-                warnings += _line_warnings(block, known, lines)
-            if known in ("Cycle", *KINDS):
-                warnings += _block_warnings(known, entries)
+        for name in filter(None, map(_KNOWN.get, block.by_name)):
+            for rule in (_unused, _values, _lists, _jobs):
+                warnings += [f"{at.where}: {name}{text}" for at, text in rule(block, name)]
     return warnings
 
 
 def _levels(
-    block: Block, read: Sequence[str] = ("Cycle", *KINDS)
+    block: Block, read: Sequence[str] = _JOBS
 ) -> Iterator[tuple[Block, Sequence[str]]]:
     """(block, the jobs and cycles that a run reads in it), but for those that it never reads."""
     yield block, read
     for name, entry in block.entries:
         known = _KNOWN.get(name)
-        if isinstance(entry, Block) and (known in read or known not in ("Cycle", *KINDS)):
+        if isinstance(entry, Block) and (known in read or known not in _JOBS):
             yield from _levels(entry, KINDS if known == "Cycle" else ())
 
 
-def _line_warnings(block: Block, name: str, lines: Sequence[Line]) -> Iterator[str]:
-    place = f"{lines[0].where}: {name}"
-    if name in SETTINGS and block.tag:
-        yield f"{place} inside <{block.tag}> is ignored: it belongs to the main level"
-        return
-    if why := _why_unused(block, name):
-        yield f"{place} is not used: {why}"
-    if name in _LISTS:
-        yield from _list_warnings(name, lines)
-    elif name in SETTINGS or name in JOB_DIRECTIVES:
-        yield from _value_warnings(name, lines)
-
-
-def _why_unused(block: Block, name: str) -> str:
-    """Why a directive of jobs counts for nothing where it stands; "" if it does, or is another."""
-    kinds = JOB_DIRECTIVES.get(name, ())
+def _unused(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+    """Directives that count for nothing where they stand."""
+    kinds, own = JOB_DIRECTIVES.get(name, ()), _KNOWN.get(block.tag)
     wanted = kinds[0] if len(kinds) == 1 else "job"
-    own = _KNOWN.get(block.tag)
-    if own in KINDS:
-        return f"<{block.tag}> is no {wanted}" if kinds and own not in kinds else ""
-    if not kinds or any(map(block.first, kinds)):
-        return ""
-    return f"there is no {wanted} line beside it, and a block has its own"
+    for line in block.lines(name)[:1]:
+        if name in SETTINGS and block.tag:
+            yield line, f" inside <{block.tag}> is ignored: it belongs to the main level"
+        elif kinds and own in KINDS and own not in kinds:
+            yield line, f" is not used: <{block.tag}> is no {wanted}"
+        elif kinds and own not in KINDS and not any(map(block.first, kinds)):
+            yield line, (f" is not used: there is no {wanted} line beside it, and a block has its"
+                         " own")
 
 
-def _value_warnings(name: str, lines: Sequence[Line]) -> Iterator[str]:
-    """Of a directive that has one value."""
+def _values(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+    """Directives that have one value."""
+    lines = block.lines(name)
+    if not lines or name in _LISTS or name not in (*SETTINGS, *JOB_DIRECTIVES):
+        return
     first, text = lines[0], lines[0].text
-    later = [(line.where, line.text, "") for line in lines[1:]]
+    rest = f" has one value, and the first counts, {text}: "
     if len(first.values) > 1 and name != "Compressor":
-        unused = first.values[1]
-        hint = "a comment has a line of its own" if unused.startswith("#") else (
-            "a value with blanks stands in quotes"
-        )
-        later.insert(0, (first.where, unused, f"; {hint}"))
-    for where, unused, hint in later[:1]:
-        yield (f"{where}: {name} has one value, and the first counts, {text}: {unused} is not"
-               f" used{hint}")
+        hint = "a value with blanks stands in quotes"
+        if first.values[1].startswith("#"):
+            hint = "a comment has a line of its own"
+        yield first, f"{rest}{first.values[1]} is not used; {hint}"
+    elif len(lines) > 1:
+        yield lines[1], f"{rest}{lines[1].text} is not used"
     if name == "UseTempFile" and text not in ("0", "1"):
-        yield f"{first.where}: {name} {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
-    elif name in TIMING[1:] and not re.fullmatch(r"-?[0-9]+", text):
-        yield f"{first.where}: {name} {text} is read as {perl_number(text):g}"
+        yield first, f" {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
+    elif name in TIMING and name != "CycleType" and not re.fullmatch(r"-?[0-9]+", text):
+        yield first, f" {text} is read as {perl_number(text):g}"
 
 
-def _list_warnings(name: str, lines: Sequence[Line]) -> Iterator[str]:
-    """Of a directive that is a list."""
-    for line in lines:
+def _lists(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+    """Directives that have many values."""
+    for line in block.lines(name) if name in _LISTS else ():
         for comment in line.values[len(line.listed) :][:1]:
-            yield (f"{line.where}: {name}: the list of names ends at {comment}; a comment has a"
-                   " line of its own")
+            yield line, f": the list of names ends at {comment}; a comment has a line of its own"
         for text in line.listed if name == "Exclude" else ():
             # tar's names have no slash at the end, no two in a row, and no "." for a part.
             parts = [part for part in text.split("/") if part not in ("", ".")]
             plain = "/" * text.startswith("/") + "/".join(parts)
             if parts and text != plain:
-                yield f"{line.where}: Exclude {text} excludes nothing; write {plain}"
-    if name == "MySQLOptions" and sum(len(line.listed) for line in lines) > 1:
-        yield (f"{lines[0].where}: all words of MySQLOptions are used; the Perl script used the"
-               " first")
+                yield line, f" {text} excludes nothing; write {plain}"
+    if name == "MySQLOptions" and len(block.listed(name)) > 1:
+        yield block.lines(name)[0], ": all words are used; the Perl script used the first"
 
 
-def _block_warnings(name: str, entries: Sequence[Line | Block]) -> Iterator[str]:
-    """Of jobs and cycles that the Perl script read in another way, or not at all."""
-    seen: set[tuple[str, ...]] = set()
-    for entry in entries:
-        if isinstance(entry, Line):
-            if name == "Cycle":
-                yield (f"{entry.where}: Cycle {entry.text} is no block and is ignored; a cycle is"
-                       " <Cycle NAME> ... </Cycle>")
-            continue
-        if not seen and any(isinstance(other, Line) for other in entries):
-            yield (f"{entry.where}: {name} lines and <{name}> blocks at one level are jobs alike;"
-                   " the Perl script could not read that")
-        if entry.arguments in seen:
-            yield (f"{entry.where}: a second <{' '.join((name, *entry.arguments))}> stands for"
-                   " itself; the Perl script ran the first one twice")
-        seen.add(entry.arguments)
+def _jobs(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+    """Jobs and cycles that the Perl script read in another way, or not at all."""
+    lines, blocks = block.lines(name), block.blocks(name)
+    for line in lines if name == "Cycle" else ():
+        yield line, f" {line.text} is no block and is ignored: <Cycle NAME> ... </Cycle>"
+    if lines and blocks and name in _JOBS:
+        yield blocks[0], (f" lines and <{name}> blocks at one level are jobs alike; the Perl script"
+                          " could not read that")
+    seen = set()
+    for inner in blocks if name in _JOBS else ():
+        if inner.arguments in seen:
+            yield inner, (f": a second <{' '.join((name, *inner.arguments))}> stands for itself;"
+                          " the Perl script ran the first one twice")
+        seen.add(inner.arguments)
 
 
 # ==================================================================================================
@@ -1189,37 +1190,6 @@ def perl_modulo(left: float, right: float) -> int:
     return int(left) % int(right)
 
 
-@dataclass(frozen=True)
-class CycleSpec:
-    """How one job rotates; the defaults are the original's."""
-
-    cycle_type: str = "SimpleCycle"
-    frequency: float = 1.0
-    phase: float = 0.0
-    diffs: float = 6.0
-    fulls: float = 4.0
-    discs: float = 5.0
-    archive_oldest_disc: bool = False
-
-    @property
-    def keeps_several_fulls(self) -> bool:
-        return (self.discs if self.cycle_type == "HanoiCycle" else self.fulls) > 1
-
-    @staticmethod
-    def of(timing: Mapping[str, str]) -> CycleSpec:
-        """From the directives as they stand in the config; absent ones take their default."""
-        given: dict[str, Any] = {
-            directive.lower(): perl_number(timing[directive])
-            for directive in ("Frequency", "Phase", "Diffs", "Fulls", "Discs")
-            if directive in timing
-        }
-        return CycleSpec(
-            timing.get("CycleType", "SimpleCycle"),
-            archive_oldest_disc=timing.get("ArchiveOldestDisc", "0") not in ("0", ""),
-            **given,
-        )
-
-
 CYCLE_TYPES = ("SimpleCycle", "HanoiCycle")
 
 
@@ -1289,7 +1259,7 @@ def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     if not jobs and not told:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
-        cycle = CycleSpec.of(job.timing)
+        cycle = job.cycle
         why = ""
         if cycle.cycle_type not in CYCLE_TYPES:
             types = " or ".join(CYCLE_TYPES)
@@ -5566,7 +5536,7 @@ class Run:
 
     def _plan(self, job: Job) -> list[Task]:
         """The tasks of a job, which are one but for a SubversionDir."""
-        cycle = CycleSpec.of(job.timing)
+        cycle = job.cycle
         heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
         with failures_at(job.where):
             due = self._context.force or is_backup_day(cycle, self._context.moment.day)
@@ -5802,7 +5772,7 @@ class Run:
 
     def _full_before(self, task: Task) -> int:
         """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
-        cycle, dumps = CycleSpec.of(task.job.timing), task.kind in (MYSQL, POSTGRESQL)
+        cycle, dumps = task.job.cycle, task.kind in (MYSQL, POSTGRESQL)
         name = stored_name(task.kind, task.name)
         slot = slot_of_full_before(cycle, self._context.moment, dumps)
         objects: Sequence[StoredObject] = ()
@@ -5984,7 +5954,7 @@ class Run:
         """Says what is special about an archive before it is made."""
         if (
             task.replacing and len(task.present) > 1 and not self._settings.safe_replace
-            and CycleSpec.of(task.job.timing).keeps_several_fulls
+            and task.job.cycle.keeps_several_fulls
             and not self._has_full(task, besides=task.archive)
         ):
             task.log.warning(
@@ -7741,7 +7711,7 @@ class _Check:
         makers: dict[str, Job] = {}
         due = 0
         for job in self._jobs:
-            cycle = CycleSpec.of(job.timing)
+            cycle = job.cycle
             dumps = job.kind in (MYSQL, POSTGRESQL)
             start = archive_start(job.kind, stored_name(job.kind, job.name), self._settings.prefix)
             other = makers.setdefault(start, job)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Block, Failure, Line
+from s3napback import Block, CycleSpec, Failure, Line
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "configs.json").read_text())}
 
@@ -117,7 +117,7 @@ def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
         assert (job.kind, as_recorded(job.name)) == (recorded["directive"], recorded["name"])
         temp = recorded["cycle"].pop("UseTempFile", None)
         assert job.use_temp_file == (temp == "1")
-        assert job.timing == recorded["cycle"]
+        assert job.cycle == CycleSpec.of(recorded["cycle"])
         if recorded["directive"] == "Directory":
             assert [as_recorded(e) for e in job.excludes] == recorded["excludes"]
         if recorded["directive"] == "MySQL":
@@ -139,19 +139,19 @@ def parse(text: str, folder: Path) -> Block:
 @pytest.mark.parametrize(
     ("name", "jobs"),
     [
-        ("mixed_dir_block_then_line", [("/b", "2"), ("/a", None)]),
-        ("mixed_dir_in_cycle_block_then_line", [("/b", "2"), ("/a", None), ("/z", None)]),
-        ("dup_blocks_same_name", [("/a", "1"), ("/b", "2")]),
-        ("case_values_kept", [("/Home/Foo", None), ("/Home/Bar", None)]),
-        ("mixed_block_first_after_close", [("/b", None), ("/c", None), ("/a", None)]),
-        ("cycle_as_directive", [("/a", None)]),
-        ("cycle_directive_then_block", [("/a", None)]),
+        ("mixed_dir_block_then_line", [("/b", 2), ("/a", 4)]),
+        ("mixed_dir_in_cycle_block_then_line", [("/b", 2), ("/a", 4), ("/z", 4)]),
+        ("dup_blocks_same_name", [("/a", 1), ("/b", 2)]),
+        ("case_values_kept", [("/Home/Foo", 4), ("/Home/Bar", 4)]),
+        ("mixed_block_first_after_close", [("/b", 4), ("/c", 4), ("/a", 4)]),
+        ("cycle_as_directive", [("/a", 4)]),
+        ("cycle_directive_then_block", [("/a", 4)]),
     ],
 )
-def test_differences(name: str, jobs: list[tuple[str, str | None]], tmp_path: Path) -> None:
+def test_differences(name: str, jobs: list[tuple[str, float]], tmp_path: Path) -> None:
     config = parse(CASES[name]["text"], tmp_path)
     found = s3napback.jobs_of(config)
-    assert [(job.name, job.timing.get("Fulls")) for job in found] == jobs
+    assert [(job.name, job.cycle.fulls) for job in found] == jobs
     assert s3napback.config_warnings(config)
 
 

@@ -49,7 +49,7 @@ def read_all_of_a_config(path: str) -> None:
         s3napback.settings_of(config)
     jobs = s3napback.jobs_of(config)
     for job in jobs:
-        cycle = s3napback.CycleSpec.of(job.timing)
+        cycle = job.cycle
         with contextlib.suppress(Failure):
             slot = s3napback.slot_number(cycle, Moment(1.8e9).day)
             s3napback.slot_mode(cycle, slot)
