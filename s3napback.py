@@ -6781,6 +6781,9 @@ class TarStream:
 
     def _take(self, size: int) -> bytes:
         """So many bytes, fewer at the end of the stream."""
+        if size <= len(self._rest):  # nearly always, and fast
+            piece, self._rest = self._rest[:size], self._rest[size:]
+            return bytes(piece)
         return b"".join(map(bytes, self._pieces(size)))  # a block's memory is used again
 
     def _pieces(self, size: int) -> Iterator[memoryview]:
