@@ -1547,14 +1547,12 @@ TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH)
 
 def tar_stage(
     names: Sequence[str], excludes: Sequence[str], snapshot: str, *,
-    left_out: Sequence[str] = (), sparse: bool = True, told: bool = False, shown: bool = False,
+    left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False,
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
     excludes: the config's patterns; left_out: paths, none of their letters a wildcard; sparse:
-    holes are stored as such; told: the archive says which names it was asked for, since tar stores
-    a file that was given to it by name only when it has changed; shown: as the original's line,
-    for test mode.
+    holes are stored as such; shown: as the original's line, for test mode.
     """
     words = ["tar", "-f", "-"]
     for pattern in excludes:
@@ -1567,8 +1565,9 @@ def tar_stage(
         words += [*TAR_ATTRIBUTES, *TAR_MEMORY]
         if sparse:
             words.append("--sparse")
+        # A file that is given by name is stored only when it has changed.
         asked = base64.b64encode(b"\0".join(map(os.fsencode, names))).decode()
-        if told and len(asked) < _MAX_WORD:
+        if len(asked) < _MAX_WORD:
             words.append(f"--pax-option=comment={ASKED_FOR}{asked}")
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
@@ -5908,7 +5907,6 @@ class Run:
             names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
             left_out=self._left_out(task, names),
             sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
-            told=names != [task.name],
         )
 
     def _source(self, task: Task) -> Stage:
