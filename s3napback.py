@@ -65,7 +65,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -1521,6 +1521,16 @@ class Stage:
     def tool(self) -> str:
         return os.path.basename(self.argv[0])
 
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """The environment that it runs in, within ours."""
+        result = dict(env)
+        if self.env:
+            # LC_ALL would win over the LC_MESSAGES that a stage asks for; LANG says the rest of it.
+            if "LC_ALL" in result:
+                result["LANG"] = result.pop("LC_ALL")
+            result.update(self.env)
+        return result
+
     def __str__(self) -> str:
         return shlex.join(self.argv)
 
@@ -1791,6 +1801,9 @@ _MAX_MESSAGES = 20_000
 # Bytes of one message: PATH_MAX (4096), each byte of it in octal, and what is said of it.
 _MAX_MESSAGE = 20_000
 
+# Bytes that are kept of what a watched stage wrote last.
+_TAIL = 4096
+
 # Kernel buffer between two stages, bytes: Linux's limit for ordinary users (pipe(7)).
 _PIPE_BYTES = 1 << 20
 
@@ -1800,22 +1813,22 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended. status: as subprocess gives it, -N for signal N; said: its messages;
-    tail: the last bytes that it wrote, of one that is watched."""
+    """How a stage ended. status: as subprocess gives it, -N for signal N; stderr_lines: its
+    messages; unrecoverable: tar says that it gave up; tail: the last bytes of a watched stage."""
 
     stage: Stage
     status: int
-    said: tuple[str, ...]
-    gave_up: bool = False
+    stderr_lines: tuple[str, ...]
+    unrecoverable: bool = False
     tail: bytes = b""
 
     @property
     def is_whole(self) -> bool:
         """Whether what it wrote can be used; see `check_exit_statuses`."""
         if self.stage.tool == "tar" and self.status in (1, 2):
-            return not self.gave_up
+            return not self.unrecoverable
         if self.stage.watched and self.status == 2:
-            cut = any(_NO_DUMP.search(text) for text in self.said)
+            cut = any(_NO_DUMP.search(text) for text in self.stderr_lines)
             return bool(_CLOSING.search(self.tail)) and not cut
         return self.status == 0
 
@@ -1825,10 +1838,12 @@ class StageResult:
             if self.status < 0
             else f"ended with status {self.status}"
         )
-        return f"{self.stage.tool} {how}" + (f": {self.said[-1]}" if self.said else "")
+        return f"{self.stage.tool} {how}" + (
+            f": {self.stderr_lines[-1]}" if self.stderr_lines else ""
+        )
 
 
-def check_exit_statuses(ends: Sequence[StageResult]) -> list[str]:
+def check_exit_statuses(results: Sequence[StageResult]) -> list[str]:
     """What the ends of a pipeline's stages mean: the warnings to log, none if all went well.
 
     Raises Failure where the stream cannot be trusted. GNU tar ends with 1 where a file changed
@@ -1839,15 +1854,15 @@ def check_exit_statuses(ends: Sequence[StageResult]) -> list[str]:
     """
     warnings: list[str] = []
     # The first dead stage takes its neighbours along (SIGPIPE), so it is the one to be named.
-    broken = [end for end in ends if not end.is_whole]
+    broken = [result for result in results if not result.is_whole]
     if broken:
-        cause = next((end for end in broken if end.status != -signal.SIGPIPE), broken[0])
+        cause = next((one for one in broken if one.status != -signal.SIGPIPE), broken[0])
         raise Failure(str(cause), _tool_hint(cause))
-    for end in ends:
-        if end.status:
-            warnings += end.said or (str(end),)
-        elif end.stage.tool == "tar":
-            warnings += [text for text in end.said if _TAR_RENAMED in text]
+    for result in results:
+        if result.status:
+            warnings += result.stderr_lines or (str(result),)
+        elif result.stage.tool == "tar":
+            warnings += [text for text in result.stderr_lines if _TAR_RENAMED in text]
     return warnings
 
 
@@ -1861,120 +1876,159 @@ _NO_DUMP = re.compile(
 )
 
 
-def _tool_hint(end: StageResult) -> str:
-    said = " ".join(end.said).lower()
-    if "no space left" in said:
+def _tool_hint(result: StageResult) -> str:
+    text = " ".join(result.stderr_lines).lower()
+    if "no space left" in text:
         return "free some room there"
-    if "access denied" in said or "authentication failed" in said:
+    if "access denied" in text or "authentication failed" in text:
         return "let the user that runs this log in, with ~/.my.cnf, ~/.pgpass or the job's options"
-    if end.stage.watched and end.status == 2:
+    if result.stage.watched and result.status == 2:
         return "mend what it names; its closing lines tell whether such a dump is whole"
     return ""
 
 
-class _Watcher:
-    """Hands what a stage writes on to the next one, and keeps the last bytes of it."""
-
-    _KEPT = 4096
-
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source, self.tail = source, b""
-        reading, writing = os.pipe()
-        self.output = open(reading, "rb", buffering=0)  # noqa: SIM115 - closed by its reader
-        self._target = open(writing, "wb", buffering=0)  # noqa: SIM115 - closed by `_copy`
-        widen_pipe(self.output)
-        self.thread = threading.Thread(target=self._copy, daemon=True)
-        self.thread.start()
-
-    def _copy(self) -> None:
-        with self._source, self._target, contextlib.suppress(OSError):  # the next stage tells why
-            while data := self._source.read(_PIPE_BYTES):
-                self.tail = (self.tail + data)[-self._KEPT :]
-                write_all(self._target, data)
-
-
 class Pipeline:
-    """Running stages, each reading what the one before it writes; the end is read from here.
+    """Stages that run, each reading what the one before it writes; the end is read from here.
 
-    stages: at least one; env: the environment of all of them; output: where the last one writes,
-    None for `readinto`. What they say on standard error goes to unnamed files, read at the end.
+    A context: they run within it, and what still runs when it is left is killed.
+    stages: at least one; env: the environment of all of them; blocks: what the first one is fed
+    with, by a thread, None for nothing; output: where the last one writes, None for `readinto`
+    and `blocks`. What they say on standard error goes to unnamed files, read at the end.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], env: Mapping[str, str], output: IO[bytes] | None = None
+        self, stages: Sequence[Stage], env: Mapping[str, str], *,
+        blocks: Iterable[Piece] | None = None, output: IO[bytes] | None = None,
     ) -> None:
-        self._stages = tuple(stages)
+        self._stages, self._env, self._input, self._output = tuple(stages), env, blocks, output
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._ends: dict[int, StageResult] = {}
-        self._watchers: dict[int, _Watcher] = {}
-        source: IO[bytes] | int = subprocess.DEVNULL
-        self._errors = [temp_file() for _ in self._stages]  # closed by `kill`
+        self._errors: list[IO[bytes]] = []
+        self._tails: dict[int, bytes] = {}
+        self._feeders: dict[int, threading.Thread] = {}  # by the stage that they read, -1: blocks
+        self._fault: BaseException | None = None
+
+    def __enter__(self) -> Pipeline:
         try:
-            for stage, errors in zip(self._stages, self._errors, strict=True):
-                last = errors is self._errors[-1]
+            with signals_held():
+                self._start()
+            return self
+        except BaseException:
+            self._kill()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+
+    def _start(self) -> None:
+        source: IO[bytes] | int | None
+        source = subprocess.DEVNULL if self._input is None else subprocess.PIPE
+        for number, stage in enumerate(self._stages):
+            is_last = number == len(self._stages) - 1
+            self._errors.append(temp_file())
+            try:
                 process = subprocess.Popen(
-                    stage.argv,
-                    stdin=source,
-                    stdout=output if last and output is not None else subprocess.PIPE,
-                    stderr=errors,
-                    env=_stage_environment(env, stage),
-                    bufsize=0,
+                    stage.argv, stdin=source, stderr=self._errors[-1], bufsize=0,
+                    stdout=self._output if is_last and self._output else subprocess.PIPE,
+                    env=stage.environment(self._env),
                 )
-                if not isinstance(source, int):
-                    source.close()
-                self._processes.append(process)
-                if process.stdout is not None:
-                    source = process.stdout
-                    widen_pipe(source)
-                    if stage.watched and not last:
-                        watcher = _Watcher(source)
-                        self._watchers[len(self._processes) - 1] = watcher
-                        source = watcher.output
-        except OSError as error:
-            self.kill()
-            raise _start_failure(stage, error) from error
+            except OSError as error:
+                raise _start_failure(stage.argv, error) from error
+            self._processes.append(process)
+            if source is not None and not isinstance(source, int):
+                source.close()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                widen_pipe(pipe)
+            if stage.watched and not is_last:
+                self._tails[number] = b""
+            source = subprocess.PIPE if number in self._tails else process.stdout
+        if self._input is not None:
+            self._feed_by_thread(-1, self._input)
+        for number in self._tails:
+            self._feed_by_thread(number, self._watched_output(number))
+
+    def _feed_by_thread(self, number: int, blocks: Iterable[Piece]) -> None:
+        feeder = threading.Thread(target=self._feed, args=(number + 1, blocks), daemon=True)
+        feeder.start()
+        self._feeders[number] = feeder
+
+    def _feed(self, number: int, blocks: Iterable[Piece]) -> None:
+        process = self._processes[number]
+        assert process.stdin
+        try:
+            for block in blocks:
+                try:
+                    write_all(process.stdin, block)
+                except BrokenPipeError:
+                    if number or process.wait():
+                        break  # its status tells why
+                    # It needs no more, but whether the rest of the blocks is whole is to be seen.
+        except BaseException as error:
+            self._fault = error
+            process.kill()  # it must not take the cut stream for a whole one
+        finally:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            if number:  # the watched stage ends, too, when nobody reads it any more
+                self._processes[number - 1].stdout.close()  # type: ignore[union-attr]
+
+    def _watched_output(self, number: int) -> Iterator[bytes]:
+        output = self._processes[number].stdout
+        assert output
+        while data := output.read(_PIPE_BYTES):
+            self._tails[number] = (self._tails[number] + data)[-_TAIL:]
+            yield data
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read into the view, 0 at the end of the stream."""
         count: int = self._processes[-1].stdout.readinto(view)  # type: ignore[union-attr]
         return count
 
+    def blocks(self) -> Iterator[bytes]:
+        """What the last stage writes, to its end."""
+        output = self._processes[-1].stdout
+        assert output
+        while data := output.read(_BLOCK):
+            yield data
+
     def check(self) -> None:
         """Raises Failure if a stage has already failed; waits for none, since nobody reads now."""
-        copying = {n for n, watcher in self._watchers.items() if watcher.thread.is_alive()}
-        # An exception within `poll` may leave its lock locked, on which `kill` would wait for ever.
+        copying = {number for number, feeder in self._feeders.items() if feeder.is_alive()}
+        # An exception within `poll` may leave its lock locked, on which `_kill` would wait for
+        # ever.
         with signals_held():
-            ended = [self._end(n) for n, process in enumerate(self._processes)
+            ended = [self._result(n) for n, process in enumerate(self._processes)
                      if process.poll() is not None and n not in copying]
         # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
-        check_exit_statuses([end for end in ended if end.status != -signal.SIGPIPE])
+        check_exit_statuses([one for one in ended if one.status != -signal.SIGPIPE])
 
     def finish(self) -> list[str]:
         """Waits for all stages; the warnings, or Failure as `check_exit_statuses` says."""
-        return check_exit_statuses([self._end(n) for n in range(len(self._processes))])
+        return check_exit_statuses(self.results())
 
-    def _end(self, number: int) -> StageResult:
-        if number not in self._ends:
-            status = self._processes[number].wait()
-            end = _stage_result(self._stages[number], status, self._errors[number])
-            if watcher := self._watchers.get(number):
-                watcher.thread.join()
-                end = replace(end, tail=watcher.tail)
-            self._ends[number] = end
-        return self._ends[number]
+    def results(self) -> list[StageResult]:
+        """Waits for all stages, and tells how each of them ended. Raises what `blocks` raised."""
+        for feeder in self._feeders.values():
+            feeder.join()
+        if self._fault:
+            raise self._fault
+        return [self._result(number) for number in range(len(self._processes))]
 
-    def kill(self) -> None:
+    def _result(self, number: int) -> StageResult:
+        status = self._processes[number].wait()
+        stage, tail = self._stages[number], self._tails.get(number, b"")
+        return _stage_result(stage, status, self._errors[number], tail)
+
+    def _kill(self) -> None:
         """Ends what still runs, and leaves no process behind."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        for watcher in self._watchers.values():
-            watcher.output.close()
-            watcher.thread.join()
+        for feeder in self._feeders.values():
+            feeder.join()
         for process in self._processes:
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                pipe.close()
         for errors in self._errors:
             errors.close()
 
@@ -1990,16 +2044,6 @@ def write_all(output: IO[bytes], data: Piece) -> None:
     view = memoryview(data)
     while view:
         view = view[output.write(view) :]
-
-
-def _stage_environment(env: Mapping[str, str], stage: Stage) -> dict[str, str]:
-    # LC_ALL would win over the LC_MESSAGES that a stage asks for; LANG says the rest of it.
-    result = dict(env)
-    if stage.env:
-        if "LC_ALL" in result:
-            result["LANG"] = result.pop("LC_ALL")
-        result.update(stage.env)
-    return result
 
 
 def temp_file() -> IO[bytes]:
@@ -2020,28 +2064,28 @@ def temp_folder() -> str:
         ) from error
 
 
-def _start_failure(stage: Stage, error: OSError) -> Failure:
+def _start_failure(argv: Sequence[str], error: OSError) -> Failure:
     if isinstance(error, FileNotFoundError):
-        return Failure(f"{stage.argv[0]} is not on PATH", "install it, or set PATH in the crontab")
-    return os_failure(error, f"start {stage.tool}")
+        return Failure(f"{argv[0]} is not on PATH", "install it, or set PATH in the crontab")
+    return os_failure(error, f"start {os.path.basename(argv[0])}")
 
 
-def _stage_result(stage: Stage, status: int, errors: IO[bytes]) -> StageResult:
+def _stage_result(stage: Stage, status: int, errors: IO[bytes], tail: bytes) -> StageResult:
     errors.seek(0)
-    said: list[str] = []
-    gave_up = False
+    lines: list[str] = []
+    unrecoverable = False
     more, last = 0, ""
     while line := errors.readline(_MAX_MESSAGE):
-        gave_up = gave_up or _TAR_GAVE_UP in line
+        unrecoverable = unrecoverable or _TAR_GAVE_UP in line
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
-            if len(said) < _MAX_MESSAGES:
-                said.append(text)
+            if len(lines) < _MAX_MESSAGES:
+                lines.append(text)
             else:
                 more, last = more + 1, text
     if more:
-        said += [f"{more} more messages of {stage.tool}, the last of them:", last]
-    return StageResult(stage, status, tuple(said), gave_up)
+        lines += [f"{more} more messages of {stage.tool}, the last of them:", last]
+    return StageResult(stage, status, tuple(lines), unrecoverable, tail)
 
 
 # What proves who we are to AWS (its command line's manual, "Environment variables").
@@ -2067,15 +2111,36 @@ def mysql_tool(env: Mapping[str, str]) -> str:
     return find_tool(_MYSQL_TOOLS, env) or _MYSQL_TOOLS[0]
 
 
-def run_tool(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
-    """(status, standard output, standard error) of a short command. Raises Failure: not found."""
+@dataclass(frozen=True)
+class ToolResult:
+    """What a short command left. status: as subprocess gives it; output and errors: what it wrote
+    to standard output and to standard error."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def run_tool(
+    argv: Sequence[str], env: Mapping[str, str], *, input: bytes = b"", cwd: str | None = None,
+    timeout: float | None = None, new_session: bool = False,
+) -> ToolResult:
+    """Runs a short command to its end. input: what it reads; cwd: the folder where it starts;
+    timeout: seconds, after which it is killed; new_session: it has no terminal.
+
+    Raises Failure where it cannot be started, or does not end in time.
+    """
     try:
         done = subprocess.run(
-            argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, check=False
+            argv, env=dict(env), input=input, cwd=cwd, timeout=timeout, capture_output=True,
+            start_new_session=new_session, check=False,
         )
     except OSError as error:
-        raise _start_failure(Stage(tuple(argv)), error) from error
-    return (
+        raise _start_failure(argv, error) from error
+    except subprocess.TimeoutExpired as error:
+        tool = os.path.basename(argv[0])
+        raise Failure(f"{tool} does not answer within {timeout} s", "try it by hand") from error
+    return ToolResult(
         done.returncode,
         done.stdout.decode("utf-8", "surrogateescape"),
         done.stderr.decode("utf-8", "backslashreplace"),
@@ -2087,63 +2152,24 @@ def run_tool(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str
 # --------------------------------------------------------------------------------------------------
 
 
-def run_filter(stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]) -> Iterator[bytes]:
-    """What a filter makes of a stream. Raises Failure when it does not end well, or whatever the
-    stream raised; then the filter is gone, and its last bytes are not handed on."""
-    end = yield from _filtered(stage, blocks, env)
-    if end.status:
-        raise _filter_failure(end)
-
-
-def _filtered(
+@contextlib.contextmanager
+def run_filter(
     stage: Stage, blocks: Iterable[Piece], env: Mapping[str, str]
-) -> Generator[bytes, None, StageResult]:
-    """`run_filter`, for those who judge by themselves how the filter ended."""
-    fault: list[BaseException] = []
-    with temp_file() as errors:
-        try:
-            process = subprocess.Popen(
-                stage.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                env=_stage_environment(env, stage), bufsize=0,
-            )
-        except OSError as error:
-            raise _start_failure(stage, error) from error
-        assert process.stdin and process.stdout
-        widen_pipe(process.stdin)
-        widen_pipe(process.stdout)
+) -> Iterator[Iterator[bytes]]:
+    """A filter at work within the block; what it makes of a stream, which must be read to its end.
 
-        def feed() -> None:
-            assert process.stdin
-            try:
-                for block in blocks:
-                    try:
-                        write_all(process.stdin, block)
-                    except BrokenPipeError:
-                        if process.wait():
-                            break  # its status tells why
-                        # It needs no more, but whether the rest is whole is still to be seen.
-            except BaseException as error:
-                fault.append(error)
-                process.kill()  # it must not take the cut stream for a whole one
-            finally:
-                with contextlib.suppress(OSError):
-                    process.stdin.close()
+    There the filter's status is looked at: it raises Failure unless that is 0, or whatever the
+    stream raised. Who leaves early kills the filter.
+    """
+    with Pipeline([stage], env, blocks=blocks) as pipeline:
+        yield _checked_output(pipeline)
 
-        feeder = threading.Thread(target=feed, daemon=True)
-        feeder.start()
-        try:
-            while data := os.read(process.stdout.fileno(), _BLOCK):
-                yield data
-            feeder.join()
-            status = process.wait()
-            if fault:
-                raise fault[0]
-            return _stage_result(stage, status, errors)
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            feeder.join()
+
+def _checked_output(pipeline: Pipeline) -> Iterator[bytes]:
+    yield from pipeline.blocks()
+    for result in pipeline.results():
+        if result.status:
+            raise _filter_failure(result)
 
 
 # gpg's reasons where a secret key is locked and nobody was asked, or nobody answered.
@@ -2153,39 +2179,41 @@ _NO_PASSPHRASE = re.compile(
 )
 
 
-def _filter_failure(end: StageResult) -> Failure:
+def _filter_failure(result: StageResult) -> Failure:
     """Why a filter ended badly, and what to do; gpg itself calls a locked key "No secret key"."""
-    said = "\n".join(end.said)
-    if end.stage.tool != "gpg":
-        return Failure(str(end))
-    if "Bad passphrase" in said or "Bad session key" in said:
+    text = "\n".join(result.stderr_lines)
+    if result.stage.tool != "gpg":
+        return Failure(str(result))
+    if "Bad passphrase" in text or "Bad session key" in text:
         return Failure("gpg cannot decrypt it: the passphrase is wrong",
                        "--passphrase-file FILE names the file that holds it")
-    if _NO_PASSPHRASE.search(said):
+    if _NO_PASSPHRASE.search(text):
         return Failure("gpg cannot decrypt it: the secret key has a passphrase, and none was given",
                        "use --passphrase-file FILE")
-    if not re.search("[Nn]o secret key|decryption failed", said):
-        return Failure(str(end))
-    ids = re.findall(r"ID ([0-9A-F]{8,})", said)
+    if not re.search("[Nn]o secret key|decryption failed", text):
+        return Failure(str(result))
+    ids = re.findall(r"ID ([0-9A-F]{8,})", text)
     wanted = f"it wants the secret key {' or '.join(dict.fromkeys(ids))}" if ids else ""
     wanted = wanted or "the secret key is not here"
-    return Failure(str(end), f"{wanted}: gpg --import it, or use --secret-key FILE")
+    return Failure(str(result), f"{wanted}: gpg --import it, or use --secret-key FILE")
 
 
+@contextlib.contextmanager
 def decoded(
     blocks: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str] = ("gpg", "--batch")
-) -> Iterator[Piece]:
-    """What was backed up, from an archive's bytes: decrypted and decompressed as their first bytes
-    ask for (RFC 4880, `CODECS`). gpg: how to call it."""
-    start, blocks = split_head(blocks)
-    if is_openpgp(start):
-        start, blocks = split_head(run_filter(Stage((*gpg, "-d"), IN_ENGLISH), blocks, env))
-    codec = codec_of(start)
-    if codec is None:
-        return blocks
-    decoders = {words[0]: words for words in codec.decoders}
-    tool = find_tool(tuple(decoders), env) or codec.decoders[-1][0]
-    return run_filter(Stage(decoders[tool]), blocks, env)
+) -> Iterator[Iterator[Piece]]:
+    """What was backed up, from an archive's bytes: decrypted and decompressed within the block, as
+    their first bytes ask for (RFC 4880, `CODECS`). gpg: how to call it."""
+    with contextlib.ExitStack() as stack:
+        start, blocks = split_head(blocks)
+        if is_openpgp(start):
+            decrypt = Stage((*gpg, "-d"), IN_ENGLISH)
+            start, blocks = split_head(stack.enter_context(run_filter(decrypt, blocks, env)))
+        if codec := codec_of(start):
+            decoders = {words[0]: words for words in codec.decoders}
+            tool = find_tool(tuple(decoders), env) or codec.decoders[-1][0]
+            blocks = stack.enter_context(run_filter(Stage(decoders[tool]), blocks, env))
+        yield blocks
 
 
 def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
@@ -2198,10 +2226,14 @@ def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
         hint = "it is one command with its options, and no line for a shell"
     back = b""
     try:
-        for block in decoded(run_filter(Stage(tuple(words)), [sample], env), env):
-            back += block
-            if len(back) > len(sample):
-                break
+        with (
+            run_filter(Stage(tuple(words)), [sample], env) as compressed,
+            decoded(compressed, env) as content,
+        ):
+            for block in content:
+                back += block
+                if len(back) > len(sample):
+                    break
         why = "" if back == sample else "what it writes cannot be read back"
     except Failure as failure:
         why = failure.message
@@ -2241,26 +2273,26 @@ def repositories_in(folder: str) -> list[str]:
 
 def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
     """The last revision of a Subversion repository. Raises Failure if there is none to be had."""
-    status, output, said = run_tool(("svnlook", "youngest", repository), env)
-    if status or not output.strip().isdigit():
-        why = (said.strip().splitlines() or ["no revision"])[0]
+    result = run_tool(("svnlook", "youngest", repository), env)
+    if result.status or not result.output.strip().isdigit():
+        why = (result.errors.strip().splitlines() or ["no revision"])[0]
         raise Failure(f"svnlook cannot read the repository {repository}: {why}")
-    return int(output)
+    return int(result.output)
 
 
 def revision_identity(repository: str, revision: int, env: Mapping[str, str]) -> str:
     """The repository's UUID and the moment of the revision, as far as there are any: what another
     repository at its path, or itself brought back from an older copy, would not share."""
     at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
-    asked = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
-    return " ".join(output.strip() for status, output, _ in asked if not status)
+    results = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
+    return " ".join(result.output.strip() for result in results if not result.status)
 
 
 def verify_repository(repository: str, env: Mapping[str, str]) -> None:
     """Raises Failure for a repository that svnadmin finds damaged."""
-    status, _, said = run_tool(("svnadmin", "verify", "-q", repository), env)
-    if status:
-        why = (said.strip().splitlines() or [f"status {status}"])[0]
+    result = run_tool(("svnadmin", "verify", "-q", repository), env)
+    if result.status:
+        why = (result.errors.strip().splitlines() or [f"status {result.status}"])[0]
         raise Failure(f"the repository {repository} does not verify: {why}")
 
 
@@ -2274,22 +2306,21 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
 
     gpg itself decides, by encrypting nothing; the key list is read to say what is wrong.
     """
-    stage = gpg_stage([recipient], keyring)
-    status, _, said = run_tool(stage.argv, _stage_environment(env, Stage((), IN_ENGLISH)))
-    if "keyrings are ignored" in said:  # GnuPG 2.4 with use-keyboxd in common.conf
+    stage = replace(gpg_stage([recipient], keyring), env=IN_ENGLISH)
+    result = run_tool(stage.argv, stage.environment(env))
+    if "keyrings are ignored" in result.errors:  # GnuPG 2.4 with use-keyboxd in common.conf
         raise Failure(
             f"gpg ignores GpgKeyring {keyring}: this GnuPG keeps its keys in keyboxd",
             "take use-keyboxd out of common.conf in gpg's home, or import the key there and"
             " leave GpgKeyring out",
             status=EXIT_USAGE,
         )
-    if status == 0:
-        return
-    raise _recipient_failure(recipient, keyring, env, said.strip().splitlines())
+    if result.status:
+        raise _recipient_failure(recipient, keyring, env, result.errors.strip().splitlines())
 
 
 def _recipient_failure(
-    recipient: str, keyring: str | None, env: Mapping[str, str], said: Sequence[str]
+    recipient: str, keyring: str | None, env: Mapping[str, str], messages: Sequence[str]
 ) -> Failure:
     keys = _public_keys(recipient, keyring, env)
     if keyring and "/" in keyring and not os.path.exists(expand_home(keyring, env)):
@@ -2300,13 +2331,14 @@ def _recipient_failure(
         return Failure(f"GpgKeyring {keyring} does not exist", hint, status=EXIT_USAGE)
     if not keys:
         list_keys = ("gpg", "--batch", *_ring(keyring), "--list-public-keys")
-        status, listing, complaint = run_tool(list_keys, env)
-        if status:  # its folder may be read-only, and a trust database due for an update
-            why = (complaint.strip().splitlines() or ["no reason given"])[-1]
+        listing = run_tool(list_keys, env)
+        if listing.status:  # its folder may be read-only, and a trust database due for an update
+            why = (listing.errors.strip().splitlines() or ["no reason given"])[-1]
             return Failure(f"gpg cannot list its keys: {why}",
                            "as the user that runs this: gpg --check-trustdb", status=EXIT_USAGE)
+        known = listing.output.strip() or "an empty keyring"
         return Failure(
-            f"GPG recipient {recipient} not found in {listing.strip() or 'an empty keyring'}",
+            f"GPG recipient {recipient} not found in {known}",
             "gpg --import the public key as the user that runs this; a name with blanks stands in"
             " quotes",
             status=EXIT_USAGE,
@@ -2314,7 +2346,7 @@ def _recipient_failure(
     key = next((key for key in keys if encryption_keys(key)), keys[0])
     name = f"the key {key['keyid']} of GPG recipient {recipient}"
     trust = key.get("trust", "")
-    why, hint = said[-1] if said else "gpg gives no reason", ""
+    why, hint = messages[-1] if messages else "gpg gives no reason", ""
     if trust == "e":
         why, hint = f"{name} expired on {_day_of(key)}", _edit_key(key, "expire")
     elif trust == "r":
@@ -5995,9 +6027,7 @@ class Run:
             if task.job.use_temp_file:
                 stored = self._send_by_file(task, stages, closing, progress)
             else:
-                with signals_held():
-                    pipeline = Pipeline(stages, self._context.env)
-                    stack.callback(pipeline.kill)
+                pipeline = stack.enter_context(Pipeline(stages, self._context.env))
                 stored = self._send(task, pipeline, lambda: closing(pipeline.finish()), progress)
             if draft:
                 self._keep_state(task, draft, stored, boot)
@@ -6105,10 +6135,7 @@ class Run:
             raise os_failure(error, "write in TempDir") from error
         with file:
             task.log.info("Using temp file in %s to buffer before streaming...", place)
-            with contextlib.ExitStack() as stack:
-                with signals_held():
-                    pipeline = Pipeline(stages, self._context.env, output=file)
-                    stack.callback(pipeline.kill)
+            with Pipeline(stages, self._context.env, output=file) as pipeline:
                 marks = closing(pipeline.finish())
             file.seek(0)
             return self._send(task, FileStream(file), lambda: marks, progress)
@@ -6440,14 +6467,17 @@ def _second_choice(
 def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
     """The first file that a directory's archive lists and does not hold, "" for none: GNU tar marks
     such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
-    start, content = split_head(decoded(stored, env, gpg))
-    if start.startswith(b"SVN-fs-dump-format"):
-        return "its first revisions"
     rest, lacking = b"", b""
     listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
-    for block in run_filter(listing, content, env):
-        *lines, rest = (rest + block).split(b"\n")
-        lacking = lacking or next((line[2:] for line in lines if line.startswith(b"N ")), b"")
+    with decoded(stored, env, gpg) as content:
+        start, content = split_head(content)
+        if start.startswith(b"SVN-fs-dump-format"):
+            return "its first revisions"
+        with run_filter(listing, content, env) as listed:
+            for block in listed:
+                *lines, rest = (rest + block).split(b"\n")
+                found = (line[2:] for line in lines if line.startswith(b"N "))
+                lacking = lacking or next(found, b"")
     return os.fsdecode(lacking)
 
 
@@ -6480,9 +6510,9 @@ def _decrypting(
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir=place))
         env = {**env, "GNUPGHOME": home}
         stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
-        status, _, said = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
-        if status:
-            why = (said.strip().splitlines() or ["no reason given"])[0]
+        result = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
+        if result.status:
+            why = (result.errors.strip().splitlines() or ["no reason given"])[0]
             raise Failure(f"cannot import --secret-key {options['secret-key']}: {why}")
     return env, tuple(gpg)
 
@@ -6815,17 +6845,16 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
     stage = Stage((*words, "-C", folder), TAR_LOCALE)
-    unpacking = _filtered(stage, pieces, env)
-    while True:
-        try:
-            next(unpacking)
-        except StopIteration as done:
-            return judge_unpacking(done.value)
+    with Pipeline([stage], env, blocks=pieces) as unpacking:
+        for _ in unpacking.blocks():
+            pass
+        (result,) = unpacking.results()
+    return judge_unpacking(result)
 
 
 def judge_unpacking(end: StageResult) -> list[str]:
     """What tar could not do, by its messages; Failure where that is not all (see `run_tar`)."""
-    said = [s for s in end.said if "due to previous errors" not in s]
+    said = [s for s in end.stderr_lines if "due to previous errors" not in s]
 
     def is_passed_over(text: str) -> bool:
         if ": Cannot set " in text or "more messages of tar" in text:  # attributes
@@ -6833,7 +6862,7 @@ def judge_unpacking(end: StageResult) -> list[str]:
         return ": Cannot " in text and not text.endswith(_TAR_HOPELESS)
 
     fatal = [s for s in said if not is_passed_over(s)]
-    if end.status and (end.status not in (1, 2) or end.gave_up or fatal or not said):
+    if end.status and (end.status not in (1, 2) or end.unrecoverable or fatal or not said):
         why = (fatal or said or ["it said nothing"])[0]
         # tar's words for a disk that is full in the middle of its block.
         hint = "free some room there" if ": Wrote only " in why else _tool_hint(end)
@@ -6928,7 +6957,7 @@ class Unpacker:
     def add(
         self, content: Callable[[], contextlib.AbstractContextManager[Iterator[Piece]]]
     ) -> None:
-        """Unpacks the next archive; content: its bytes from their start, at each call."""
+        """Unpacks the next archive; content: opens its bytes, at their start at each call."""
         new = Tree(f"{self._base}/{self._count}") if self._count else self._tree
         extra = set[str]()
         with os_failures("unpack"), contextlib.ExitStack() as stack:
@@ -7125,10 +7154,10 @@ class Unpacker:
         """`_put` into another file system below the folder: a copy beside it, then a rename."""
         copy = f"{self._PREFIX}{secrets.token_hex(8)}"
         folder = os.readlink(f"/proc/self/fd/{there}")
-        status, _, said = run_tool(("cp", "-a", "--", path, f"{folder}/{copy}"), self._env)
-        if status:
+        result = run_tool(("cp", "-a", "--", path, f"{folder}/{copy}"), self._env)
+        if result.status:
             remove_tree(f"{folder}/{copy}")
-            raise Failure(f"cannot copy to {folder}: {said.strip()}")
+            raise Failure(f"cannot copy to {folder}: {result.errors.strip()}")
         if is_folder(name, there) or is_folder(copy, there):
             remove_tree(f"{folder}/{name}")
         os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
@@ -7347,7 +7376,7 @@ def remove_tree(path: str) -> None:
     mounted in it stays."""
     plain = {"PATH": os.defpath}
     remove = ("rm", "-rf", "--one-file-system", "--", path)
-    if run_tool(remove, plain)[0]:
+    if run_tool(remove, plain).status:
         run_tool(("chmod", "-R", "u+rwX", "--", path), plain)
         run_tool(remove, plain)
 
@@ -7377,7 +7406,8 @@ class _Restore:
         """Does it; where it went, in words."""
         self._kind = kind
         if not kind:
-            start, _ = split_head(self._content(self._archives[0]))
+            with self._content(self._archives[0]) as blocks:
+                start, _ = split_head(blocks)
             kind = SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
         if kind == DIRECTORY and "stdout" in options:
             raise Failure("a directory needs --to DIR", status=EXIT_USAGE)
@@ -7399,21 +7429,23 @@ class _Restore:
             self._to_file(place, "overwrite" in options)
         return place
 
-    def _content(self, archive: Archive) -> Iterator[Piece]:
-        blocks = self._bucket.download(archive, self._progress)
-        return blocks if self._kind == STREAM else decoded(blocks, self._env, self._gpg)
-
     @contextlib.contextmanager
-    def _opened(self, archive: Archive) -> Iterator[Iterator[Piece]]:
-        yield self._content(archive)
+    def _content(self, archive: Archive) -> Iterator[Iterator[Piece]]:
+        blocks = self._bucket.download(archive, self._progress)
+        if self._kind == STREAM:
+            yield blocks
+        else:
+            with decoded(blocks, self._env, self._gpg) as content:
+                yield content
 
     def _write(self, archive: Archive, output: IO[bytes]) -> None:
         try:
-            start, blocks = split_head(self._content(archive))
-            if self._kind != STREAM:
-                _refuse_unreadable(start)
-            for block in blocks:
-                write_all(output, block)
+            with self._content(archive) as content:
+                start, blocks = split_head(content)
+                if self._kind != STREAM:
+                    _refuse_unreadable(start)
+                for block in blocks:
+                    write_all(output, block)
         except Failure as failure:
             failure.where = archive.name
             raise
@@ -7446,7 +7478,7 @@ class _Restore:
         ) as unpacker:
             for archive in self._archives:
                 try:
-                    unpacker.add(partial(self._opened, archive))
+                    unpacker.add(partial(self._content, archive))
                 except Failure as failure:
                     failure.where = archive.name
                     if fresh and unpacker.salvage():
@@ -7462,14 +7494,18 @@ class _Restore:
     def _to_repository(self, place: str) -> None:
         if os.path.exists(place):
             raise Failure(f"{place} exists already", "name a new place", status=EXIT_USAGE)
-        status, _, said = run_tool(("svnadmin", "create", place), self._env)
-        if status:
-            raise Failure(f"svnadmin cannot make {place}: {said.strip()}")
+        created = run_tool(("svnadmin", "create", place), self._env)
+        if created.status:
+            raise Failure(f"svnadmin cannot make {place}: {created.errors.strip()}")
         for archive in self._archives:
             load = Stage(("svnadmin", "load", *SVN_LOAD, place))
             try:
-                for _ in run_filter(load, self._content(archive), self._env):
-                    pass
+                with (
+                    self._content(archive) as content,
+                    run_filter(load, content, self._env) as output,
+                ):
+                    for _ in output:
+                        pass
             except Failure as failure:
                 failure.where = archive.name
                 raise
@@ -7562,28 +7598,29 @@ def _read_to_the_end(
         for _ in bucket.download(archive):
             pass
         return
-    start, blocks = split_head(decoded(bucket.download(archive), env, gpg))
-    if start.startswith(b"SVN-fs-dump-format"):
-        last = archive.metadata.get("state", "").partition(":")[2].encode()
-        tail, seen = b"", False
-        for block in blocks:
-            tail = tail[-64:] + block
-            seen = seen or b"\nRevision-number: " + last + b"\n" in tail
-        if last and not seen:
-            raise Failure(f"the dump lacks revision {last.decode()}")
-        return
-    if kind in (MYSQL, POSTGRESQL):
-        _refuse_unreadable(start)
-        tail = b""
-        for block in blocks:
-            tail = (tail + block)[-4096:]
-        # What the dump programs write last, unless their comments are switched off.
-        comments = re.match(rb"(/\*.*?\*/\s*)?-- (MySQL|MariaDB|$|\s*PostgreSQL)", start)
-        if comments and b"ump complete" not in tail:
-            raise Failure("the dump has no closing line: it was cut before it was stored")
-        return
-    for _ in run_filter(Stage(("tar", "-t", "-f", "-")), blocks, env):
-        pass
+    with decoded(bucket.download(archive), env, gpg) as content:
+        start, blocks = split_head(content)
+        if start.startswith(b"SVN-fs-dump-format"):
+            last = archive.metadata.get("state", "").partition(":")[2].encode()
+            tail, seen = b"", False
+            for block in blocks:
+                tail = tail[-64:] + block
+                seen = seen or b"\nRevision-number: " + last + b"\n" in tail
+            if last and not seen:
+                raise Failure(f"the dump lacks revision {last.decode()}")
+        elif kind in (MYSQL, POSTGRESQL):
+            _refuse_unreadable(start)
+            tail = b""
+            for block in blocks:
+                tail = (tail + block)[-4096:]
+            # What the dump programs write last, unless their comments are switched off.
+            comments = re.match(rb"(/\*.*?\*/\s*)?-- (MySQL|MariaDB|$|\s*PostgreSQL)", start)
+            if comments and b"ump complete" not in tail:
+                raise Failure("the dump has no closing line: it was cut before it was stored")
+        else:
+            with run_filter(Stage(("tar", "-t", "-f", "-")), blocks, env) as listing:
+                for _ in listing:
+                    pass
 
 
 # ==================================================================================================
@@ -7628,19 +7665,19 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
     script = _script()
     words = [script, "check", "--json", *(["-c", file] if file else []), *names]
     with os_failures(f"run anything in {user.pw_dir}, the home of {user.pw_name}, as cron does"):
-        done = subprocess.run(
-            ["/bin/sh", "-c", shlex.join(words)], env=env, cwd=user.pw_dir, check=False,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace",
-            start_new_session=True,  # cron has no terminal on which a password could be typed
-        )
-    said = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-    if done.returncode == EXIT_USAGE and not done.stdout:
+        os.stat(os.path.join(user.pw_dir, "."))
+    done = run_tool(
+        ("/bin/sh", "-c", shlex.join(words)), env, cwd=user.pw_dir,
+        new_session=True,  # cron has no terminal on which a password could be typed
+    )
+    said = (done.errors.strip().splitlines() or [f"it ended with status {done.status}"])[-1]
+    if done.status == EXIT_USAGE and not done.output:
         raise Failure(said.removeprefix("s3napback: "), status=EXIT_USAGE)
     try:
-        findings = [Finding(**one) for one in json.loads(done.stdout)]
+        findings = [Finding(**one) for one in json.loads(done.output)]
     except ValueError:
         hint = f"try by hand: cd; env -i PATH={_CRON_PATH} HOME={user.pw_dir} {shlex.join(words)}"
-        if done.returncode == 126:  # of a shell: found, and not executable
+        if done.status == 126:  # of a shell: found, and not executable
             hint = f"chmod +x {shlex.quote(script)}"
         return [Finding("error", "cron", f"{script} does not run: {said}", hint)]
     if file and not os.path.isabs(file):
@@ -7767,7 +7804,9 @@ class _Check:
             if path is None:
                 self._say("error", names[0], f"is not on PATH ({self._env.get('PATH', '')})",
                           "install it, or set PATH in the crontab")
-            elif names == ("tar",) and "GNU tar" not in run_tool((path, "--version"), self._env)[1]:
+            elif names == ("tar",) and (
+                "GNU tar" not in run_tool((path, "--version"), self._env).output
+            ):
                 self._say("error", "tar", f"{path} is not GNU tar", "install GNU tar as tar")
             else:
                 self._say("ok", names[0], path)
@@ -7946,7 +7985,8 @@ class _Check:
 
     def _recipient(self, recipient: str, keyring: str | None) -> None:
         check_recipient(recipient, keyring, self._env)
-        sealed = b"".join(run_filter(gpg_stage([recipient], keyring), [b"probe"], self._env))
+        with run_filter(gpg_stage([recipient], keyring), [b"probe"], self._env) as output:
+            sealed = b"".join(output)
         if not is_openpgp(sealed) or b"probe" in sealed:
             raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
         # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
@@ -8034,21 +8074,12 @@ class _Check:
         else:
             stage = postgresql_stage(job.name)
             stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))
-        try:
-            done = subprocess.run(
-                stage.argv, env=dict(self._env), stdin=subprocess.DEVNULL, check=False,
-                capture_output=True, timeout=_DUMP_PATIENCE,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise Failure(f"{stage.tool} does not answer within {_DUMP_PATIENCE} s",
-                          "look at the database server") from error
-        except OSError as error:
-            raise _start_failure(stage, error) from error
-        said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-        end = StageResult(stage, done.returncode, tuple(said), tail=done.stdout[-4096:])
+        done = run_tool(stage.argv, self._env, timeout=_DUMP_PATIENCE)
+        tail = done.output[-4096:].encode("utf-8", "surrogateescape")
+        end = StageResult(stage, done.status, tuple(done.errors.strip().splitlines()), tail=tail)
         if not end.is_whole:
             raise Failure(str(end), _tool_hint(end) or "try the command by hand")
-        if done.returncode:
+        if done.status:
             self._say("warning", f"{job.kind} {job.name}", f"with --force, {end}",
                       "mend what it names: it is not in the dump")
         else:
@@ -8373,7 +8404,7 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         try:
             if text:
                 self._send(text.encode("utf-8", "backslashreplace").decode())
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, Failure) as error:
             # smtplib's errors are OSErrors
             self._tell(f"send the log to {self._options['to']}", error)
 
@@ -8389,11 +8420,10 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         mail.set_content(text)
         sendmail = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin")
         if sendmail and not self._server:
-            done = subprocess.run(
-                [sendmail, "-t", "-oi"], input=mail.as_bytes(), timeout=self._TIMEOUT, check=False
-            )
-            if done.returncode:
-                raise OSError(f"{sendmail} ended with status {done.returncode}")
+            words = (sendmail, "-t", "-oi")
+            done = run_tool(words, os.environ, input=mail.as_bytes(), timeout=self._TIMEOUT)
+            if done.status:
+                raise Failure(f"{sendmail} ended with status {done.status}")
             return
         host, _, port = (self._server or "localhost").partition(":")
         port = port or options.get("port", "25")
@@ -9735,15 +9765,10 @@ class _Demo:
     def _shell(self, line: str) -> None:
         print(f"$ {line}")
         sys.stdout.flush()
-        try:
-            done = subprocess.run(
-                ["bash", "-o", "pipefail", "-c", line], env=self._env, check=False,
-                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-            )
-        except OSError as error:
-            raise os_failure(error, "run bash") from error
-        if done.returncode:
-            raise Failure(f"the demo's command ended with status {done.returncode}: {line}")
+        done = run_tool(("bash", "-o", "pipefail", "-c", f"exec 2>&1\n{line}"), self._env)
+        print(printable(done.output), end="")
+        if done.status:
+            raise Failure(f"the demo's command ended with status {done.status}: {line}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -164,13 +164,10 @@ def test_a_tar_that_ends_early(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_pipes_between_stages_are_wide() -> None:
     stages = [s3napback.Stage(("cat", "/dev/zero")), s3napback.Stage(("cat",))]
-    pipeline = s3napback.Pipeline(stages, dict(os.environ))
-    try:
+    with s3napback.Pipeline(stages, dict(os.environ)) as pipeline:
         for process in pipeline._processes:
             if process.stdout and not process.stdout.closed:
                 assert fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ) == 1 << 20
-    finally:
-        pipeline.kill()
 
 
 # ---- gpg ----

@@ -704,7 +704,7 @@ def test_a_moment_that_is_none(text: str) -> None:
 def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path)}
     with pytest.raises(Failure, match="no-such is not on PATH"):
-        list(s3napback.run_filter(Stage(("no-such",)), [b"x"], bare))
+        s3napback.run_filter(Stage(("no-such",)), [b"x"], bare).__enter__()
     before = os.environ["PATH"]
     os.environ["PATH"] = str(tmp_path)
     try:

@@ -366,12 +366,12 @@ def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
     env = dict(os.environ)
     for data in (whole, whole[:-1]):
         (tmp_path / f"out{len(data)}").mkdir()
-        blocks = s3napback.decoded(iter([data]), env)
-        if data is whole:
-            s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
-        else:
-            with pytest.raises(Failure, match="ended with status 1"):
+        with s3napback.decoded(iter([data]), env) as blocks:
+            if data is whole:
                 s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
+            else:
+                with pytest.raises(Failure, match="ended with status 1"):
+                    s3napback.run_tar(blocks, str(tmp_path / f"out{len(data)}"), env)
         assert (tmp_path / f"out{len(data)}" / "file").read_text() == "one"
 
 

@@ -673,11 +673,7 @@ class World:
     def _of(found: Sequence[CatalogEntry], source: str) -> list[CatalogEntry]:
         return [one for one in found if one.name == source]
 
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[Iterator[Any]]:
-        yield self._plain(name)
-
-    def _plain(self, name: str) -> Iterator[Any]:
+    def _plain(self, name: str) -> contextlib.AbstractContextManager[Iterator[Any]]:
         shelf: Any = Shelf(self.server)
         blocks: Any = iter([b"".join(shelf.get(i.key)[0] for i in self._archive(name).chunks)])
         return s3napback.decoded(
@@ -685,7 +681,8 @@ class World:
         )
 
     def _content(self, name: str) -> bytes:
-        return b"".join(self._plain(name))
+        with self._plain(name) as blocks:
+            return b"".join(blocks)
 
     def _restored(self, found: Sequence[CatalogEntry], one: CatalogEntry) -> dict[str, bytes]:
         """The files of a directory as of one of its archives."""
@@ -700,7 +697,7 @@ class World:
                 place, "", (), dict(os.environ), whole=True, kept=()
             ) as unpacker:
                 for link in chain.links:
-                    unpacker.add(partial(self._opened, link.archive))
+                    unpacker.add(partial(self._plain, link.archive))
                 unpacker.place()
             return files_of(Path(place + one.name))
 

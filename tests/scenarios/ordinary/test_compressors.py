@@ -144,6 +144,9 @@ def test_each_decoder_of_gzip_notices_what_is_not_whole(
     else:
         data[200_000] ^= 1
     env = {"PATH": str(folder)}
-    with pytest.raises(s3napback.Failure, match=f"{tool} ended with status"):
-        for _ in s3napback.decoded(iter([bytes(data)]), env):
+    with (
+        pytest.raises(s3napback.Failure, match=f"{tool} ended with status"),
+        s3napback.decoded(iter([bytes(data)]), env) as content,
+    ):
+        for _ in content:
             pass
