@@ -6027,8 +6027,10 @@ class Run:
             if task.job.use_temp_file:
                 stored = self._send_by_file(task, stages, closing, progress)
             else:
-                pipeline = stack.enter_context(Pipeline(stages, self._context.env))
-                stored = self._send(task, pipeline, lambda: closing(pipeline.finish()), progress)
+                with Pipeline(stages, self._context.env) as pipeline:
+                    stored = self._send(
+                        task, pipeline, lambda: closing(pipeline.finish()), progress
+                    )
             if draft:
                 self._keep_state(task, draft, stored, boot)
         if stored.size * 10 < size_before:
