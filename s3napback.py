@@ -96,6 +96,9 @@ DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
     "PostgreSQL",
 )
 
+# Kinds of which every archive is a FULL.
+DUMPS = (MYSQL, POSTGRESQL)
+
 # What js3tream stored under a name of another shape: a stream that came in, and goes out, as it is.
 STREAM = "js3tream"
 
@@ -355,12 +358,6 @@ def get_str(text: str) -> str | None:
     return text if is_true(text) else None
 
 
-def get_bool(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("is neither yes nor no")
-    return text == "1"
-
-
 def get_int(text: str, largest: int) -> int:
     """A number from 1. Raises ValueError for another text."""
     if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= largest:
@@ -450,7 +447,7 @@ class Settings:
     retry_hours: float = setting(
         "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0
     )
-    safe_replace: bool = setting("SafeReplace", get_bool, False)
+    safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
     prefix: str = setting("Prefix", check_prefix, "")
 
 
@@ -916,11 +913,13 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     """
     found: dict[str, Any] = {"path": config.where}
     for name, row in SETTINGS.items():
-        line = config.first(name)
-        with failures_at(line.where if line else config.where):
-            found[row.name] = _setting(config, name, row)
-            if name == "DiffDir" and needs_diff_dir:
-                _require_folder(found[row.name])
+        with failures_at(config.location(name)):
+            value = found[row.name] = _setting(config, name, row)
+            if name == "DiffDir" and needs_diff_dir and not os.path.isdir(value):
+                if os.path.exists(value):
+                    raise UsageFailure(f"DiffDir {value} is no folder")
+                raise UsageFailure(f"DiffDir does not exist, please create: {value}",
+                                   f"run: mkdir -m 700 {shlex.quote(value)}")
     return Settings(**found)
 
 
@@ -941,14 +940,6 @@ def _setting(config: Block, name: str, row: Field[Any]) -> Any:
     except ValueError as error:
         raise UsageFailure(f"{name} {texts[0]} {error}") from error
     return tuple(dict.fromkeys(values)) if name in _LISTS else values[0]
-
-
-def _require_folder(diff_dir: str) -> None:
-    if not os.path.exists(diff_dir):
-        raise UsageFailure(f"DiffDir does not exist, please create: {diff_dir}",
-                           f"run: mkdir -m 700 {shlex.quote(diff_dir)}")
-    if not os.path.isdir(diff_dir):
-        raise UsageFailure(f"DiffDir {diff_dir} is no folder")
 
 
 @dataclass(frozen=True)
@@ -1008,42 +999,48 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
 
 def unread_jobs(config: Block) -> list[str]:
     """Jobs and cycles that stand where no run reads them: one sentence each."""
-    told = []
-    for block, read in _levels(config):
-        for name, entry in block.entries:
-            known = _KNOWN.get(name, "")
-            if known in _JOBS and known not in read:
-                what = entry.text if isinstance(entry, Line) else entry.name or ""
-                told.append(f"{entry.where}: {known} {what} inside <{block.tag}> is never backed"
-                            f" up: move it out of the <{block.tag}>")
-            elif isinstance(entry, Block) and known in KINDS and len(entry.arguments) > 1:
-                told.append(f"{entry.where}: {known} {entry.arguments[1]} is never backed up: a"
-                            " block has one name; one with blanks stands in quotes")
-    return told
+    return list(_sentences(config, (_unread,)))
 
 
 def config_warnings(config: Block) -> list[str]:
     """What a config says that is not used, or not as it looks: sentences that name their place."""
-    warnings = list(config.warnings)
-    for block, _ in _levels(config):
-        for name in filter(None, map(_KNOWN.get, block.by_name)):
-            for rule in (_unused, _values, _lists, _jobs):
-                warnings += [f"{at.where}: {name}{text}" for at, text in rule(block, name)]
-    return warnings
+    return [*config.warnings, *_sentences(config, (_unused, _values, _lists, _blocks))]
 
 
-def _levels(
-    block: Block, read: Sequence[str] = _JOBS
-) -> Iterator[tuple[Block, Sequence[str]]]:
-    """(block, the jobs and cycles that a run reads in it), but for those that it never reads."""
-    yield block, read
-    for name, entry in block.entries:
-        known = _KNOWN.get(name)
-        if isinstance(entry, Block) and (known in read or known not in _JOBS):
-            yield from _levels(entry, KINDS if known == "Cycle" else ())
+_Remarks: TypeAlias = "Iterator[tuple[Line | Block, str]]"
 
 
-def _unused(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+def _sentences(
+    block: Block, rules: Sequence[Callable[[Block, str, Sequence[str]], _Remarks]],
+    read: Sequence[str] = _JOBS,
+) -> Iterator[str]:
+    """What the rules say of each directive of a block, and of the blocks inside it.
+
+    read: the jobs and cycles that a run reads in the block; what is in others is passed over
+    """
+    for name in block.by_name:
+        known = _KNOWN.get(name, "")
+        for rule in rules if known else ():
+            for entry, text in rule(block, known, read):
+                yield f"{entry.where}: {known}{text}"
+        if known in read or known not in _JOBS:
+            for inner in block.blocks(name):
+                yield from _sentences(inner, rules, KINDS if known == "Cycle" else ())
+
+
+def _unread(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+    """Jobs and cycles that no run reads."""
+    for entry in block.by_name[name.lower()]:
+        what = entry.text if isinstance(entry, Line) else entry.name or ""
+        if name in _JOBS and name not in read:
+            yield entry, (f" {what} inside <{block.tag}> is never backed up: move it out of the"
+                          f" <{block.tag}>")
+        elif name in KINDS and isinstance(entry, Block) and len(entry.arguments) > 1:
+            yield entry, (f" {entry.arguments[1]} is never backed up: a block has one name; one"
+                          " with blanks stands in quotes")
+
+
+def _unused(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Directives that count for nothing where they stand."""
     kinds, own = JOB_DIRECTIVES.get(name, ()), _KNOWN.get(block.tag)
     wanted = kinds[0] if len(kinds) == 1 else "job"
@@ -1057,7 +1054,7 @@ def _unused(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
                          " own")
 
 
-def _values(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Directives that have one value."""
     lines = block.lines(name)
     if not lines or name in _LISTS or name not in (*SETTINGS, *JOB_DIRECTIVES):
@@ -1077,7 +1074,7 @@ def _values(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
         yield first, f" {text} is read as {perl_number(text):g}"
 
 
-def _lists(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+def _lists(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Directives that have many values."""
     for line in block.lines(name) if name in _LISTS else ():
         for comment in line.values[len(line.listed) :][:1]:
@@ -1092,7 +1089,7 @@ def _lists(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
         yield block.lines(name)[0], ": all words are used; the Perl script used the first"
 
 
-def _jobs(block: Block, name: str) -> Iterator[tuple[Line | Block, str]]:
+def _blocks(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Jobs and cycles that the Perl script read in another way, or not at all."""
     lines, blocks = block.lines(name), block.blocks(name)
     for line in lines if name == "Cycle" else ():
@@ -1242,13 +1239,19 @@ def slot_mode(cycle: CycleSpec, slot: int) -> str:
     return DIFF
 
 
+def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
+    """(the slot of the day's archive, FULL or DIFF); dumps: all are FULL."""
+    slot = slot_number(cycle, day, ignore_diffs=dumps)
+    return slot, FULL if dumps else slot_mode(cycle, slot)
+
+
 def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | None:
     """The slot of the last FULL that was due before today; None if none was within a year."""
     for days in range(1, 367):
         day = Moment(now.epoch - days * 86400, now.zone).day
         if is_backup_day(cycle, day):
-            slot = slot_number(cycle, day, ignore_diffs=dumps)
-            if dumps or slot_mode(cycle, slot) == FULL:
+            slot, mode = slot_and_mode(cycle, day, dumps)
+            if mode == FULL:
                 return slot
     return None
 
@@ -1259,8 +1262,7 @@ def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     if not jobs and not told:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
-        cycle = job.cycle
-        why = ""
+        cycle, why = job.cycle, ""
         if cycle.cycle_type not in CYCLE_TYPES:
             types = " or ".join(CYCLE_TYPES)
             why = f'its CycleType "{cycle.cycle_type}" is unknown; use {types}'
@@ -1296,9 +1298,8 @@ def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[i
     counts = []
     for day in days:
         if is_backup_day(cycle, day):
-            slot = slot_number(cycle, day, ignore_diffs=dumps)
-            full = dumps or slot_mode(cycle, slot) == FULL
-            needs.append(None if full or not needs else len(needs) - 1)
+            slot, mode = slot_and_mode(cycle, day, dumps)
+            needs.append(None if mode == FULL or not needs else len(needs) - 1)
             held[slot] = len(needs) - 1
         good: set[int] = set()
         for night in sorted(held.values()):
@@ -1319,7 +1320,7 @@ def archive_start(kind: str, name: str, prefix: str = "") -> str:
     >>> archive_start("Directory", "/etc"), archive_start("MySQL", "shop", "web1")
     ('/etc-', 'web1/MySQL/shop-')
     """
-    start = f"{kind}/{name}-" if kind in (MYSQL, POSTGRESQL) else f"{name}-"
+    start = f"{kind}/{name}-" if kind in DUMPS else f"{name}-"
     return key_text(f"{prefix}/{start.removeprefix('/')}" if prefix else start)
 
 
@@ -1333,7 +1334,7 @@ def archive_name(kind: str, name: str, slot: int, mode: str, prefix: str = "") -
     >>> archive_name("Directory", "/etc", 3, "DIFF", "web1")
     'web1/etc-3-DIFF'
     """
-    end = f"{slot}" if kind in (MYSQL, POSTGRESQL) else f"{slot}-{mode}"
+    end = f"{slot}" if kind in DUMPS else f"{slot}-{mode}"
     return archive_start(kind, name, prefix) + end
 
 
@@ -1395,7 +1396,7 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
         parsed = parse_archive_name(name)
         for spelled in (name, _bare(name)):
             kind, _, rest = spelled.partition("/")
-            if kind in (MYSQL, POSTGRESQL):
+            if kind in DUMPS:
                 stored = parsed[1] if parsed and parsed[0] else stored_name(kind, rest)
                 starts[archive_start(kind, stored, own)] = None
         bare = _bare(parsed[1] if parsed and not parsed[0] else name)
@@ -5574,10 +5575,7 @@ class Run:
             if not due:
                 skip = (logging.WARNING, f"Skipping {job.kind} {job.name}")
                 return [Task(job, job.kind, job.name, skip=skip, heading=heading)]
-            slot = slot_number(
-                cycle, self._context.moment.day, ignore_diffs=job.kind in (MYSQL, POSTGRESQL)
-            )
-            mode = FULL if job.kind in (MYSQL, POSTGRESQL) else slot_mode(cycle, slot)
+            slot, mode = slot_and_mode(cycle, self._context.moment.day, job.kind in DUMPS)
         if job.kind == SUBVERSION_DIR:
             tasks = self._plan_repositories(job, slot, mode)
         else:
@@ -5803,7 +5801,7 @@ class Run:
 
     def _full_before(self, task: Task) -> int:
         """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
-        cycle, dumps = task.job.cycle, task.kind in (MYSQL, POSTGRESQL)
+        cycle, dumps = task.job.cycle, task.kind in DUMPS
         name = stored_name(task.kind, task.name)
         slot = slot_of_full_before(cycle, self._context.moment, dumps)
         objects: Sequence[StoredObject] = ()
@@ -6105,7 +6103,7 @@ class Run:
                     " UseTempFile for this job avoids that", task.name,
                 )
 
-        live = isinstance(stream, Pipeline) and task.kind in (MYSQL, POSTGRESQL)
+        live = isinstance(stream, Pipeline) and task.kind in DUMPS
         with self._store.retries.watched(waiting if live else lambda seconds: None):
             return upload(
                 stream,
@@ -6373,7 +6371,7 @@ def _meant(
         elif own and bare == given:
             continue
         for rank, one in enumerate(spelled):
-            if kind in (MYSQL, POSTGRESQL):
+            if kind in DUMPS:
                 head, _, rest = one.partition("/")
                 same = head == kind and name in (rest, stored_name(kind, rest))
             else:
@@ -7569,7 +7567,7 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
                 lines.append(f'aws s3 cp{endpoint} {url} - >> "$work/a"')
         if kind == STREAM:
             lines.append('cat "$work/a" > "$to"')
-        elif kind in (MYSQL, POSTGRESQL):
+        elif kind in DUMPS:
             lines.append('plain "$work/a" > "$to"')
         else:
             lines.append('plain "$work/a" > "$work/b"; unpack')
@@ -7610,7 +7608,7 @@ def _read_to_the_end(
                 seen = seen or b"\nRevision-number: " + last + b"\n" in tail
             if last and not seen:
                 raise Failure(f"the dump lacks revision {last.decode()}")
-        elif kind in (MYSQL, POSTGRESQL):
+        elif kind in DUMPS:
             _refuse_unreadable(start)
             tail = b""
             for block in blocks:
@@ -7752,7 +7750,7 @@ class _Check:
         due = 0
         for job in self._jobs:
             cycle = job.cycle
-            dumps = job.kind in (MYSQL, POSTGRESQL)
+            dumps = job.kind in DUMPS
             start = archive_start(job.kind, stored_name(job.kind, job.name), self._settings.prefix)
             other = makers.setdefault(start, job)
             if other is not job:
