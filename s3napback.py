@@ -2438,7 +2438,7 @@ _KEEP_FREE = 0.05
 
 
 class DiskFull(Failure):
-    """A buffer's file found no room; see `Buffer.extend`."""
+    """A buffer's file takes no more bytes; see `Buffer.extend`."""
 
 
 class Buffer:
@@ -2449,12 +2449,12 @@ class Buffer:
     """
 
     def __init__(self, room: int, folder: str | None = None) -> None:
-        self._room, self._folder, self._size = room, folder, 0
-        self._digest = ""
+        self._room, self._size, self._digest = room, 0, ""
         self._file: io.FileIO | None = None
         self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
         if room > _MAX_IN_MEMORY:
-            with os_failures(self._doing()):
+            self._doing = f"keep a chunk on its way in {folder or temp_folder()}"
+            with os_failures(self._doing):
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
                     buffering=0, dir=folder
                 )
@@ -2490,48 +2490,45 @@ class Buffer:
     def extend(self, readinto: Callable[[memoryview], int | None]) -> None:
         """Takes the next bytes of a source, up to the source's end or its own room.
 
-        Raises DiskFull where the file finds no room. Nothing of the source is lost then: called
+        Raises DiskFull where the file takes no more. Nothing of the source is lost then: called
         again when there is room, it goes on.
         """
-        self._write()
-        while self._size < self._room:
-            if self._file is None:
-                view = self._memory[self._size : self._room]
-            else:
-                view = self._memory[: self._room - self._size]
-            count = readinto(view)
+        while True:
+            self._write()
+            start = 0 if self._file else self._size
+            view = self._memory[start : start + self._room - self._size]
+            count = readinto(view) if view else 0
             if not count:
                 break
             self._size += count
-            if self._file is not None:
+            if self._file:
                 self._unwritten = view[:count]
-                self._write()
 
     def _write(self) -> None:
-        hint = (f"{self._room} bytes may be needed there: set TempDir to a larger disk"
-                " (without a config, the variable TMPDIR), or a smaller ChunkSize")
-        while self._unwritten and self._file is not None:
-            try:
+        try:
+            while self._unwritten and self._file:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-            except OSError as error:
-                failure = os_failure(error, self._doing(), hint)
-                if error.errno == errno.ENOSPC:
-                    raise DiskFull(failure.message, failure.hint) from error
-                raise failure from error
+        except OSError as error:
+            failure = os_failure(error, self._doing)
+            raise DiskFull(
+                failure.message,
+                f"{self._room} bytes may be needed there: set TempDir to a larger disk"
+                " (without a config, the variable TMPDIR), or a smaller ChunkSize",
+            ) from error
 
     def clear(self) -> None:
         """Empties it, and gives a file's room back."""
         self._size, self._digest, self._unwritten = 0, "", memoryview(b"")
-        if self._file is not None:
+        if self._file:
             self._file.seek(0)
             self._file.truncate()
 
     def piece(self, start: int, count: int = _PIECE) -> memoryview:
         """Its bytes from `start` on, at most `count`; valid until it is filled or cleared."""
         end = min(start + count, self._size)
-        if self._file is None:
+        if not self._file:
             return self._memory[start:end]
-        with os_failures(self._doing()):
+        with os_failures(self._doing):
             return memoryview(os.pread(self._file.fileno(), max(0, end - start), start))
 
     def pieces(self) -> Iterator[memoryview]:
@@ -2550,11 +2547,8 @@ class Buffer:
     def close(self) -> None:
         """Gives its room back; it is not used any more."""
         self._memory = memoryview(b"")
-        if self._file is not None:
+        if self._file:
             self._file.close()
-
-    def _doing(self) -> str:
-        return f"keep a chunk on its way in {self._folder or temp_folder()}"
 
 
 def has_room(size: int, folder: str | None, count: int = 1) -> bool:
@@ -2714,25 +2708,24 @@ class Retries:
 
     def run(self, attempt: Callable[[], T]) -> T:
         """The result of the attempt. Raises its last TransientFailure, or the first other."""
-        started = time.monotonic()
-        for tries in itertools.count(1):
+        started, tries = time.monotonic(), 0
+        while True:
             try:
                 return attempt()
             except TransientFailure as failure:
                 if self._seconds is None or self.stop.is_set():
                     raise
-                left = started + self._seconds - time.monotonic()
-                if tries >= _MIN_TRIES and left <= 0:
-                    raise
-                gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
-                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE)
-                pause *= random.uniform(0.5, 1.0)
+                tries += 1
+                pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE) * random.uniform(0.5, 1.0)
                 if tries >= _MIN_TRIES:
+                    left = started + self._seconds - time.monotonic()
+                    if left <= 0:
+                        raise
                     pause = min(pause, left)
+                gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
                 self._log.warning("%s; trying again in %.0f s", failure, pause)
                 self._watch(time.monotonic() - started + pause)
                 self.stop.wait(pause)
-        raise AssertionError("unreachable")
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
@@ -2864,7 +2857,8 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
     """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
     root = folder_root(access.endpoint)
     if root is None:
-        return S3Store("", access).buckets()
+        found = S3Store("", access).account_buckets()
+        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
     with os_failures(f"list {root}"), os.scandir(root) as entries:
         return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
@@ -2903,6 +2897,9 @@ class FolderStore:
         self._root, self._clock = root, clock
         self._folder = os.path.join(root, bucket)
         self._sidecars = os.path.join(self._folder, ".meta")
+        # How the names of half written files of this machine begin; the process's number follows.
+        node = urllib.parse.quote(os.uname().nodename, safe="").replace("-", "%2D")
+        self._temp_start = f".new-{node}-"
         self._swept = False
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
@@ -2912,7 +2909,7 @@ class FolderStore:
             raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
         # Two files of the same microsecond differ in the rest, and so do their sidecars' names.
         stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
-        name = f"{_own_start()}{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"{self._temp_start}{os.getpid()}-{secrets.token_hex(8)}"
         temp = os.path.join(self._folder, name)
         note = json.dumps({"etag": data.md5(), "metadata": dict(metadata)}).encode()
         with os_failures(f"store {path}"):
@@ -2945,11 +2942,10 @@ class FolderStore:
             for entry in entries:
                 if not entry.name.startswith(".new-"):
                     continue
-                own = entry.name.startswith(_own_start())
-                pid = entry.name.removeprefix(_own_start()).partition("-")[0]
+                pid = entry.name.removeprefix(self._temp_start).partition("-")[0]
+                dead = pid.isdecimal() and not os.path.exists(f"/proc/{pid}")
                 with contextlib.suppress(OSError):  # gone by now, or somebody else's
-                    old = time.time() - entry.stat().st_mtime > _ABANDONED
-                    if old or (own and pid.isdecimal() and not os.path.exists(f"/proc/{pid}")):
+                    if dead or time.time() - entry.stat().st_mtime > _ABANDONED:
                         os.unlink(entry.path)
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
@@ -3084,11 +3080,6 @@ class FolderStore:
         return None
 
 
-def _own_start() -> str:
-    """How the names of half written files of this machine begin; the process's number follows."""
-    return f".new-{urllib.parse.quote(os.uname().nodename, safe='').replace('-', '%2D')}-"
-
-
 @lru_cache(maxsize=1)
 def _sidecars_by_size(folder: str, _changed: int) -> dict[str, list[str]]:
     """The sidecars in a folder, by their paths up to the size; _changed: when it was changed."""
@@ -3173,10 +3164,9 @@ class UploadBody:
     def tell(self) -> int:
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
-        self._position = start + offset
-        return self._position
+    def seek(self, offset: int) -> int:
+        self._position = offset
+        return offset
 
     def read(self, _count: int = -1) -> memoryview:
         piece = self._data.piece(self._position, self._LIMITED if self._limit else self._PIECE)
@@ -3219,10 +3209,10 @@ class S3Store:
         try:
             import botocore.exceptions as boto
             from urllib3.exceptions import HTTPError, SSLError
+
+            yield
         except ImportError as error:
             raise missing_library(error) from error
-        try:
-            yield
         except boto.ClientError as error:
             failure = _refusal(doing, error.response)
             if failure.code in _EXPIRED:
@@ -3233,10 +3223,14 @@ class S3Store:
                 f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…"
             ) from error
         except (boto.SSLError, SSLError) as error:
-            raise _tls_failure(f"cannot {doing}: {error}") from error
+            text = f"cannot {doing}: {error}"
+            for pattern, hint in _TLS_HINTS.items():
+                if re.search(pattern, text):
+                    raise Failure(text, hint) from error
+            raise TransientFailure(text) from error
         except boto.EndpointConnectionError as error:
-            text = _unknown_host(str(error.kwargs["endpoint_url"])) or error
-            raise TransientFailure(f"cannot {doing}: {text}") from error
+            said = _unknown_host(str(error.kwargs["endpoint_url"])) or error
+            raise TransientFailure(f"cannot {doing}: {said}") from error
         except (HTTPError, boto.HTTPClientError, boto.IncompleteReadError, boto.ConnectionError,
                 OSError) as error:
             raise TransientFailure(f"cannot {doing}: {error}") from error
@@ -3250,7 +3244,8 @@ class S3Store:
         answer = self._request(
             f"store {key} in", "put_object", Key=key, Metadata=dict(metadata),
             Body=UploadBody(data, self._access.limit, self.retries.stop),
-            ContentMD5=_content_md5(digest), ContentType="application/octet-stream",
+            ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
+            ContentType="application/octet-stream",
             # Other classes bill a minimum duration, or cannot be copied.
             **({} if is_staged(key) else self._class),
         )
@@ -3295,11 +3290,8 @@ class S3Store:
         answer = self._request("list", "list_objects_v2", Prefix=prefix, **start)
         objects = [
             StoredObject(
-                item["Key"],
-                item["Size"],
-                item.get("ETag", "").strip('"'),
-                item["LastModified"].timestamp(),
-                item.get("StorageClass", "STANDARD"),
+                item["Key"], item["Size"], item.get("ETag", "").strip('"'),
+                item["LastModified"].timestamp(), item.get("StorageClass", "STANDARD"),
             )
             for item in answer.get("Contents", ())
         ]
@@ -3382,35 +3374,32 @@ class S3Store:
     def remove(self) -> None:
         self._request("remove", "delete_bucket")
 
-    def buckets(self) -> list[tuple[str, float]]:
+    def account_buckets(self) -> list[dict[str, Any]]:
         """See `list_buckets`."""
         with self._errors("list the buckets of the account"):
-            found = self._client.list_buckets()["Buckets"]
-        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+            found: list[dict[str, Any]] = self._client.list_buckets()["Buckets"]
+        return found
 
     def about(self) -> BucketFacts:
         """What the service tells of the bucket."""
+        questions = {
+            "a region": "get_bucket_location",
+            "versions": "get_bucket_versioning",
+            "an object lock": "get_object_lock_configuration",
+        }
         answers: dict[str, Any] = {}
-        unknown = []
-        for what, operation in (
-            ("a region", "get_bucket_location"),
-            ("versions", "get_bucket_versioning"),
-            ("an object lock", "get_object_lock_configuration"),
-        ):
+        for what, operation in questions.items():
             try:
                 answers[what] = self._request("ask about", operation)
             except Failure as failure:
-                if failure.code != "ObjectLockConfigurationNotFoundError":
-                    unknown.append(what)
-        region = "" if "a region" in unknown else (
-            answers["a region"].get("LocationConstraint") or "us-east-1"
-        )
-        versions, lock = answers.get("versions", {}), answers.get("an object lock", {})
+                if failure.code == "ObjectLockConfigurationNotFoundError":
+                    answers[what] = {}
+        unknown = tuple(what for what in questions if what not in answers)
+        place, versions, lock = (answers.get(what, {}) for what in questions)
+        region = "" if "a region" in unknown else place.get("LocationConstraint") or "us-east-1"
         rule = lock.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention", {})
-        retention = " ".join(
-            f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)
-        )
-        return BucketFacts(region, versions.get("Status") == "Enabled", retention, tuple(unknown))
+        kept = [f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)]
+        return BucketFacts(region, versions.get("Status") == "Enabled", " ".join(kept), unknown)
 
     def skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
@@ -3435,11 +3424,6 @@ def _etag_as_md5(answer: Mapping[str, Any]) -> str:
     if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
         return ""
     return etag
-
-
-def _content_md5(digest: str) -> str:
-    """A hex MD5 as the header Content-MD5 has it (RFC 1864)."""
-    return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3535,14 +3519,6 @@ def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
     return failure
 
 
-def _tls_failure(text: str) -> Failure:
-    """The Failure for an error of TLS, by its text."""
-    for pattern, hint in _TLS_HINTS.items():
-        if re.search(pattern, text):
-            return Failure(text, hint)
-    return TransientFailure(text)
-
-
 def _unknown_host(url: str) -> str:
     """What is wrong with the host name of a URL, "" if it is known."""
     host = urllib.parse.urlsplit(url).hostname
@@ -3572,11 +3548,9 @@ def _skew(answer: Mapping[str, Any]) -> float | None:
 
 def _s3_client(access: Access) -> Any:
     """A boto3 client that asks for no more than older services and other makers' ones know."""
-    try:
-        import boto3.session
-        from botocore.config import Config
-    except ImportError as error:
-        raise missing_library(error) from error
+    import boto3.session
+    from botocore.config import Config
+
     session = boto3.session.Session()
     client = session.client(
         "s3",
@@ -3613,8 +3587,8 @@ def _adapt_request(params: dict[str, Any], model: Any, **_: Any) -> None:
     params["headers"].pop("Expect", None)
     # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
     if model.name == "DeleteObjects":
-        digest = hashlib.md5(params["body"], usedforsecurity=False).hexdigest()
-        params["headers"]["Content-MD5"] = _content_md5(digest)
+        digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+        params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _stay_here(params: dict[str, Any], **_: Any) -> None:
