@@ -3331,11 +3331,8 @@ class S3Store:
                 raise _refusal(doing, {"Error": error})
 
     def _delete_one(self, key: str) -> None:
-        try:
+        with contextlib.suppress(NotFound):
             self._request(f"delete {key} from", "delete_object", Key=key)
-        except NotFound as failure:
-            if failure.code == "NoSuchBucket":
-                raise
 
     def prepare(self, key: str) -> None:
         if not self._prepared:
