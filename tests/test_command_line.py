@@ -23,6 +23,7 @@ from conftest import (
     NIGHT,
     Capture,
     Site,
+    program,
     require_tool,
     send,
     stored,
@@ -43,10 +44,7 @@ SCRIPT = s3napback.__file__
 def js3tream(
     *words: str, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, "js3tream", *words],
-        input=stdin, capture_output=True, env={**os.environ, **(env or {})},
-    )
+    return program("js3tream", *words, stdin=stdin, env=env)
 
 
 @pytest.fixture

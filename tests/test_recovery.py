@@ -23,6 +23,7 @@ from conftest import (
     Capture,
     Site,
     fetched,
+    program,
     require_tool,
 )
 from hypothesis import given
@@ -40,10 +41,7 @@ RESTORES = EXPECTED["restores"]
 
 
 def command(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, s3napback.__file__, *words], capture_output=True,
-        stdin=subprocess.DEVNULL, env={**os.environ, "TZ": "UTC", **(env or {})},
-    )
+    return program(*words, env={"TZ": "UTC", **(env or {})})
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ESC, NIGHT, Site, leave_out, tmpfs
+from conftest import ESC, NIGHT, Site, leave_out, program, tmpfs
 
 import s3napback
 from s3napback import META
@@ -515,10 +515,7 @@ def test_the_script_moves_no_cursor_and_runs_in_any_locale(site: Site) -> None:
     assert done.returncode == 0, done.stderr
     store = site.store()
     store.put("/\\033[2J-0-FULL:0000000000000", packed(plain("file")), {})
-    for script in (done.stdout, subprocess.run(
-        [sys.executable, s3napback.__file__, "restore-script", "/\\033[2J", *place],
-        capture_output=True, check=True,
-    ).stdout):
+    for script in (done.stdout, program("restore-script", "/\\033[2J", *place).stdout):
         assert b"\x1b" not in script
         path = site.folder / "script"
         path.write_bytes(script)

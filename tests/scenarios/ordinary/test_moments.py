@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -14,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Site
+from conftest import Site, program
 
 import s3napback
 from s3napback import CatalogEntry, Failure, History
@@ -118,10 +116,7 @@ def nights(site: Site, clocks: list[datetime]) -> list[str]:
 
 
 def listed(site: Site) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, s3napback.__file__, "list", "--json", "-c", str(site.conf)],
-        capture_output=True, check=True,
-    )
+    done = program("list", "--json", "-c", str(site.conf))
     (source,) = json.loads(done.stdout)["sources"]
     return dict(source)
 
@@ -217,16 +212,14 @@ def test_in_winter_a_summer_night_is_restored_by_its_own_time_and_hints_show_it(
         (site.data / "big").write_bytes(os.urandom(3000))
         now = datetime(2026, 7, 20 + (hour == 3), hour, minute, tzinfo=zone)
         assert site.run("-f", now=now) == 0
-    words = [sys.executable, s3napback.__file__, "restore", "-c", str(site.conf), str(site.data)]
-    env = {**os.environ, "TZ": "Europe/Berlin"}
-    done = subprocess.run(
-        [*words, "--at", "2026-07-21 02:30", "--to", f"{tmp_path}/a"], env=env, capture_output=True
-    )
+    words = "restore", "-c", str(site.conf), str(site.data), "--to"
+    env = {"TZ": "Europe/Berlin"}
+    done = program(*words, f"{tmp_path}/a", "--at", "2026-07-21 02:30", env=env)
     assert b"as of 2026-07-20 02:00:00 +0200 is in" in done.stderr
     assert Path(f"{tmp_path}/a{site.data}/file").read_text() == "at 2"
     last = max(site.archives().values(), key=lambda archive: archive.made)
     site.store().delete([last.chunks[0].key])
-    done = subprocess.run([*words, "--to", f"{tmp_path}/b"], env=env, capture_output=True)
+    done = program(*words, f"{tmp_path}/b", env=env)
     assert (done.returncode, b"2026-07-20 02:00:00 +0200" in done.stderr) == (1, True), done.stderr
 
 
@@ -242,15 +235,14 @@ def test_a_moment_that_list_prints_restores_what_it_names_to_the_fraction_of_a_s
         os.utime(tmp_path / "b" / f"MySQL%2Fshop-{n}%3A{0:020d}", (at, at))
     shutil.rmtree(tmp_path / "b" / ".meta")  # what is noted there stands before a date
     place = ["-b", "b", "--endpoint", f"file://{tmp_path}"]
-    for env in ({"TZ": "UTC"}, {"TZ": "Asia/Kathmandu"}):
-        command = [sys.executable, s3napback.__file__]
-        run = partial(subprocess.run, capture_output=True, text=True, env={**os.environ, **env})
-        line = run([*command, "list", *place]).stdout.splitlines()[-1]
+    for zone in ("UTC", "Asia/Kathmandu"):
+        run = partial(program, env={"TZ": zone})
+        line = run("list", *place).stdout.decode().splitlines()[-1]
         moments = line.removeprefix("  can be restored as of: ").split(", ")
         assert len(moments) == 3
         for n, moment in enumerate(moments):
-            done = run([*command, "restore", *place, "MySQL/shop", "--at", moment, "--stdout"])
-            assert done.stdout == f"night {n}", done.stderr
+            done = run("restore", *place, "MySQL/shop", "--at", moment, "--stdout")
+            assert done.stdout == f"night {n}".encode(), done.stderr
 
 
 # ---- what marks and dates do not tell ----

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Site, require_tool
+from conftest import Site, program, require_tool
 
 import s3napback
 
@@ -18,10 +18,9 @@ NIGHT = datetime(2026, 11, 22, 3)
 
 
 def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, s3napback.__file__, *words], capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, env={**os.environ, "TZ": "UTC", **env},
-    )
+    done = program(*words, env={"TZ": "UTC", **env})
+    said = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(words, done.returncode, *said)
 
 
 @pytest.fixture
@@ -155,10 +154,7 @@ def test_what_js3tream_stored_under_another_name_is_listed_verified_and_given_ba
     assert "report" not in text
     done = call("verify", *place)
     assert (done.returncode, "3 archives checked, 0 faults" in done.stderr) == (0, True)
-    shown = subprocess.run(
-        [sys.executable, s3napback.__file__, "restore", "my/own stuff", "--stdout", *place],
-        capture_output=True,
-    )
+    shown = program("restore", "my/own stuff", "--stdout", *place)
     assert (shown.returncode, shown.stdout) == (0, data), shown.stderr
     done = call("restore", "my/own stuff", "--to", f"{tmp_path}/out", *place)
     assert (done.returncode, Path(f"{tmp_path}/out").read_bytes()) == (0, data)
