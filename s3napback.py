@@ -51,7 +51,6 @@ import random
 import re
 import resource
 import secrets
-import select
 import shlex
 import shutil
 import signal
@@ -3615,34 +3614,41 @@ _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
 
 @dataclass(frozen=True)
 class Archive:
-    """The chunks of one name that belong together, by number, and what the last one says.
+    """The chunks of one name that belong together, and what the last one says.
 
-    complete: nothing is missing; fault: what is, in words; metadata: of the last chunk,
-    without the prefix of ours; empty for the original's archives.
+    chunks: by number; none where only the rest is wanted, since a bucket may hold millions.
+    fault: what is missing, "" if it is complete.
+    metadata: of the last chunk, without the prefix of ours; empty for the original's archives.
+    count: of the chunks.
+    size: bytes.
+    modified: when the newest chunk was stored, epoch seconds.
+    storage_classes: of the chunks.
+    staged: whether it waits to take its place (SafeReplace).
     """
 
     name: str
     chunks: tuple[StoredObject, ...]
-    fault: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    fault: str
+    metadata: Mapping[str, str]
+    count: int
+    size: int
+    modified: float
+    storage_classes: tuple[str, ...]
+    staged: bool
+
+    @staticmethod
+    def of(
+        name: str, chunks: Sequence[StoredObject], fault: str, metadata: Mapping[str, str]
+    ) -> Archive:
+        return Archive(
+            name, tuple(chunks), fault, metadata,
+            len(chunks), sum(item.size for item in chunks), max(item.modified for item in chunks),
+            tuple(sorted({item.storage_class for item in chunks})), is_staged(chunks[0].key),
+        )
 
     @property
     def complete(self) -> bool:
         return not self.fault
-
-    @property
-    def staged(self) -> bool:
-        """Whether it waits to take its place (SafeReplace)."""
-        return is_staged(self.chunks[0].key)
-
-    @property
-    def size(self) -> int:
-        return sum(item.size for item in self.chunks)
-
-    @property
-    def modified(self) -> float:
-        """When its newest chunk was stored, epoch seconds."""
-        return max(item.modified for item in self.chunks)
 
     @property
     def made(self) -> float:
@@ -3700,12 +3706,18 @@ class ArchiveRef:
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What an upload left in the bucket. size: bytes; tidy: it is in its place, alone there."""
+    """What an upload left in the bucket.
 
-    link: ArchiveRef
+    ref: the archive, for the DIFF that continues it.
+    chunks: number of them.
+    size: bytes.
+    old_chunks_removed: whether it is in its place, and alone there.
+    """
+
+    ref: ArchiveRef
     chunks: int
     size: int
-    tidy: bool = True
+    old_chunks_removed: bool = True
 
 
 def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObject]:
@@ -3828,11 +3840,11 @@ def _candidate(
     metadata = head(end.key) or {}
     ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
     if "chunks" in ours:
-        upto = tuple(item for item in items if _number(item) <= _number(end))
-        return Archive(name, upto, _marked_fault(upto, ours), ours)
+        upto = [item for item in items if _number(item) <= _number(end)]
+        return Archive.of(name, upto, _marked_fault(upto, ours), ours)
     if end is items[-1]:
         fault = "its last chunk is not there" if ours else _unmarked_fault(items, chunk_size)
-        return Archive(name, tuple(items), fault, ours)
+        return Archive.of(name, items, fault, ours)
     return None
 
 
@@ -3880,34 +3892,64 @@ def _missing(items: Sequence[StoredObject], count: int) -> str:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One archive as the catalogue knows it. kind: None where only a config, or the content, could
-    tell a directory from a repository; prefix: the Prefix before its name, which `name` lacks;
-    made: epoch seconds; size: bytes; before, after: its
-    `s3napback-state`, "" without; classes: the storage classes of its chunks; leftovers: chunks of
-    other uploads under its name; encrypted: None where no one looked; staged: see `staged_key`."""
+    """One archive as the catalogue knows it.
 
-    archive: str
+    archive: its chunks and marks.
+    kind: None where only a config, or the content, could tell a directory from a repository.
+    name: of the source, without the Prefix.
+    slot, mode: of the archive.
+    prefix: the Prefix before its name.
+    leftovers: chunks of other uploads under its name.
+    encrypted: None where no one looked.
+    holds_all: a DIFF without marks was read, and holds everything.
+    """
+
+    archive: Archive
     kind: str | None
     name: str
     slot: int
     mode: str
-    made: float
-    size: int
-    chunks: int
-    fault: str
-    before: str = ""
-    after: str = ""
-    status: str = ""
-    classes: tuple[str, ...] = ()
+    prefix: str = ""
     leftovers: int = 0
     encrypted: bool | None = None
-    staged: bool = False
-    prefix: str = ""
+    holds_all: bool = False
+
+    def __str__(self) -> str:
+        return self.archive.name
+
+    @property
+    def made(self) -> float:
+        return self.archive.made
+
+    @property
+    def size(self) -> int:
+        return self.archive.size
+
+    @property
+    def fault(self) -> str:
+        return self.archive.fault
+
+    @property
+    def status(self) -> str:
+        return self.archive.metadata.get("status", "")
+
+    @property
+    def before(self) -> str:
+        """The state that it continues, "" where it says none; see `_marks`."""
+        return self.archive.metadata.get("state", "").partition(":")[0]
+
+    @property
+    def after(self) -> str:
+        """The state that it leads to, "" where it says none."""
+        return self.archive.metadata.get("state", "").partition(":")[2]
+
+    def without_chunks(self) -> CatalogEntry:
+        return replace(self, archive=replace(self.archive, chunks=()))
 
     @property
     def self_contained(self) -> bool:
         """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
-        return self.mode == FULL or self.before in ("-", "0")
+        return self.mode == FULL or self.before in ("-", "0") or self.holds_all
 
     @property
     def marked(self) -> bool:
@@ -3936,27 +3978,17 @@ def _prefix_of(archive: Archive, wanted: str) -> str:
     return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
 
 
-def _found(archive: Archive, kind: str | None, name: str, slot: int, mode: str) -> CatalogEntry:
-    marks = archive.metadata
-    before, _, after = marks.get("state", "").partition(":")
-    # Where the name tells the kind, nothing else is asked.
-    if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
-        kind = marks["kind"]
-    return CatalogEntry(
-        archive.name, kind, name, slot, mode, archive.made, archive.size,
-        len(archive.chunks), archive.fault, before, after, marks.get("status", ""),
-        tuple(sorted({item.storage_class for item in archive.chunks})), staged=archive.staged,
-    )
-
-
 @dataclass(frozen=True)
 class Chain:
-    """Archives to be restored one upon the other, oldest first. as_of: the moment that they give,
-    epoch seconds; doubts: sentences to be told."""
+    """Archives to be restored one upon the other, oldest first.
 
-    links: tuple[CatalogEntry, ...]
+    as_of: the moment that they give, epoch seconds.
+    warnings: sentences to be told.
+    """
+
+    archives: tuple[CatalogEntry, ...]
     as_of: int
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class History:
@@ -3968,7 +4000,7 @@ class History:
     """
 
     def __init__(self, found: Iterable[CatalogEntry]) -> None:
-        dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive))
+        dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive.name))
         previous, whole = _linked(dated)
         moments = _moments_of(dated, previous)
         order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
@@ -4148,13 +4180,13 @@ def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None 
     for earlier, link in itertools.pairwise(links):
         if not link.before and link.slot not in (earlier.slot, earlier.slot + 1):
             doubts.append(
-                f"between {earlier.archive} and {link.archive} nights were missed, or archives"
+                f"between {earlier} and {link} nights were missed, or archives"
                 " are gone; the Perl script left no mark that could tell"
             )
         elif link.before and earlier.after != link.continues:
             doubts.append(
-                f"{link.archive} continues an archive that has no marks of its own; by the dates"
-                f" it is {earlier.archive}"
+                f"{link} continues an archive that has no marks of its own; by the dates"
+                f" it is {earlier}"
             )
     return Chain(tuple(links), history.moments[wanted], tuple(doubts))
 
@@ -4162,15 +4194,15 @@ def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None 
 def _why_broken(links: Sequence[CatalogEntry], earlier: Sequence[CatalogEntry]) -> str:
     """Why the last of the links cannot be restored, as a sentence."""
     if links[-1].fault:
-        return f"{links[-1].archive} cannot be used: {links[-1].fault}"
+        return f"{links[-1]} cannot be used: {links[-1].fault}"
     torn = [n for n, link in enumerate(links) if link.fault]
     link = links[torn[-1] + 1 if torn else 0]
     lost = links[torn[-1]] if torn else next(
         # One that was cut may have lost the mark that would say where it ends.
         (one for one in reversed(earlier) if one.fault and not one.after), None
     )
-    lacking = f"is not whole: {lost.archive}: {lost.fault}" if lost else "is no longer there"
-    return f"{link.archive} continues an archive that {lacking}"
+    lacking = f"is not whole: {lost}: {lost.fault}" if lost else "is no longer there"
+    return f"{link} continues an archive that {lacking}"
 
 
 # Unmarked archives of one source are made in different nights. Where their dates are closer than
@@ -4187,23 +4219,23 @@ def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
     doubts = []
     # One that was cut has lost its marks with its last chunk.
     whole = [f for f in found if not f.marked and not f.fault]
-    unmarked = sorted(whole, key=lambda f: (f.made, f.archive))
+    unmarked = sorted(whole, key=lambda f: (f.made, f.archive.name))
     marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
     unknown = "which state is the newest, and what continues what, is not known for sure"
     for one, other in itertools.pairwise(unmarked):
         if other.made - one.made < _COPIED_WITHIN:
             doubts.append(
-                f"{one.archive} and {other.archive} have no marks, and dates"
+                f"{one} and {other} have no marks, and dates"
                 f" {other.made - one.made:.0f} seconds apart, as in a copy of a bucket: {unknown}"
             )
             break
     if unmarked and marked and unmarked[-1].made > marked.made:
         doubts.append(
-            f"{unmarked[-1].archive} has no marks, but a later date than {marked.archive}, which"
+            f"{unmarked[-1]} has no marks, but a later date than {marked}, which"
             f" has: it lost them, or its date is that of a copy: {unknown}"
         )
     # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
-    dates = [(at, one.archive) for one, at, _ in History(found).rows() if one.marked]
+    dates = [(at, one.archive.name) for one, at, _ in History(found).rows() if one.marked]
     if len(dates) > 1:
         (first, oldest), (second, _) = dates[:2]
         (last_but_one, _), (last, newest) = dates[-2:]
@@ -4268,89 +4300,219 @@ class FileStream:
         """Nothing runs behind a file."""
 
 
-def upload(
-    stream: Stream,
-    store: Store,
-    archive: str,
-    *,
-    chunk_size: int,
-    parallel: int,
-    replaced: Sequence[StoredObject] = (),
-    metadata: Mapping[str, str] | None = None,
-    closing: Callable[[], Mapping[str, str]] = dict,
-    progress: Callable[[int], None] = lambda size: None,
-    safe: bool = False,
-    ready: Callable[[], object] = lambda: None,
-    folder: str | None = None,
-    log: logging.Logger,
-) -> UploadResult:
-    """Cuts a stream into chunks and stores them as an archive, in place of its old chunks.
+class _SentChunk(NamedTuple):
+    """A chunk that was stored; etag: as the store gave it; md5: hex."""
+
+    key: str
+    size: int
+    etag: str
+    md5: str
+
+
+class Upload:
+    """An archive on its way to the bucket, in place of the old chunks of its name.
+
+        with Upload(store, archive, old_chunks, ...) as upload:
+            for chunk in upload.chunks(stream):
+                upload.put(chunk)
+            result = upload.commit(marks)
 
     Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (ORIGINAL's
-    js3tream). Memory: chunk_size × (parallel + 2), unless they are so large that they go through
-    the folder (see `Buffer`), which may have room for fewer.
-    replaced: the chunks now under the archive's name; metadata: user metadata for every chunk;
-    closing: called when the stream has ended, before the last chunk makes the archive complete:
-    it raises Failure if the stream is not to be trusted, else it returns what else the last chunk
-    says; progress: told the bytes of each stored chunk; safe: the old archive stays until the new
-    one is complete, at the price of room for both; ready: called in the threads that send, before
-    they do: waits until that is allowed.
-    Raises whatever the stream, closing or the store raised; then nothing of the upload is left.
+    js3tream). `parallel` threads send them; the first fault of one is raised by the next call.
+    Whoever leaves the block before the last chunk is stored leaves nothing of the upload behind.
+    Memory: chunk_size * (parallel + 2), unless chunks are so large that they go through the
+    folder (see `Buffer`), which may have room for fewer.
+
+    old_chunks: those now under the archive's name.
+    metadata: user metadata of every chunk.
+    safe: the old archive stays until the new one is complete, at the price of room for both.
+    progress: told the bytes of each stored chunk.
     """
-    marks = {f"{META}archive": secrets.token_hex(16), **(metadata or {})}
-    # An archive of one chunk takes the old one's place by a single PUT, which is safe as it is.
-    staged = False
-    with _Uploader(
-        store, archive, parallel, marks, progress, ready, chunk_size, folder
-    ) as uploader:
-        number = 0
+
+    def __init__(
+        self,
+        store: Store,
+        archive: str,
+        old_chunks: Sequence[StoredObject],
+        *,
+        chunk_size: int,
+        parallel: int,
+        log: logging.Logger,
+        safe: bool = False,
+        folder: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._store, self._archive, self._old_chunks = store, archive, old_chunks
+        self._chunk_size, self._parallel, self._folder = chunk_size, parallel, folder
+        self._log, self._progress = log, progress
+        self._id = secrets.token_hex(16)
+        self._metadata = {f"{META}archive": self._id, **(metadata or {})}
+        # An archive of one chunk takes the old one's place by a single PUT, which is safe as it is.
+        self._staged = safe and bool(old_chunks)
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
+        self._running: set[Future[Buffer]] = set()
+        self._buffers: list[Buffer] = []
+        self._spare: list[Buffer] = []
+        self._last: Buffer | None = None
+        self._count = 0  # full chunks
+        self._tried: list[str] = []  # keys
+        self._sent: dict[int, _SentChunk] = {}
+        self._refused = False  # whether the store failed
+        self._complete = False
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         try:
-            while True:
-                chunk = uploader.next_chunk(stream)
-                stream.check()
-                if len(chunk) < chunk_size:
-                    break
-                if number == 0 and safe and replaced:
-                    staged = uploader.staged = True
-                elif number == 0:
-                    # From here until the last chunk is stored this slot holds no archive: the
-                    # price of a slot that is not kept twice. The other slots are untouched.
-                    _make_room(store, archive, [i for i in replaced if not is_staged(i.key)])
-                uploader.submit(number, chunk)
-                number += 1
-            last = dict(closing())
-            size = number * chunk_size + len(chunk)
-            uploader.finish_with(number, chunk, last)
-        except BaseException as error:
-            # One who waited for hours, was refused or was told to end does not wait for hours once
-            # more.
-            passing = isinstance(error, TransientFailure) or not isinstance(error, Failure)
-            uploader.abandon(log, error, patiently=not passing and not uploader.refused)
+            if not self._complete:
+                self._roll_back(error)
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            for buffer in self._buffers:
+                buffer.close()
+
+    def chunks(self, stream: Stream) -> Iterator[Buffer]:
+        """The full chunks of a stream; what is left at its end is for `commit`."""
+        while True:
+            chunk = self._fill(self._acquire_buffer(), stream)
+            stream.check()
+            if len(chunk) < self._chunk_size:
+                self._last = chunk
+                return
+            yield chunk
+
+    def put(self, chunk: Buffer) -> None:
+        """Has a full chunk sent; the first one makes room for its archive.
+
+        From here until the last chunk is stored the slot holds no archive: the price of a slot that
+        is not kept twice. The other slots are untouched. A staged upload leaves the old one.
+        """
+        if self._count == 0 and not self._staged:
+            placed = [item for item in self._old_chunks if not is_staged(item.key)]
+            _make_room(self._store, self._archive, placed)
+        # A thread that the pool did not get to note down is not waited for by `_roll_back`.
+        with signals_held():
+            self._running.add(self._pool.submit(self._send, self._count, chunk, self._metadata))
+        self._count += 1
+
+    def commit(self, marks: Mapping[str, str]) -> UploadResult:
+        """Stores the last chunk, when all others are there, and sees to it that it is the archive.
+
+        marks: what the last chunk says besides. Raises Failure where the bucket does not list what
+        was stored, or lists what somebody else stored meanwhile.
+        """
+        for future in self._running:
+            future.result()
+        self._running.clear()
+        assert self._last is not None
+        number, chunk = self._count, self._last
+        size = number * self._chunk_size + len(chunk)
+        md5 = digest_of_digests([*(self._sent[n].md5 for n in range(number)), chunk.md5()])
+        closing = {f"{META}chunks": str(number + 1), f"{META}bytes": str(size), f"{META}md5": md5}
+        if number == 0:
+            # A single PUT: whatever happens, the key holds the old archive or all of the new one.
+            self._complete, self._staged = True, False
+        self._send(number, chunk, {**self._metadata, **closing, **marks}, last=True)
+        sent = {chunk.key: (chunk.size, chunk.etag) for _, chunk in sorted(self._sent.items())}
+        objects: Sequence[StoredObject] = confirm(self._store, self._archive, sent, self._id)
+        if self._staged:
+            _refuse_unmarked(self._store, sent)
+        strange = {item.key for item in objects} - sent.keys() - {i.key for i in self._old_chunks}
+        if strange:
+            raise Failure(f"another machine stores {self._archive} at the same time: {min(strange)}"
+                          " is not from here", _ONE_SLOT_EACH)
+        placed = self._remove_old_chunks(objects, sent)
+        newest = max(item.modified for item in placed or objects)
+        ref = ArchiveRef(self._archive, self._id, md5, newest)
+        return UploadResult(ref, number + 1, size, placed is not None)
+
+    def _remove_old_chunks(
+        self, objects: Sequence[StoredObject], sent: Mapping[str, tuple[int, str]]
+    ) -> Sequence[StoredObject] | None:
+        """Makes the archive the only one under its name; what is listed then, None where it failed.
+
+        It is complete already: what may be left of the old one is in nobody's way
+        (`resolve_archive`), and the next upload removes it.
+        """
+        try:
+            if self._staged:
+                return finish_replacement(self._store, self._archive, objects, self._parallel)
+            delete_chunks(self._store, [item for item in self._old_chunks if item.key not in sent
+                                        and (self._count == 0 or is_staged(item.key))])
+        except Failure as failure:
+            what = "put the new backup in its place; it waits beside it" if self._staged else (
+                "delete old backup"
+            )
+            self._log.error("Could not %s: %s", what, failure)
+            return None
+        return objects
+
+    def _roll_back(self, error: BaseException | None) -> None:
+        """Removes what was uploaded; what is on its way is waited for first.
+
+        One who waited for hours, was refused or was told to end does not wait for hours once more.
+        """
+        with self._store.retries.once():
+            self._pool.shutdown(cancel_futures=True)
+        if not self._tried:
+            return
+        if self._refused:  # what it says comes first: the clean-up may fail, and take its time
+            self._log.error("%s", error)
+        self._log.error("Deleting any partial backup")
+        passing = isinstance(error, TransientFailure) or not isinstance(error, Failure)
+        try:
+            hurried = passing or self._refused
+            with self._store.retries.once() if hurried else contextlib.nullcontext():
+                self._store.delete(sorted(self._tried, reverse=True))
+        except Failure as failure:
+            self._log.error("Could not delete partial backup: %s", failure)
+
+    def _acquire_buffer(self) -> Buffer:
+        """A buffer to read the next chunk into; waits for one where all are being sent."""
+        while len(self._running) > self._parallel or (
+            self._running and not has_room(self._chunk_size, self._folder)
+        ):
+            self._wait_for_one()
+        if self._spare:
+            return self._spare.pop()
+        self._buffers.append(Buffer(self._chunk_size, self._folder))
+        return self._buffers[-1]
+
+    def _fill(self, chunk: Buffer, stream: Stream) -> Buffer:
+        """The chunk with the stream's next bytes. Where others fill the disk meanwhile, it waits
+        for those that are on their way, one by one."""
+        while True:
+            try:
+                chunk.extend(stream.readinto)
+                return chunk
+            except DiskFull:
+                if not self._running:
+                    raise
+                self._wait_for_one()
+
+    def _wait_for_one(self) -> None:
+        """Waits until a chunk has been sent, which gives its room back."""
+        done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        self._spare += [future.result() for future in done]
+
+    def _send(
+        self, number: int, chunk: Buffer, metadata: Mapping[str, str], *, last: bool = False
+    ) -> Buffer:
+        key = (staged_key if self._staged else chunk_key)(self._archive, number)
+        md5 = chunk.md5()
+        self._tried.append(key)  # before the request: one that fails may have stored it
+        try:
+            etag = self._store.put(key, chunk, metadata)
+        except Failure:
+            self._refused = True
             raise
-    sent, identity = uploader.sent, marks[f"{META}archive"]
-    objects: Sequence[StoredObject] = confirm(store, archive, sent, identity)
-    if staged:
-        _refuse_unmarked(store, sent)
-    strange = {item.key for item in objects} - sent.keys() - {item.key for item in replaced}
-    if strange:
-        raise Failure(f"another machine stores {archive} at the same time: {min(strange)} is not"
-                      " from here", _ONE_SLOT_EACH)
-    # Complete. What may be left of the old archive is in nobody's way (`resolve_archive`).
-    tidy = True
-    try:
-        if staged:
-            objects = finish_replacement(store, archive, objects, parallel)
-        else:
-            delete_chunks(store, [item for item in replaced if item.key not in sent and (
-                number == 0 or is_staged(item.key))])
-    except Failure as failure:
-        what = "put the new backup in its place; it waits beside it" if staged else (
-            "delete old backup"
-        )
-        log.error("Could not %s: %s", what, failure)
-        tidy = False
-    newest = max(item.modified for item in objects)
-    return UploadResult(ArchiveRef(archive, identity, uploader.md5, newest), number + 1, size, tidy)
+        self._sent[number] = _SentChunk(key, len(chunk), etag, md5)
+        self._complete = self._complete or last  # an end that comes from here on undoes nothing
+        self._progress(len(chunk))
+        chunk.clear()
+        return chunk
 
 
 # Pauses before a listing that lacks something is asked again, seconds: half a minute in all. Amazon
@@ -4487,140 +4649,6 @@ def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
     """Deletes chunks, the last ones first, so that no rest of them looks complete."""
     if items:
         store.delete([item.key for item in sorted(items, key=_number, reverse=True)])
-
-
-class _Uploader:
-    """A bounded number of uploads at once; the first that fails is raised by the next call."""
-
-    def __init__(
-        self,
-        store: Store,
-        archive: str,
-        parallel: int,
-        marks: Mapping[str, str],
-        progress: Callable[[int], None],
-        ready: Callable[[], object],
-        chunk_size: int,
-        folder: str | None,
-    ) -> None:
-        self.staged = False  # whether the chunks wait under other keys than their own
-        self.refused = False  # whether the store failed
-        self._keys: list[str] = []
-        self._whole = False
-        self._store, self._archive, self._marks = store, archive, marks
-        self._parallel, self._progress, self._ready = parallel, progress, ready
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="upload")
-        self._running: set[Future[Buffer]] = set()
-        self._stored: dict[int, tuple[str, int, str]] = {}  # key, size and ETag of each chunk
-        self._digests: dict[int, str] = {}
-        self.md5 = ""  # of the chunks' MD5s, when all are there
-        self._chunk_size, self._folder = chunk_size, folder
-        self._buffers: list[Buffer] = []
-        self._spare: list[Buffer] = []
-        self._size = 0
-
-    def __enter__(self) -> _Uploader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        for buffer in self._buffers:
-            buffer.close()
-
-    @property
-    def sent(self) -> dict[str, tuple[int, str]]:
-        """(size, ETag) of each key that was stored, in order."""
-        return {key: (size, etag) for _, (key, size, etag) in sorted(self._stored.items())}
-
-    def spare(self) -> Buffer:
-        """A buffer to read the next chunk into; waits for one where all are being sent."""
-        while len(self._running) > self._parallel or (
-            self._running and not has_room(self._chunk_size, self._folder)
-        ):
-            self._wait_for_one()
-        if not self._spare:
-            self._buffers.append(Buffer(self._chunk_size, self._folder))
-            self._spare.append(self._buffers[-1])
-        return self._spare.pop()
-
-    def next_chunk(self, stream: Stream) -> Buffer:
-        """The stream's next bytes. Where others fill the disk meanwhile, it waits for the chunks
-        that are on their way, one by one."""
-        chunk = self.spare()
-        while True:
-            try:
-                chunk.extend(stream.readinto)
-                return chunk
-            except DiskFull:
-                if not self._wait_for_one():
-                    raise
-
-    def _wait_for_one(self) -> bool:
-        """Waits until a chunk has been sent, which gives its room back; False if none is on its
-        way."""
-        done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
-        self._spare += [future.result() for future in done]
-        return bool(done)
-
-    def submit(self, number: int, chunk: Buffer) -> None:
-        # A thread that the pool did not get to note down is not waited for by `abandon`.
-        with signals_held():
-            self._running.add(self._pool.submit(self._put, number, chunk, self._marks))
-
-    def finish_with(self, number: int, chunk: Buffer, last: Mapping[str, str]) -> None:
-        """Stores the last chunk, which makes the archive complete, when all others are there."""
-        for future in self._running:
-            future.result()
-        self._running.clear()
-        digests = [self._digests[n] for n in range(number)]
-        digests.append(chunk.md5())
-        self.md5 = digest_of_digests(digests)
-        closing = {
-            f"{META}chunks": str(number + 1),
-            f"{META}bytes": str(self._size + len(chunk)),
-            f"{META}md5": self.md5,
-        }
-        if number == 0:
-            # A single PUT: whatever happens, the key holds the old archive or all of the new one.
-            self._whole = True
-        self._put(number, chunk, {**self._marks, **closing, **last}, last=True)
-
-    def abandon(self, log: logging.Logger, error: BaseException, *, patiently: bool) -> None:
-        """Removes what was uploaded, unless that is whole; what is on its way is waited for first.
-
-        patiently: whether the removal is tried again like everything else, or just once.
-        """
-        with self._store.retries.once():
-            self._pool.shutdown(cancel_futures=True)
-        if self._keys and not self._whole:
-            if self.refused:  # what it says comes first: tidying up may fail, and take its time
-                log.error("%s", error)
-            log.error("Deleting any partial backup")
-            try:
-                with contextlib.nullcontext() if patiently else self._store.retries.once():
-                    self._store.delete(sorted(self._keys, reverse=True))
-            except Failure as failure:
-                log.error("Could not delete partial backup: %s", failure)
-
-    def _put(
-        self, number: int, chunk: Buffer, metadata: Mapping[str, str], *, last: bool = False
-    ) -> Buffer:
-        chunk.md5()  # what can be done while others wait for leave
-        self._ready()
-        key = (staged_key if self.staged else chunk_key)(self._archive, number)
-        self._keys.append(key)  # before the request: one that fails may have stored it
-        self._digests[number] = chunk.md5()
-        try:
-            etag = self._store.put(key, chunk, metadata)
-        except Failure:
-            self.refused = True
-            raise
-        self._stored[number] = key, len(chunk), etag
-        self._whole = self._whole or last  # an end that comes from here on takes nothing back
-        self._size += len(chunk)
-        self._progress(len(chunk))
-        chunk.clear()
-        return chunk
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5986,20 +6014,29 @@ class Run:
             task.log.debug("%s", " | ".join(map(str, stages)))
             began = Moment(self._context.clock()).utc_text()
 
-            def closing(said: Sequence[str]) -> dict[str, str]:
-                warnings.extend(said)
-                return self._marks(task, draft, said, {
-                    "made": began, "status": "warnings" if warnings else "ok",
-                }, before)
-
+            file = stack.enter_context(self._temp_file(task)) if task.job.use_temp_file else None
             progress = stack.enter_context(self._context.progress(task.archive))
-            if task.job.use_temp_file:
-                stored = self._send_by_file(task, stages, closing, progress)
-            else:
-                with Pipeline(stages, self._context.env) as pipeline:
-                    stored = self._send(
-                        task, pipeline, lambda: closing(pipeline.finish()), progress
-                    )
+            with Pipeline(stages, self._context.env, output=file) as pipeline:
+
+                def finish() -> dict[str, str]:
+                    said = pipeline.finish()
+                    warnings.extend(said)
+                    return self._marks(task, draft, said, {
+                        "made": began, "status": "warnings" if warnings else "ok",
+                    }, before)
+
+                stream: Stream = pipeline
+                marks: dict[str, str] = {}
+                if file:  # UseTempFile: the whole dump first, then the upload
+                    marks = finish()
+                    file.seek(0)
+                    stream = FileStream(file)
+                elif task.kind in DUMPS:
+                    stack.enter_context(self._store.retries.watched(self._waiting_warner(task)))
+                with self._upload(task, progress) as upload:
+                    for chunk in upload.chunks(stream):
+                        upload.put(chunk)
+                    stored = upload.commit(marks or finish())
             if draft:
                 self._keep_state(task, draft, stored, boot)
         if stored.size * 10 < size_before:
@@ -6039,7 +6076,7 @@ class Run:
         if task.revisions:
             reached = str(task.revisions[1])
             identity = revision_identity(task.name, task.revisions[1], self._context.env)
-        links = (*task.chain, stored.link)
+        links = (*task.chain, stored.ref)
         self._state.commit(task.name, Sidecar(
             reached, self._place, links, task.job.excludes, identity, boot
         ))
@@ -6057,13 +6094,7 @@ class Run:
             filters.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
         return filters
 
-    def _send(
-        self,
-        task: Task,
-        stream: Stream,
-        closing: Callable[[], Mapping[str, str]],
-        progress: Callable[[int], None],
-    ) -> UploadResult:
+    def _waiting_warner(self, task: Task) -> Callable[[float], None]:
         told = threading.Event()
 
         def waiting(seconds: float) -> None:
@@ -6074,42 +6105,23 @@ class Run:
                     " UseTempFile for this job avoids that", task.name,
                 )
 
-        live = isinstance(stream, Pipeline) and task.kind in DUMPS
-        with self._store.retries.watched(waiting if live else lambda seconds: None):
-            return upload(
-                stream,
-                self._store,
-                task.archive,
-                chunk_size=self._settings.chunk_size,
-                parallel=self._settings.parallel,
-                replaced=task.present,
-                closing=closing,
-                progress=progress,
-                safe=self._settings.safe_replace,
-                folder=self._settings.temp_dir,
-                log=task.log,
-            )
+        return waiting
 
-    def _send_by_file(
-        self,
-        task: Task,
-        stages: Sequence[Stage],
-        closing: Callable[[Sequence[str]], dict[str, str]],
-        progress: Callable[[int], None],
-    ) -> UploadResult:
-        """UseTempFile: the whole dump first, then the upload."""
-        place = self._settings.temp_dir or ""
-        try:
-            # It has no name: no one else can open it, and whatever ends this run, nothing is left.
+    def _upload(self, task: Task, progress: Callable[[int], None]) -> Upload:
+        settings = self._settings
+        return Upload(
+            self._store, task.archive, task.present, chunk_size=settings.chunk_size,
+            parallel=settings.parallel, safe=settings.safe_replace, folder=settings.temp_dir,
+            progress=progress, log=task.log,
+        )
+
+    def _temp_file(self, task: Task) -> IO[bytes]:
+        """Has no name: no one else can open it, and whatever ends this run, nothing is left."""
+        place = self._settings.temp_dir
+        with os_failures("write in TempDir"):
             file = tempfile.TemporaryFile(buffering=0, dir=place)  # noqa: SIM115
-        except OSError as error:
-            raise os_failure(error, "write in TempDir") from error
-        with file:
-            task.log.info("Using temp file in %s to buffer before streaming...", place)
-            with Pipeline(stages, self._context.env, output=file) as pipeline:
-                marks = closing(pipeline.finish())
-            file.seek(0)
-            return self._send(task, FileStream(file), lambda: marks, progress)
+        task.log.info("Using temp file in %s to buffer before streaming...", place)
+        return file
 
     def _account(self, task: Task, stored: UploadResult, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -6122,7 +6134,7 @@ class Run:
         # With -f it was meant to be replaced.
         foreign = bool(task.foreign) and not self._context.force
         self._tally.stored += 1
-        self._tally.warned += bool(warnings or torn or foreign or not stored.tidy)
+        self._tally.warned += bool(warnings or torn or foreign or not stored.old_chunks_removed)
         self._tally.size += stored.size
 
 
@@ -6155,7 +6167,7 @@ _CATALOGUE_PARALLEL = 8
 
 def catalogue(
     store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False
-) -> Iterator[tuple[Archive, CatalogEntry]]:
+) -> Iterator[CatalogEntry]:
     """Every archive of a bucket whose name begins so, by key.
 
     prefix: only those of that Prefix; "" for those of every one. look_inside: also whether it is
@@ -6163,7 +6175,7 @@ def catalogue(
     the chunks of those few archives.
     """
 
-    def look(name: str, objects: list[StoredObject]) -> tuple[Archive, CatalogEntry] | None:
+    def look(name: str, objects: list[StoredObject]) -> CatalogEntry | None:
         archive = resolve_archive(name, objects, store.head)
         if archive is None:
             return None
@@ -6173,17 +6185,18 @@ def catalogue(
             own, parts = "", (STREAM, name, 0, FULL)
         if parts is None or (prefix and own != prefix):
             return None
-        encrypted = None
-        frozen = _FROZEN & {item.storage_class for item in archive.chunks}
-        if look_inside and not frozen:
-            encrypted = is_openpgp(store.peek(archive.chunks[0].key, 32))
-        leftovers = len(objects) - len(archive.chunks)
-        return archive, replace(
-            _found(archive, *parts), leftovers=leftovers, encrypted=encrypted, prefix=own
-        )
+        kind, source, slot, mode = parts
+        # Where the name tells the kind, nothing else is asked.
+        if kind is None and archive.metadata.get("kind") in (DIRECTORY, SUBVERSION):
+            kind = archive.metadata["kind"]
+        leftovers = len(objects) - archive.count
+        one = CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
+        if look_inside and not _FROZEN.intersection(one.archive.storage_classes):
+            return replace(one, encrypted=is_openpgp(store.peek(archive.chunks[0].key, 32)))
+        return one
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
-        running: deque[Future[tuple[Archive, CatalogEntry] | None]] = deque()
+        running: deque[Future[CatalogEntry | None]] = deque()
         start = start or (f"{prefix}/" if prefix else "")
         for name, group in groupby_archive(iter_objects(store, start)):
             if not parse_archive_name(name, shown_prefix(name)):
@@ -6363,24 +6376,23 @@ def _nothing_found(bucket: _Bucket, names: Sequence[str]) -> Failure:
 def _wanted(
     bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment,
     env: Mapping[str, str], gpg: Sequence[str],
-) -> tuple[dict[str, Archive], str, Chain]:
-    """(archives by name, kind, chain) of what is to be restored."""
+) -> tuple[str, Chain]:
+    """(kind, chain) of what is to be restored."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
     given = key_text(given)
-    archives: dict[str, Archive] = {}
     found: dict[str, CatalogEntry] = {}
     of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
     whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
     for start in (*possible_starts(given, bucket.prefix), chunk_prefix(whole)):
-        for archive, one in catalogue(bucket.store, start, prefix=bucket.prefix):
-            archives[archive.name], found[archive.name] = archive, one
+        for one in catalogue(bucket.store, start, prefix=bucket.prefix):
+            found[one.archive.name] = one
     named = found.get(given) or found.get(of_prefix)
     if named:
         (source,) = _sources([named], bucket.kinds)
         if named.fault and "force-partial" not in options:
-            raise Failure(f"{named.archive} cannot be used: {named.fault}",
+            raise Failure(f"{named} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")
-        return archives, source[0], Chain((named,), math.floor(named.made))
+        return source[0], Chain((named,), math.floor(named.made))
     sources = _sources(found.values(), bucket.kinds)
     meant = _meant(given, sources, bucket.prefix)
     if not meant:
@@ -6397,9 +6409,9 @@ def _wanted(
         lacking = None
         if first:
             try:
-                lacking = _lacking(bucket.download(archives[first.archive]), env, gpg)
+                lacking = _lacking(bucket.download(first.archive), env, gpg)
             except Failure as unread:
-                failure.hint = f"{first.archive} may hold everything, but cannot be read: {unread}"
+                failure.hint = f"{first} may hold everything, but cannot be read: {unread}"
         second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
         if second is None:
             if first and lacking:
@@ -6409,7 +6421,7 @@ def _wanted(
                 print_stderr(f"s3napback: {doubt}")
             raise
         chain = second
-    return archives, meant[0][0], replace(chain, doubts=(*chain.doubts, *doubts))
+    return meant[0][0], replace(chain, warnings=(*chain.warnings, *doubts))
 
 
 def _second_choice(
@@ -6422,17 +6434,17 @@ def _second_choice(
     """
     if lacking is not None and (partial or not lacking):
         first = begun_with(found)
-        begun = [replace(one, before="-") if one is first else one for one in found]
+        begun = [replace(one, holds_all=True) if one is first else one for one in found]
         with contextlib.suppress(Failure):
             chain = choose_chain(begun, at, local)
-            said = f"partial: {chain.links[0].archive} does not hold {lacking}" if lacking else ""
-            return replace(chain, doubts=(*chain.doubts, said)) if said else chain
+            said = f"partial: {chain.archives[0]} does not hold {lacking}" if lacking else ""
+            return replace(chain, warnings=(*chain.warnings, said)) if said else chain
     good = [m for m in restorable_moments(found) if m <= at]
     if not partial or not good:
         return None
     chain = choose_chain(found, good[-1])
     said = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
-    return replace(chain, doubts=(*chain.doubts, said))
+    return replace(chain, warnings=(*chain.warnings, said))
 
 
 def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
@@ -6453,11 +6465,11 @@ def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]
 
 
 def _refuse_frozen(chain: Chain) -> None:
-    for link in chain.links:
-        frozen = _FROZEN & set(link.classes)
+    for link in chain.archives:
+        frozen = _FROZEN.intersection(link.archive.storage_classes)
         if frozen:
             raise Failure(
-                f"{link.archive} is in the storage class {min(frozen)} and cannot be read at once",
+                f"{link} is in the storage class {min(frozen)} and cannot be read at once",
                 "thaw its objects first: aws s3api restore-object, some hours before",
             )
 
@@ -7552,13 +7564,13 @@ def _chain_faults(
     first = begun_with(found)
     for one, at, whole in History(found).rows():
         # Of an archive that was asked for by its name nothing else was looked at.
-        if one.fault or whole or one.archive in map(key_text, asked_for):
+        if one.fault or whole or one.archive.name in map(key_text, asked_for):
             continue
         if one is first:
-            yield (f"{one.archive}: no FULL is before it: whether it holds everything is found out"
+            yield (f"{one}: no FULL is before it: whether it holds everything is found out"
                    " by restore, which reads it")
         else:
-            yield (f"{one.archive}: what it continues is not there any more ({name} as of"
+            yield (f"{one}: what it continues is not there any more ({name} as of"
                    f" {_moment_text(moment, at)} cannot be restored)")
 
 
@@ -9204,61 +9216,46 @@ def _js3tream_send(
     if not tag.isascii() or not tag.isprintable():
         raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
     _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
-    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
     pretended = "pretend" in options
-
-    def make_sure() -> None:
-        """Sees to it that there is a bucket, and nothing of that name in it."""
-        try:
-            objects = archive_objects(store, prefix) if prefix else store.list_page("")[0]
-        except NotFound:
-            if not pretended:
-                _TOOL_LOG.info("Creating bucket %s", store.bucket)
-                store.create()
-            return
+    if not pretended and sys.stdin is None:
+        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
+    try:
+        objects = archive_objects(store, prefix) if prefix else store.list_page("")[0]
+    except NotFound:
+        if not pretended:
+            _TOOL_LOG.info("Creating bucket %s", store.bucket)
+            store.create()
+    else:
         if not prefix:
             raise Failure(f"bucket {store.bucket} exists already",
                           "give a prefix: -b BUCKET:PREFIX")
         if objects:
             raise Failure(f"{store.bucket}:{prefix} exists already",
                           "delete it first, with js3tream -d")
-
     if pretended:
-        make_sure()
         _TOOL_LOG.warning("Pretending: nothing is stored")
         return
-    if sys.stdin is None:
-        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
-    with workers(store, 1, "bucket") as pool:
-        sure = pool.submit(make_sure)  # meanwhile, the first chunks are read
-        stored = upload(
-            _StandardInput(sure),
-            store, prefix, chunk_size=chunk_size, parallel=parallel, ready=sure.result,
-            metadata={"tag": tag} if tag else {},
-            closing=lambda: {f"{META}made": moment.utc_text(), f"{META}status": "ok"},
-            progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
-            log=_TOOL_LOG,
-        )
+    source: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
+    _prepare_stream(source)
+    with Upload(
+        store, prefix, (), chunk_size=chunk_size,
+        parallel=_whole_number(options.get("parallel", "4"), "--parallel", 64),
+        metadata={"tag": tag} if tag else {},
+        progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
+        log=_TOOL_LOG,
+    ) as upload:
+        for chunk in upload.chunks(FileStream(source)):
+            upload.put(chunk)
+        stored = upload.commit({f"{META}made": moment.utc_text(), f"{META}status": "ok"})
     _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
 
 
-class _StandardInput(FileStream):
-    """Standard input as a `Stream`, which ends with the Failure of what has to succeed besides."""
-
-    def __init__(self, sure: Future[None]) -> None:
-        self._raw: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
-        super().__init__(self._raw)
-        widen_pipe(self._raw)
-        # Where others made it so, "nothing yet" would be taken for the end.
-        os.set_blocking(self._raw.fileno(), True)
-        self._sure = sure
-
-    def readinto(self, view: memoryview) -> int:
-        while not self._sure.done() and not select.select([self._raw], [], [], 0.05)[0]:
-            pass
-        if self._sure.done():
-            self._sure.result()
-        return super().readinto(view)
+def _prepare_stream(file: IO[bytes] | io.RawIOBase) -> None:
+    """Makes standard input or output wide, and blocking: others may have made it otherwise, and
+    "nothing yet" would be taken for the end, "no room yet" for an error."""
+    widen_pipe(file)
+    with contextlib.suppress(OSError):  # it may be no file
+        os.set_blocking(file.fileno(), True)
 
 
 def _standard_output() -> IO[bytes]:
@@ -9266,12 +9263,8 @@ def _standard_output() -> IO[bytes]:
     if sys.stdout is None:
         raise Failure("standard output is closed: there is nowhere to write to",
                       status=EXIT_USAGE)
-    output = sys.stdout.buffer
-    widen_pipe(output)
-    with contextlib.suppress(OSError):  # it may be no file
-        # Where others made it so, "no room yet" would be taken for an error.
-        os.set_blocking(output.fileno(), True)
-    return output
+    _prepare_stream(sys.stdout.buffer)
+    return sys.stdout.buffer
 
 
 def _js3tream_fetch(
@@ -9380,7 +9373,7 @@ def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
     options, names = read_args("list", args)
     bucket = _open_bucket(options, clock)
     seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
-    sources = _sources((found for _, found in seen), bucket.kinds)
+    sources = _sources((one.without_chunks() for one in seen), bucket.kinds)
     if names:
         meant = _meant(key_text(names[0]), sources, bucket.prefix)
         sources = {key: sources[key] for key in meant}
@@ -9401,16 +9394,17 @@ def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
                 f", by a clock that said {_moment_text(moment, one.made)}"
             )
             print(printable(
-                f"  {_moment_text(moment, at)}  {one.archive}  {size_text(one.size)} in"
-                f" {one.chunks} chunks  {one.fault or 'complete'}{stale}{told}{_remarks(one)}", ""
+                f"  {_moment_text(moment, at)}  {one}  {size_text(one.size)} in"
+                f" {one.archive.count} chunks  {one.fault or 'complete'}{stale}{told}"
+                f"{_remarks(one)}", ""
             ))
         shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
         print(f"  can be restored as of: {shown}")
         for doubt in date_doubts(found, moment):
             print(printable(f"  in doubt: {doubt}", ""))
         if first := begun_with(found):
-            print(printable(f"  in doubt: no FULL is before {first.archive}; it holds everything if"
-                            " the job began with it, which restore finds out by reading it", ""))
+            print(printable(f"  in doubt: no FULL is before {first}; it holds everything"
+                            " if the job began with it, which restore finds out by reading it", ""))
     return EXIT_OK
 
 
@@ -9420,11 +9414,12 @@ def _remarks(found: CatalogEntry) -> str:
         text += ", needs no FULL"
     if found.encrypted:
         text += ", encrypted"
-    if found.staged:
+    if found.archive.staged:
         text += ", not yet in its place"
     if found.leftovers:
         text += f", and {found.leftovers} chunks left over from another upload"
-    return text + "".join(f", {name}" for name in found.classes if name != "STANDARD")
+    classes = found.archive.storage_classes
+    return text + "".join(f", {name}" for name in classes if name != "STANDARD")
 
 
 def _catalogue_json(
@@ -9445,11 +9440,14 @@ def _catalogue_json(
                 "doubts": date_doubts(found, moment),
                 "archives": [
                     {
-                        "archive": f.archive, "slot": f.slot, "mode": f.mode, "made": utc(f.made),
-                        "as_of": utc(at), "bytes": f.size, "chunks": f.chunks,
+                        "archive": f.archive.name, "slot": f.slot, "mode": f.mode,
+                        "made": utc(f.made), "as_of": utc(at), "bytes": f.size,
+                        "chunks": f.archive.count,
                         "complete": not f.fault, "fault": f.fault or None,
-                        "status": f.status or None, "storage_classes": list(f.classes),
-                        "encrypted": f.encrypted, "leftovers": f.leftovers, "staged": f.staged,
+                        "status": f.status or None,
+                        "storage_classes": list(f.archive.storage_classes),
+                        "encrypted": f.encrypted, "leftovers": f.leftovers,
+                        "staged": f.archive.staged,
                         "stale": not f.fault and not whole,
                     }
                     for f, at, whole in history.rows()
@@ -9473,14 +9471,14 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
     bucket = _open_bucket(options, clock)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
+        kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
         _refuse_frozen(chain)
-        size = sum(link.size for link in chain.links)
+        size = sum(link.size for link in chain.archives)
         progress = stack.enter_context(_progress_display()(names[0], size))
         as_of = _moment_text(moment, chain.as_of)
         work = _Restore(
-            bucket, [archives[link.archive] for link in chain.links], env, gpg,
-            chain.links[-1].name, as_of, progress,
+            bucket, [link.archive for link in chain.archives], env, gpg,
+            chain.archives[-1].name, as_of, progress,
         )
         try:
             place = work.restore(kind, options, names[1:])
@@ -9490,9 +9488,9 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
             if len(work.warnings) > _MAX_SHOWN:
                 more = len(work.warnings) - _MAX_SHOWN
                 print_stderr(f"s3napback: and {more} things more like these")
-    for doubt in chain.doubts:
-        print_stderr(f"s3napback: {doubt}")
-    done = ", ".join(link.archive for link in chain.links)
+    for warning in chain.warnings:
+        print_stderr(f"s3napback: {warning}")
+    done = ", ".join(link.archive.name for link in chain.archives)
     print_stderr(f"{names[0]} as of {as_of} is in {place}: {done}")
     return EXIT_WARNINGS if work.warnings else EXIT_OK
 
@@ -9503,11 +9501,11 @@ def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], 
     bucket = _open_bucket(options, clock)
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        archives, kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
+        kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
     _refuse_frozen(chain)
-    for doubt in chain.doubts:
-        print_stderr(f"s3napback: {doubt}")
-    chosen = [archives[link.archive] for link in chain.links]
+    for warning in chain.warnings:
+        print_stderr(f"s3napback: {warning}")
+    chosen = [link.archive for link in chain.archives]
     script = restore_script(names[0], kind, chosen, bucket)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
@@ -9528,28 +9526,28 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     found: list[CatalogEntry] = []
     with contextlib.ExitStack() as stack:
         env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        for archive, one in catalogue(bucket.store, prefix=bucket.prefix):
+        for one in catalogue(bucket.store, prefix=bucket.prefix):
             key = (one.kind or "", one.name, one.prefix)
-            if names and key_text(names[0]) != one.archive and not _meant(
+            if names and key_text(names[0]) != one.archive.name and not _meant(
                 key_text(names[0]), [key], bucket.prefix
             ):
                 continue
-            found.append(one)
+            found.append(one.without_chunks())
             checked += 1
             if one.fault:
-                faults.append(f"{one.archive}: {one.fault}")
+                faults.append(f"{one}: {one.fault}")
             elif "deep" in options:
                 try:
-                    _read_to_the_end(archive, one.kind, bucket, env, gpg)
+                    _read_to_the_end(one.archive, one.kind, bucket, env, gpg)
                 except Failure as failure:
-                    faults.append(f"{one.archive}: {failure}")
+                    faults.append(f"{one}: {failure}")
             else:
-                chosen = [c for c in archive.chunks if random.uniform(0, 100) < float(sample)]
+                chosen = [c for c in one.archive.chunks if random.uniform(0, 100) < float(sample)]
                 try:
-                    for _ in bucket.download(replace(archive, chunks=tuple(chosen))):
+                    for _ in bucket.download(replace(one.archive, chunks=tuple(chosen))):
                         pass
                 except Failure as failure:
-                    faults.append(f"{one.archive}: {failure}")
+                    faults.append(f"{one}: {failure}")
     if not found:
         raise _nothing_found(bucket, names)
     for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):

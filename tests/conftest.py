@@ -135,12 +135,30 @@ def content(store: s3napback.Store, name: str = "a") -> bytes:
 
 def send(
     store: s3napback.Store, data: bytes, name: str = "a", size: int = 1000, **options: Any
-) -> Any:
-    """Stores DATA as an archive in chunks of SIZE bytes, in place of what is there."""
+) -> s3napback.UploadResult:
+    """Stores DATA as an archive in chunks of SIZE bytes, in place of what is there. marks: asked
+    for what the last chunk is to say, when all others were handed on."""
     stream = options.pop("source", None) or s3napback.FileStream(io.BytesIO(data))
+    marks = options.pop("marks", dict)
     options = {"parallel": 3, "log": logging.getLogger("test"),
-               "replaced": s3napback.archive_objects(store, name), **options}
-    return s3napback.upload(stream, store, name, chunk_size=size, **options)
+               "old_chunks": s3napback.archive_objects(store, name), **options}
+    with s3napback.Upload(store, name, chunk_size=size, **options) as upload:
+        for chunk in upload.chunks(stream):
+            upload.put(chunk)
+        return upload.commit(marks())
+
+
+def entry(
+    source: str, slot: int, mode: str, made: float, state: str = "", *,
+    kind: str | None = None, fault: str = "", **marks: str,
+) -> s3napback.CatalogEntry:
+    """An archive of one byte in a catalogue. state: "BEFORE:AFTER", "" of one without marks."""
+    if state:
+        marks["state"] = state
+    name = f"{source}-{slot}-{mode}"
+    chunk = s3napback.StoredObject(s3napback.chunk_key(name, 0), 1, "", made)
+    archive = s3napback.Archive.of(name, (chunk,), fault, marks)
+    return s3napback.CatalogEntry(archive, kind, source, slot, mode)
 
 
 @pytest.fixture

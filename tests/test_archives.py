@@ -8,6 +8,7 @@ from conftest import (
     Memory,
     Site,
     content,
+    entry,
     send,
     stored,
 )
@@ -158,9 +159,7 @@ DIGITS = "9" * 5000  # int() takes 4300 (Python's limit for conversions from tex
 @pytest.mark.parametrize("number", ["²", "٣", DIGITS, "-1", " 1"])
 def test_a_revision_that_is_none_is_followed_by_nothing(number: str) -> None:
     def one(made: float, mode: str, before: str, after: str) -> CatalogEntry:
-        return CatalogEntry(
-            f"/svn-{made}", "Subversion", "/svn", 0, mode, made, 1, 1, "", before, after
-        )
+        return entry("/svn", 0, mode, made, f"{before}:{after}", kind="Subversion")
 
     found = [one(1.0, "FULL", "0", "4"), one(2.0, "DIFF", number, "9")]
     with pytest.raises(Failure, match="continues an archive that is no longer there"):
@@ -181,7 +180,7 @@ def test_a_kind_is_one_that_fits_the_name(
     store = site.store()
     store.create()
     store.put(f"{archive}:0000000000000", b"x", {f"{META}chunks": "1", f"{META}kind": kind})
-    ((_, found),) = s3napback.catalogue(store)
+    (found,) = s3napback.catalogue(store)
     assert found.kind == shown
 
 
@@ -212,29 +211,26 @@ def test_any_listing_and_any_metadata(
     metadata = {META + name: value for name, value in said.items()}
     archive = s3napback.resolve_archive("a-0-FULL", chunks, lambda key: metadata, 2)
     assert archive is not None
-    one = s3napback._found(archive, None, "a", 0, "FULL")
+    one = s3napback.CatalogEntry(archive, None, "a", 0, "FULL")
     s3napback.restorable_moments([one])
     try:
         chain = s3napback.choose_chain([one], float("inf"))
     except Failure:
         return
     assert archive.complete
-    assert [link.archive for link in chain.links] == ["a-0-FULL"]
+    assert [str(link) for link in chain.archives] == ["a-0-FULL"]
 
 
 # ---- chains ----
 
 
 def found(slot: int, mode: str, made: float, state: str = "", fault: str = "") -> CatalogEntry:
-    before, _, after = state.partition(":")
     kind = "Directory" if state else None
-    return CatalogEntry(
-        f"/d-{slot}-{mode}", kind, "/d", slot, mode, made, 1, 1, fault, before, after
-    )
+    return entry("/d", slot, mode, made, state, kind=kind, fault=fault)
 
 
 def chain(archives: list[CatalogEntry], at: float = 1e9) -> list[float]:
-    return [link.made for link in s3napback.choose_chain(archives, at).links]
+    return [link.made for link in s3napback.choose_chain(archives, at).archives]
 
 
 PORT = [found(0, "FULL", 1, "-:a"), found(1, "DIFF", 2, "a:b"), found(2, "DIFF", 3, "b:c"),
@@ -304,5 +300,5 @@ def test_new_year_leaves_stale_diffs_that_are_not_applied() -> None:
 
 def test_nights_that_were_missed_are_a_doubt() -> None:
     archives = [PERL[0], found(2, "DIFF", 3)]
-    assert s3napback.choose_chain(archives, 9).doubts
-    assert not s3napback.choose_chain(PERL, 9).doubts
+    assert s3napback.choose_chain(archives, 9).warnings
+    assert not s3napback.choose_chain(PERL, 9).warnings

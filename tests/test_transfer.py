@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_any_stream_comes_back(data: bytes, size: int) -> None:
 
 
 def test_the_metadata_says_what_the_archive_is(store: Store) -> None:
-    send(store, b"x" * 2500, metadata={"tag": "t"}, closing=lambda: {"s3napback-kind": "MySQL"})
+    send(store, b"x" * 2500, metadata={"tag": "t"}, marks=lambda: {"s3napback-kind": "MySQL"})
     heads = [store.head(key) for key in keys(store)]
     (upload_id,) = {head["s3napback-archive"] for head in heads if head}
     assert len(upload_id) == 32
@@ -171,7 +170,7 @@ def test_a_tail_that_will_not_go_is_told_and_harmless(caplog: pytest.LogCaptureF
 
     store.fail = fail
     stored = send(store, b"new")
-    assert not stored.tidy
+    assert not stored.old_chunks_removed
     assert "Could not delete old backup: denied" in caplog.text
     assert content(store) == b"new"
 
@@ -204,11 +203,11 @@ def test_a_source_that_dies_later_leaves_nothing_of_itself(
 def test_a_source_that_turns_out_bad_at_its_end_is_not_stored(size: int) -> None:
     store = Memory()
 
-    def closing() -> dict[str, str]:
+    def marks() -> dict[str, str]:
         raise Failure("gpg ended with status 2")
 
     with pytest.raises(Failure, match="gpg"):
-        send(store, b"n" * size, closing=closing)
+        send(store, b"n" * size, marks=marks)
     assert not store.objects
 
 
@@ -314,7 +313,7 @@ def test_an_end_that_was_asked_for_comes_while_the_network_is_down() -> None:
 
     started = time.monotonic()
     with pytest.raises(s3napback.Interrupted):
-        send(store, b"", source=Ended(b"n" * 9000), replaced=())
+        send(store, b"", source=Ended(b"n" * 9000), old_chunks=())
     assert time.monotonic() - started < 5
     assert not store.retries.stop.is_set()
 
@@ -412,26 +411,6 @@ def test_ended_by_a_signal_while_the_network_is_down(site: Site) -> None:
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
-
-
-def test_nothing_is_stored_before_the_bucket_was_looked_at(store: Store) -> None:
-    order: list[str] = []
-    leave = threading.Event()
-
-    def ready() -> None:
-        assert leave.wait(20)
-        order.append("ready")
-
-    class Told(s3napback.FolderStore):
-        def put(self, key: str, data: bytes | Buffer, metadata: Any) -> str:
-            order.append("put")
-            return super().put(key, data, metadata)
-
-    told = Told(os.path.dirname(store._folder), "b", time.time)  # type: ignore[attr-defined]
-    threading.Timer(0.2, leave.set).start()
-    s3napback.upload(s3napback.FileStream(io.BytesIO(b"x" * 250)), told, "a", chunk_size=100,
-                     parallel=2, ready=ready, log=logging.getLogger("test"))
-    assert order[0] == "ready" and order.count("put") == 3
 
 
 def test_a_small_archive_costs_a_look_a_put_and_a_look(s3_server: Any, tmp_path: Path) -> None:

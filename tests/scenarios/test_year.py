@@ -75,7 +75,7 @@ def test_any_moment_of_a_year(
     conf.write_text(text)
     capsys.readouterr()
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), lambda: 0.0)
-    found = [one for _, one in s3napback.catalogue(store)]
+    found = list(s3napback.catalogue(store))
     held = {datetime.fromtimestamp(one.made): one for one in found}
     assert all(not one.fault for one in found)
     assert set(held) <= set(nights)

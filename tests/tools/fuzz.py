@@ -84,7 +84,7 @@ def metadata(data: bytes) -> None:
     unique = list({item.key: item for item in chunks}.values())
     archive = s3napback.resolve_archive("a-0-DIFF", unique, lambda key: marks, 3)
     assert archive
-    one = s3napback._found(archive, None, "a", 0, "DIFF")
+    one = s3napback.CatalogEntry(archive, None, "a", 0, "DIFF")
     with contextlib.suppress(Failure):
         s3napback.choose_chain([one], 1e12)
     s3napback.ArchiveRef(archive.name, archive.metadata.get("archive", "")).find(

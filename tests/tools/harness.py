@@ -429,7 +429,7 @@ class World:
         for source, truth in self._truth.items():
             latest = max(self._of(found, source), key=lambda one: one.made)
             content = self._restored(found, latest)
-            self._require(content == truth, f"{latest.archive} does not restore to tonight's data")
+            self._require(content == truth, f"{latest} does not restore to tonight's data")
         of_repo = self._of(found, str(self.repo))
         ends = [int(one.after) for one in of_repo if not one.fault]
         self._require(max(ends) == self.revision, "the last revision is not in the bucket")
@@ -442,8 +442,8 @@ class World:
         for source in (str(self.tree), str(self.small)):
             for one in self._of(found, source):
                 if one.made in s3napback.restorable_moments(self._of(found, source)):
-                    proved = self._proved[one.archive, self._upload(one)]
-                    self._require(self._restored(found, one) == proved, f"{one.archive} changed")
+                    proved = self._proved[str(one), self._upload(one)]
+                    self._require(self._restored(found, one) == proved, f"{one} changed")
                     moments += 1
         back = self.folder / "back-repo"
         words = ["restore", "-c", str(self.conf), str(self.repo), "--to", str(back)]
@@ -579,19 +579,19 @@ class World:
     ) -> None:
         """Whatever calls itself complete was made of what there was."""
         for one in found:
-            if one.fault or (one.archive, self._upload(one)) in self._proved:
+            if one.fault or (str(one), self._upload(one)) in self._proved:
                 continue
             if one.name == str(self.repo):
-                content = {"dump": self._content(one.archive)}
+                content = {"dump": self._content(str(one))}
                 numbers = re.findall(rb"^Revision-number: (\d+)$", content["dump"], re.MULTILINE)
                 first, last = int(one.before), int(one.after)
                 require([int(n) for n in numbers] == list(range(first, last + 1)),
-                        f"{one.archive} holds other revisions than it says")
+                        f"{one} holds other revisions than it says")
             else:
                 content = self._restored(found, one)
-                require(content == self._truth[one.name], f"{one.archive} is called complete,"
+                require(content == self._truth[one.name], f"{one} is called complete,"
                         " and restores to something else")
-            self._proved[one.archive, self._upload(one)] = content
+            self._proved[str(one), self._upload(one)] = content
 
     def _check_state(
         self, found: list[CatalogEntry], own: set[str], require: Callable[[bool, str], None]
@@ -609,7 +609,7 @@ class World:
             there = any(one.after == state and not one.fault for one in of_source)
             if there:
                 self._home[str(source)] = next(
-                    one.archive for one in of_source if one.after == state and not one.fault
+                    str(one) for one in of_source if one.after == state and not one.fault
                 )
             require(
                 there or self._home.get(str(source)) in own or str(source) in self._lost,
@@ -648,16 +648,16 @@ class World:
     def seen(self) -> dict[str, Seen]:
         shelf: Any = Shelf(self.server)
         return {
-            archive.name: (
-                archive.metadata.get("archive", ""), archive.fault,
-                tuple(item.etag for item in archive.chunks), one.made,
+            str(one): (
+                one.archive.metadata.get("archive", ""), one.fault,
+                tuple(item.etag for item in one.archive.chunks), one.made,
             )
-            for archive, one in s3napback.catalogue(shelf)
+            for one in s3napback.catalogue(shelf)
         }
 
     def _found(self) -> list[CatalogEntry]:
         shelf: Any = Shelf(self.server)
-        return [one for _, one in s3napback.catalogue(shelf)]
+        return list(s3napback.catalogue(shelf))
 
     def _archive(self, name: str) -> s3napback.Archive:
         shelf: Any = Shelf(self.server)
@@ -667,7 +667,7 @@ class World:
         return archive
 
     def _upload(self, one: CatalogEntry) -> str:
-        return self._archive(one.archive).metadata["archive"]
+        return self._archive(str(one)).metadata["archive"]
 
     @staticmethod
     def _of(found: Sequence[CatalogEntry], source: str) -> list[CatalogEntry]:
@@ -691,13 +691,13 @@ class World:
             chain = s3napback.choose_chain(of_source, one.made)
         except s3napback.Failure as failure:
             known = "\n".join(map(str, sorted(of_source, key=lambda f: f.made)))
-            raise Violation(f"{one.archive}: {failure}\n{known}\n{self.trail()}") from failure
+            raise Violation(f"{one}: {failure}\n{known}\n{self.trail()}") from failure
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             with s3napback.Unpacker(
                 place, "", (), dict(os.environ), whole=True, kept=()
             ) as unpacker:
-                for link in chain.links:
-                    unpacker.add(partial(self._plain, link.archive))
+                for link in chain.archives:
+                    unpacker.add(partial(self._plain, str(link)))
                 unpacker.place()
             return files_of(Path(place + one.name))
 

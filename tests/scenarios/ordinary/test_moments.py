@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Site, program
+from conftest import Site, entry, program
 
 import s3napback
 from s3napback import CatalogEntry, Failure, History
@@ -24,15 +24,15 @@ def one(
     n: int, made: float, state: str = "", fault: str = "", kind: str = "Directory"
 ) -> CatalogEntry:
     """The archive of slot n; a FULL where the state says that it continues nothing."""
-    before, _, after = state.partition(":")
+    before = state.partition(":")[0]
     mode = "FULL" if before in ("-", "0") else "DIFF"
-    return CatalogEntry(f"/d-{n}-{mode}", kind, "/d", n, mode, made, 1, 1, fault, before, after,
-                 "ok" if state else "")
+    marks = {"status": "ok"} if state else {}
+    return entry("/d", n, mode, made, state, kind=kind, fault=fault, **marks)
 
 
 def chains(found: list[CatalogEntry]) -> dict[int, list[int]]:
     """moment → slots of its chain, for each moment that can be restored."""
-    return {at: [link.slot for link in s3napback.choose_chain(found, at).links]
+    return {at: [link.slot for link in s3napback.choose_chain(found, at).archives]
             for at in s3napback.restorable_moments(found)}
 
 
@@ -54,7 +54,7 @@ def test_marked_archives_are_chained_by_what_they_continue_whatever_their_dates(
         got = chains(shuffled)
         assert list(got.values()) == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
         assert len(got) == 4  # each has a moment of its own
-        newest = s3napback.choose_chain(shuffled, float("inf")).links
+        newest = s3napback.choose_chain(shuffled, float("inf")).archives
         assert [link.slot for link in newest] == [0, 1, 2, 3]
 
 
@@ -65,7 +65,7 @@ def test_a_date_that_is_right_is_the_moment_and_one_that_is_wrong_comes_a_second
         START, START + 1, START + 2 * DAY, START + 2 * DAY + 1, START + 4 * DAY
     ]
     # The date by which a wrong clock marked it names the archive, too.
-    assert s3napback.choose_chain(found, 5 * DAY).links[-1].slot == 1
+    assert s3napback.choose_chain(found, 5 * DAY).archives[-1].slot == 1
 
 
 def test_a_torn_newest_archive_is_not_passed_over_because_of_its_date() -> None:
@@ -102,7 +102,7 @@ def test_a_thousand_archives_in_one_chain_are_looked_at_in_one_pass() -> None:
     begun = time.process_time()
     assert len(s3napback.restorable_moments(found[::-1])) == 1000
     assert s3napback.restorable_moments(unmarked) == []
-    assert len(s3napback.choose_chain(found, float("inf")).links) == 1000
+    assert len(s3napback.choose_chain(found, float("inf")).archives) == 1000
     assert time.process_time() - begun < 2
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import html
-import io
 import json
 import logging
 import os
@@ -24,11 +23,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 from conftest import NIGHT, Site, downloaded, require_tool, run
 
 import s3napback
-from s3napback import Access, Failure, FileStream, Store
+from s3napback import Access, Failure, Store
 
 LOG = logging.getLogger("test")
 
@@ -71,10 +71,7 @@ def test_no_upload_waits_for_leave(s3_server: Any, service: s3napback.S3Store) -
 
 def send(store: Store, data: bytes, name: str = "a", **options: Any) -> s3napback.UploadResult:
     """An upload of DATA in chunks of 1000 bytes."""
-    options.setdefault("parallel", 2)
-    return s3napback.upload(
-        FileStream(io.BytesIO(data)), store, name, chunk_size=1000, log=LOG, **options
-    )
+    return conftest.send(store, data, name, **{"parallel": 2, "old_chunks": (), **options})
 
 
 def found(store: Store, name: str = "a") -> s3napback.Archive | None:
@@ -124,14 +121,14 @@ def test_two_machines_in_one_slot_are_not_both_well(
     def other() -> None:
         try:
             now = s3napback.archive_objects(bucket, "a")
-            send(bucket, theirs, replaced=now, safe=safe)
+            send(bucket, theirs, old_chunks=now, safe=safe)
             ends.append("0")
         except Failure as failure:
             ends.append(str(failure))
 
     store: Any = Intruded(bucket, puts, other)
     try:
-        send(store, mine, replaced=present, safe=safe, parallel=1)
+        send(store, mine, old_chunks=present, safe=safe, parallel=1)
         ends.append("0")
     except Failure as failure:
         ends.append(str(failure))
@@ -189,7 +186,7 @@ def test_staged_chunks_that_are_half_listed_are_kept(bucket: Store) -> None:
     data = os.urandom(3500)
     store: Any = Intruded(bucket, 0, lambda: None)
     store.copy = lambda source, target: (_ for _ in ()).throw(Failure("no copies"))
-    assert not send(store, data, replaced=objects, safe=True).tidy
+    assert not send(store, data, old_chunks=objects, safe=True).old_chunks_removed
     staged = [i for i in s3napback.archive_objects(bucket, "a") if s3napback.is_staged(i.key)]
     assert len(staged) == 4
     with pytest.raises(Failure, match=r"does not list a:s3napback-new:0+2, which"):
@@ -488,7 +485,7 @@ def test_a_service_without_delete_objects(
 
     s3_server.fail = fault
     send(service, os.urandom(3500))
-    send(service, data := os.urandom(2500), replaced=s3napback.archive_objects(service, "a"))
+    send(service, data := os.urandom(2500), old_chunks=s3napback.archive_objects(service, "a"))
     archive = found(service)
     assert archive and downloaded(archive, service, 2) == data
     service.delete([item.key for item in archive.chunks] + ["absent"])
@@ -663,7 +660,7 @@ def test_chunks_whose_etags_say_nothing_are_known_by_their_marks(
     if not mixed:
         send(bucket, os.urandom(2500), safe=True)
         present = s3napback.archive_objects(bucket, "a")
-        assert send(bucket, os.urandom(3500), safe=True, replaced=present).tidy
+        assert send(bucket, os.urandom(3500), safe=True, old_chunks=present).old_chunks_removed
     else:
         store: Any = Intruded(bucket, 1, lambda: send(bucket, os.urandom(3500)))
         with pytest.raises(Failure, match="another machine stored a"):
