@@ -6540,21 +6540,21 @@ def is_within(path: str, folders: set[str]) -> bool:
     return True
 
 
-def parse_dumpdir(data: bytes) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+def parse_dumpdir(data: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(name → Y, N or D of a directory's entries, renames of directories as (from, to)).
 
     GNU tar manual, "Dumpdir": Y is in the archive, N is not, D is a directory.
     """
-    names: dict[str, bytes] = {}
+    names: dict[str, str] = {}
     renames: list[tuple[str, str]] = []
     source = ""
-    for entry in data.split(b"\0"):
-        kind, name = entry[:1], os.fsdecode(entry[1:])
-        if kind in (b"Y", b"N", b"D"):
+    for entry in os.fsdecode(data).split("\0"):
+        kind, name = entry[:1], entry[1:]
+        if kind in ("Y", "N", "D"):
             names[name] = kind
-        elif kind in (b"R", b"X"):
+        elif kind in ("R", "X"):
             source = name
-        elif kind == b"T":
+        elif kind == "T":
             renames.append((source, name))
     return names, renames
 
@@ -6622,9 +6622,9 @@ class Layer:
             kind = names.get(inner[len(start) :])
             if kind is None:
                 self.gone.add(wanted_below)
-            if inner == wanted_below and kind in (b"Y", b"D"):
+            if inner == wanted_below and kind in ("Y", "D"):
                 self._awaited.add(inner)
-            if inner == wanted_below or kind != b"D":
+            if inner == wanted_below or kind != "D":
                 self._untold.discard(wanted_below)
         if not wanted:
             return
@@ -6634,7 +6634,7 @@ class Layer:
         if self.paths:
             self._untold.discard(path)
             self._awaited.discard(path)
-            self._awaited.update(start + name for name, kind in names.items() if kind != b"N")
+            self._awaited.update(start + name for name, kind in names.items() if kind != "N")
             if len(self._awaited) > _MAX_AWAITED:
                 self._awaited = {_NEVER}
 
@@ -7216,18 +7216,19 @@ class Tree:
         make: makes those that are not there; follow: goes through symbolic links below the top.
         """
         handle: int | None = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY)
-        for end in re.finditer("/|$", path) if path else ():
+        done = ""
+        for name in path.split("/") if path else ():
+            done = f"{done}/{name}" if done else name
             if handle is not None:
-                handle = self._step(handle, path[: end.start()], make, follow)
+                handle = self._step(handle, name, done, make, follow)
         try:
             yield handle
         finally:
             if handle is not None:
                 os.close(handle)
 
-    def _step(self, above: int, path: str, make: bool, follow: bool) -> int | None:
-        """The folder of a path, open, its owner may write in it; the one above it is closed."""
-        name = os.path.basename(path)
+    def _step(self, above: int, name: str, path: str, make: bool, follow: bool) -> int | None:
+        """A folder in an open one, which is closed; it is open, and its owner may write in it."""
         flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
         try:
             if make and not exists(name, above):
