@@ -7622,7 +7622,14 @@ _LITTLE_ROOM, _LITTLE_TEMP_ROOM = 100_000_000, 1_000_000_000
 _SOON, _SKEW_WARNING, _SKEW_ERROR = 30, 60, 900
 
 # How long a database may take for the structure of its tables, seconds.
-_DUMP_PATIENCE = 60
+_DUMP_TIMEOUT = 60
+
+# The programs of each kind, of which the first that is there is taken.
+_TOOLS = {
+    DIRECTORY: (("tar",),), SUBVERSION: (("svnadmin",), ("svnlook",)),
+    SUBVERSION_DIR: (("svnadmin",), ("svnlook",)), MYSQL: (_MYSQL_TOOLS,),
+    POSTGRESQL: (("pg_dump",), ("pg_dumpall",)),
+}
 
 
 @dataclass(frozen=True)
@@ -7635,9 +7642,37 @@ class Finding:
     hint: str = ""
 
 
-def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
+def _ok(text: str, subject: str = "") -> Finding:
+    return Finding("ok", subject, text)
+
+
+def _warning(text: str, hint: str = "", subject: str = "") -> Finding:
+    return Finding("warning", subject, text, hint)
+
+
+def _error(text: str, hint: str = "", subject: str = "") -> Finding:
+    return Finding("error", subject, text, hint)
+
+
+def findings_of(subject: str, check: Iterable[Finding]) -> Iterator[Finding]:
+    """What a check finds, of this subject where it names no other. What ends it is a finding, too:
+    no check keeps the others back."""
+    try:
+        for one in check:
+            yield replace(one, subject=one.subject or subject)
+    except Failure as failure:
+        where = f"{failure.where}: " if failure.where else ""
+        yield _error(f"{where}{failure.message}", failure.hint, subject)
+    except OSError as error:
+        yield _error(str(os_failure(error, "check it")), "", subject)
+    except Exception as error:
+        yield _error("could not be checked, by a fault of this program:"
+                     f" {type(error).__name__}: {error}", "please report it", subject)
+
+
+def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Finding]:
     """What the script says when it is called as cron calls it (crontab(5)): by its first line, by
-    sh, in the home folder."""
+    sh, in the home folder. Raises Failure for a wrong call, or where cron runs nothing."""
     try:
         user = pwd.getpwuid(os.geteuid())
     except KeyError as error:
@@ -7646,411 +7681,294 @@ def _check_as_cron(file: str, names: Sequence[str]) -> list[Finding]:
             "run this as the user whose crontab it is",
         ) from error
     env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
-    script = _script()
-    words = [script, "check", "--json", *(["-c", file] if file else []), *names]
+    call = shlex.join([script, "check", "--json", *(["-c", file] if file else []), *names])
     with os_failures(f"run anything in {user.pw_dir}, the home of {user.pw_name}, as cron does"):
         os.stat(os.path.join(user.pw_dir, "."))
-    done = run_tool(
-        ("/bin/sh", "-c", shlex.join(words)), env, cwd=user.pw_dir,
-        new_session=True,  # cron has no terminal on which a password could be typed
-    )
-    said = (done.errors.strip().splitlines() or [f"it ended with status {done.status}"])[-1]
+    # cron has no terminal on which a password could be typed.
+    done = run_tool(("/bin/sh", "-c", call), env, cwd=user.pw_dir, new_session=True)
+    last = (done.errors.strip().splitlines() or [f"it ended with status {done.status}"])[-1]
     if done.status == EXIT_USAGE and not done.output:
-        raise Failure(said.removeprefix("s3napback: "), status=EXIT_USAGE)
+        raise Failure(last.removeprefix("s3napback: "), status=EXIT_USAGE)
     try:
-        findings = [Finding(**one) for one in json.loads(done.output)]
+        findings = json.loads(done.output)
     except ValueError:
-        hint = f"try by hand: cd; env -i PATH={_CRON_PATH} HOME={user.pw_dir} {shlex.join(words)}"
+        hint = f"try by hand: cd; env -i PATH={_CRON_PATH} HOME={user.pw_dir} {call}"
         if done.status == 126:  # of a shell: found, and not executable
             hint = f"chmod +x {shlex.quote(script)}"
-        return [Finding("error", "cron", f"{script} does not run: {said}", hint)]
+        yield _error(f"{script} does not run: {last}", hint, "cron")
+        return
     if file and not os.path.isabs(file):
-        findings.insert(0, Finding(
-            "warning", "cron", f"{file} is not a whole path, and cron starts in {user.pw_dir}",
-            f"in the crontab, write {os.path.abspath(file)}",
-        ))
-    return findings
+        yield _warning(f"{file} is not a whole path, and cron starts in {user.pw_dir}",
+                       f"in the crontab, write {os.path.abspath(file)}", "cron")
+    for finding in findings:
+        yield Finding(**finding)
+
+
+def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Finding]:
+    """The rehearsal of one config, in the order in which a run would meet what is wrong."""
+    config = read_config(path)
+    settings = settings_of(config)
+    jobs = jobs_of(config)
+    for warning in config_warnings(config):
+        yield _warning(warning)
+    for sentence in not_backed_up(config, jobs):
+        yield _error(sentence)
+    yield _ok(f"{path} asks for {len(jobs)} jobs")
+    check = _Check(settings, jobs, run)
+    for subject, findings in (
+        ("jobs", check.jobs()), ("TZ", check.time_zone()), ("tools", check.tools()),
+        ("Compressor", check.compressor()), ("databases", check.roles()),
+        ("DiffDir", check.diff_dir()), ("TempDir", check.temp_dir()),
+        ("S3Keyfile", check.key_file()), ("bucket", check.bucket(retries)),
+        ("GpgRecipient", check.encryption()),
+        *((f"{job.kind} {job.name}", check.source(job)) for job in jobs),
+    ):
+        yield from findings_of(subject, findings)
 
 
 class _Check:
-    """The rehearsal of one config. Every method is one subject; none keeps the others back."""
+    """The checks of one config, a method for each subject."""
 
-    def __init__(
-        self, path: str, moment: Moment, clock: Callable[[], float], env: Mapping[str, str]
-    ) -> None:
-        self.findings: list[Finding] = []
-        self._path, self._moment, self._clock, self._env = path, moment, clock, env
+    def __init__(self, settings: Settings, jobs: Sequence[Job], run: RunOptions) -> None:
+        self._settings, self._jobs, self._run = settings, jobs, run
+        self._now, self._env = run.moment, run.env
+        self._state = State(settings.diff_dir, run.moment)
         self._store: Store | None = None  # where the bucket is there
-
-    def all(self) -> None:
-        """Every check, in the order in which a run would meet what is wrong."""
-        with self._subject("config"):
-            config = read_config(self._path)
-            self._settings = settings_of(config)
-            self._jobs = jobs_of(config)
-            for warning in config_warnings(config):
-                self._say("warning", "config", warning)
-            for sentence in not_backed_up(config, self._jobs):
-                self._say("error", "config", sentence)
-            self._say("ok", "config", f"{self._path} asks for {len(self._jobs)} jobs")
-            self._rest()
-
-    def _rest(self) -> None:
-        """What can only be looked at where the config can be read; each on its own."""
-        for subject, method in (
-            ("jobs", self._plans), ("tools", self._tools), ("Compressor", self._compressor),
-            ("databases", self._roles), ("DiffDir", self._diff_dir),
-            ("TempDir", self._temp_dir), ("S3Keyfile", self._key_file), ("bucket", self._bucket),
-            ("GpgRecipient", self._gpg),
-        ):
-            with self._subject(subject):
-                method()
-        for job in self._jobs:
-            with self._subject(f"{job.kind} {job.name}"):
-                self._source(job)
-                for kind, name in self._sources(job):
-                    self._history(kind, name)
-
-    @contextlib.contextmanager
-    def _subject(self, subject: str) -> Iterator[None]:
-        try:
-            yield
-        except Failure as failure:
-            where = f"{failure.where}: " if failure.where else ""
-            self._say("error", subject, f"{where}{failure.message}", failure.hint)
-        except OSError as error:
-            self._say("error", subject, str(os_failure(error, "check it")))
-        except Exception as error:  # a fault in one check does not end the others
-            self._say("error", subject, "could not be checked, by a fault of this program:"
-                      f" {type(error).__name__}: {error}", "please report it")
-
-    def _say(self, level: str, subject: str, text: str, hint: str = "") -> None:
-        self.findings.append(Finding(level, subject, text, hint))
 
     # ---- what stands in the config ----
 
-    def _plans(self) -> None:
-        makers: dict[str, Job] = {}
+    def jobs(self) -> Iterator[Finding]:
+        first: dict[str, Job] = {}
         due = 0
         for job in self._jobs:
-            cycle = job.cycle
-            dumps = job.kind in DUMPS
+            subject = f"{job.kind} {job.name}"
             start = archive_start(job.kind, stored_name(job.kind, job.name), self._settings.prefix)
-            other = makers.setdefault(start, job)
+            other = first.setdefault(start, job)
             if other is not job:
-                self._say("error", f"{job.kind} {job.name}",
-                          f"{job.where}: the job at {other.where} writes to the same archives",
-                          "take one of them out")
-            with self._subject(f"{job.kind} {job.name}"):
-                due += is_backup_day(cycle, self._moment.day)
-                slot_number(cycle, self._moment.day, ignore_diffs=dumps)
-                loss = new_year_loss(cycle, self._moment.local().year, dumps)
-                if loss:
-                    self._say(
-                        "warning", f"{job.kind} {job.name}",
-                        f"{job.where}: at New Year the rotation starts anew, and only {loss[1]}"
-                        f" restore points are left, of {loss[0]} at the least before it",
-                        "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365"
-                        " with a small rest, or HanoiCycle",
-                    )
-        self._say("ok", "jobs", f"{due} of {len(self._jobs)} are due today")
+                yield _error(f"{job.where}: the job at {other.where} writes to the same archives",
+                             "take one of them out", subject)
+            yield from findings_of(subject, self._rotation(job))
+            with contextlib.suppress(Failure):  # told already
+                due += is_backup_day(job.cycle, self._now.day)
+        yield _ok(f"{due} of {len(self._jobs)} are due today")
+
+    def _rotation(self, job: Job) -> Iterator[Finding]:
+        slot_and_mode(job.cycle, self._now.day, job.kind in DUMPS)
+        loss = new_year_loss(job.cycle, self._now.local().year, job.kind in DUMPS)
+        if loss:
+            yield _warning(
+                f"{job.where}: at New Year the rotation starts anew, and only {loss[1]} restore"
+                f" points are left, of {loss[0]} at the least before it",
+                "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365 with a"
+                " small rest, or HanoiCycle",
+            )
+
+    def time_zone(self) -> Iterator[Finding]:
         zone = self._env.get("TZ", "")
         if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
             from dateutil import tz
 
             if tz.gettz(zone) is None:
-                self._say("warning", "TZ", f"{zone} is not known here: days are those of UTC",
-                          "correct the variable TZ, or unset it")
+                yield _warning(f"{zone} is not known here: days are those of UTC",
+                               "correct the variable TZ, or unset it")
 
     # ---- this machine ----
 
-    def _tools(self) -> None:
+    def tools(self) -> Iterator[Finding]:
+        try:
+            temp_file().close()
+        except Failure as failure:
+            yield _error(failure.message, failure.hint, "TMPDIR")
         kinds = {job.kind for job in self._jobs}
         compressor = self._settings.compressor
-        needed: list[tuple[str, ...]] = [
-            (shlex.split(compressor)[0],) if compressor else CODECS[0].commands
-        ]
-        if DIRECTORY in kinds:
-            needed.append(("tar",))
-        if kinds & {SUBVERSION, SUBVERSION_DIR}:
-            needed += [("svnadmin",), ("svnlook",)]
-        if MYSQL in kinds:
-            needed.append(_MYSQL_TOOLS)
-        if POSTGRESQL in kinds:
-            needed += [("pg_dump",), ("pg_dumpall",)]
-        if self._settings.gpg_recipients:
-            needed.append(("gpg",))
-        with self._subject("TMPDIR"):
-            temp_file().close()
-        for names in needed:
-            tool = find_tool(names, self._env) or ""
-            path = shutil.which(tool, path=self._env.get("PATH"))
+        needed = [(shlex.split(compressor)[0],) if compressor else CODECS[0].commands]
+        needed += [names for kind in _TOOLS if kind in kinds for names in _TOOLS[kind]]
+        needed += [("gpg",)] if self._settings.gpg_recipients else []
+        for names in dict.fromkeys(needed):
+            path = shutil.which(find_tool(names, self._env) or "", path=self._env.get("PATH"))
             if path is None:
-                self._say("error", names[0], f"is not on PATH ({self._env.get('PATH', '')})",
-                          "install it, or set PATH in the crontab")
+                yield _error(f"is not on PATH ({self._env.get('PATH', '')})",
+                             "install it, or set PATH in the crontab", names[0])
             elif names == ("tar",) and (
                 "GNU tar" not in run_tool((path, "--version"), self._env).output
             ):
-                self._say("error", "tar", f"{path} is not GNU tar", "install GNU tar as tar")
+                yield _error(f"{path} is not GNU tar", "install GNU tar as tar", "tar")
             else:
-                self._say("ok", names[0], path)
+                yield _ok(path, names[0])
 
-    def _compressor(self) -> None:
+    def compressor(self) -> Iterator[Finding]:
         compressor = self._settings.compressor
-        if compressor and find_tool(shlex.split(compressor)[:1], self._env):  # else it is told
+        if not compressor:
+            # README.md, Performance, has the figures.
+            faster = [f'"{one}"' for one in ("igzip -3", "zstd -3")
+                      if find_tool((one.split()[0],), self._env)]
+            if faster:
+                yield _ok(f"none is set: {' or '.join(faster)} takes a tenth of gzip's time, a"
+                          " quarter of pigz's on two processors")
+        elif find_tool(shlex.split(compressor)[:1], self._env):  # else it is told
             check_compressor(compressor, self._env)
-            self._say("ok", "Compressor", f"what {compressor} writes can be read back")
+            yield _ok(f"what {compressor} writes can be read back")
 
-    def _diff_dir(self) -> None:
+    def roles(self) -> Iterator[Finding]:
+        """What a dump of one database lacks of its server."""
+        for kind, parts, what, whole in (
+            (POSTGRESQL, postgresql_parts, "roles and tablespaces", {""}),
+            (MYSQL, mysql_parts, "users and their rights", {"--all-databases", "mysql"}),
+        ):
+            dumped = {parts(job.name)[1] for job in self._jobs if job.kind == kind}
+            if dumped and not whole & dumped:
+                yield _warning(f"{what} are in no backup: a dump of one database holds none",
+                               f"add a line {kind} all", kind)
+
+    def diff_dir(self) -> Iterator[Finding]:
         folder = self._settings.diff_dir
-        state = State(folder, self._moment)
         try:
-            with state.lock():
+            with self._state.lock():
                 pass
         except Failure as failure:
             if failure.status != EXIT_LOCKED:
                 raise
-            self._say("warning", "DiffDir", failure.message)
-        self._writable(folder)
+            yield _warning(failure.message)
+        _try_to_write(folder)
         largest = max((size_of_tree(entry.path) for entry in os.scandir(folder)), default=0)
-        self._room("DiffDir", folder, max(_LITTLE_ROOM, 2 * largest))
+        yield _room(folder, max(_LITTLE_ROOM, 2 * largest))
 
-    def _temp_dir(self) -> None:
+    def temp_dir(self) -> Iterator[Finding]:
         _check_temp_dir(self._settings, self._jobs)
         folder = self._settings.temp_dir
         if folder and any(job.use_temp_file for job in self._jobs):
-            self._writable(folder)
-            self._room("TempDir", folder, _LITTLE_TEMP_ROOM)
-
-    @staticmethod
-    def _writable(folder: str) -> None:
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError as error:
-            raise Failure(
-                f"cannot write in {folder}: {error.strerror}",
-                "make it, writable for the user that runs this",
-            ) from error
-
-    def _room(self, subject: str, folder: str, little: int) -> None:
-        room = shutil.disk_usage(folder).free
-        level, hint = ("warning", "make room there") if room < little else ("ok", "")
-        self._say(level, subject, f"{folder} can be written, {size_text(room)} are free", hint)
+            _try_to_write(folder)
+            yield _room(folder, _LITTLE_TEMP_ROOM)
 
     # ---- the bucket ----
 
-    def _key_file(self) -> None:
+    def key_file(self) -> Iterator[Finding]:
         path = self._settings.s3_keyfile
         if folder_root(self._settings.s3_endpoint) is not None:
             return
         if path is None:
-            self._say("ok", "S3Keyfile", "none: AWS's usual sources give the key")
+            yield _ok("none: AWS's usual sources give the key")
             return
         read_key_file(path)
         if others_can_read(path):
-            self._say("warning", "S3Keyfile", f"{path} can be read by others",
-                      f"chmod 600 {shlex.quote(path)}")
+            yield _warning(f"{path} can be read by others", f"chmod 600 {shlex.quote(path)}")
         else:
-            self._say("ok", "S3Keyfile", f"{path} is private")
+            yield _ok(f"{path} is private")
 
-    def _bucket(self) -> None:
-        name = self._settings.bucket
-        access = access_of(self._settings)
-        store = open_store(name, access, self._clock, Retries(0.0, _TOOL_LOG))
+    def bucket(self, retries: Retries) -> Iterator[Finding]:
+        name, endpoint = self._settings.bucket, self._settings.s3_endpoint
+        store = open_store(name, access_of(self._settings), self._run.clock, retries)
         there = store.exists()
-        if isinstance(store, S3Store):
-            self._clocks(store)
+        skew = store.skew() if isinstance(store, S3Store) else None
+        if skew is not None:
+            level = "error" if abs(skew) >= _SKEW_ERROR else "warning"
+            level = "ok" if abs(skew) < _SKEW_WARNING else level
+            yield Finding(
+                level, "clock",
+                f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's",
+                "" if level == "ok" else "set the clock of this machine",
+            )
         if not there:
-            self._new_bucket(store)
+            yield from self._new_bucket(store)
             return
         if isinstance(store, S3Store):
-            self._about(store)
+            yield from _bucket_facts(name, store.about())
         else:
-            self._say("ok", "bucket", f"{name} is a folder of {self._settings.s3_endpoint}")
-            self._room("bucket", folder_root(self._settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
-        self._probe(store)
+            yield _ok(f"{name} is a folder of {endpoint}")
+            yield _room(folder_root(endpoint) or "", _LITTLE_TEMP_ROOM)
+        yield from self._probe(store)
         self._store = store
 
-    def _clocks(self, store: S3Store) -> None:
-        skew = store.skew()
-        if skew is None:
-            return
-        text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
-        level = "error" if abs(skew) >= _SKEW_ERROR else (
-            "warning" if abs(skew) >= _SKEW_WARNING else "ok"
-        )
-        self._say(level, "clock", text, "" if level == "ok" else "set the clock of this machine")
-
-    def _about(self, store: S3Store) -> None:
-        facts = store.about()
-        self._say("ok", "bucket", f"{store.bucket} is in {facts.region or 'an unknown region'}")
-        if facts.versioned:
-            self._say("warning", "bucket", "it keeps old versions, which cost as much as new ones",
-                      "let a lifecycle rule expire noncurrent versions")
-        if facts.retention:
-            self._say("warning", "bucket",
-                      f"object lock keeps what is stored ({facts.retention}): until then an archive"
-                      " that is replaced or deleted stays, as an old version", "plan room for it")
-        if facts.unknown:
-            unknown = " and ".join(facts.unknown)
-            self._say("ok", "bucket", f"the service does not say whether it has {unknown}")
-
-    def _new_bucket(self, store: Store) -> None:
+    def _new_bucket(self, store: Store) -> Iterator[Finding]:
         """Makes the bucket, to know that it can be made, and takes it away again."""
         store.create()
-        with self._subject("bucket"):
-            self._probe(store)
+        yield from findings_of("", self._probe(store))
         with contextlib.suppress(Failure):  # without the right to remove it, it stays
             store.remove()
         now = "was not there, and is there now" if store.exists() else "is not there"
-        self._say("ok", "bucket", f"{store.bucket} {now}; it can be made: the first run makes it")
+        yield _ok(f"{store.bucket} {now}; it can be made: the first run makes it")
 
-    def _probe(self, store: Store) -> None:
+    def _probe(self, store: Store) -> Iterator[Finding]:
         """An object under as awkward a key as names can make, there and away again."""
-        prefix = self._settings.prefix
+        prefix, safe = self._settings.prefix, self._settings.safe_replace
         name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
         try:
-            self._store_and_fetch(store, archive_start(DIRECTORY, name, prefix))
+            _store_and_fetch(store, archive_start(DIRECTORY, name, prefix), safe)
         except Failure as failure:
             try:
                 if prefix:
                     raise
-                self._store_and_fetch(store, archive_start(DIRECTORY, name[1:]))
+                _store_and_fetch(store, archive_start(DIRECTORY, name[1:]), safe)
             except Failure:
                 raise failure from None  # the slash is not at fault
             raise Failure(
                 f"the service does not keep keys that begin with a slash: {failure.message}",
                 "set Prefix, to the name of this machine for example",
             ) from failure
-        copied = ", copied" if self._settings.safe_replace else ""
-        self._say("ok", "bucket", f"a probe object was stored{copied}, read, listed and deleted")
-
-    def _store_and_fetch(self, store: Store, archive: str) -> None:
-        keys = [chunk_key(archive, n) for n in range(2 if self._settings.safe_replace else 1)]
-        try:
-            self._compare_probe(store, archive, keys)
-        except BaseException:
-            with contextlib.suppress(Failure), store.retries.once():  # the first fault is told
-                store.delete(keys)
-            raise
-        store.delete(keys)
-        if is_there(store, keys[0]):
-            raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
-
-    def _compare_probe(self, store: Store, archive: str, keys: Sequence[str]) -> None:
-        data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
-        store.put(keys[0], data, {f"{META}archive": mark})
-        if len(keys) > 1:
-            store.copy(*keys)
-        back = Buffer(len(data))
-        told = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
-        if bytes(back) != data:
-            raise Failure("a probe object came back other than it was stored",
-                          "this service cannot be trusted with backups")
-        # A service may change the capitals of a name.
-        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in told]
-        if any(one.get(f"{META}archive") != mark for one in kept):
-            raise Failure("the service does not keep the metadata of a probe object",
-                          "use another one: without metadata no archive is known to be complete")
-        if [item.key for item in iter_objects(store, chunk_prefix(archive))] != list(keys):
-            raise Failure("a probe object was stored, and is not listed",
-                          "this service cannot be trusted with backups")
+        copied = ", copied" if safe else ""
+        yield _ok(f"a probe object was stored{copied}, read, listed and deleted")
 
     # ---- encryption ----
 
-    def _gpg(self) -> None:
+    def encryption(self) -> Iterator[Finding]:
         if not self._settings.gpg_recipients:
-            self._say("ok", "GpgRecipient", "none: archives are not encrypted")
+            yield _ok("none: archives are not encrypted")
         for recipient in self._settings.gpg_recipients:
-            with self._subject("GpgRecipient"):
-                self._recipient(recipient, self._settings.gpg_keyring)
+            yield from findings_of("", self._recipient(recipient))
 
-    def _recipient(self, recipient: str, keyring: str | None) -> None:
-        check_recipient(recipient, keyring, self._env)
-        with run_filter(gpg_stage([recipient], keyring), [b"probe"], self._env) as output:
+    def _recipient(self, recipient: str) -> Iterator[Finding]:
+        keyring, env = self._settings.gpg_keyring, self._env
+        check_recipient(recipient, keyring, env)
+        with run_filter(gpg_stage([recipient], keyring), [b"probe"], env) as output:
             sealed = b"".join(output)
         if not is_openpgp(sealed) or b"probe" in sealed:
             raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
         # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
         usable = [
             (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
-            for key in _public_keys(recipient, keyring, self._env)
+            for key in _public_keys(recipient, keyring, env)
             for sub in encryption_keys(key)
         ]
         if not usable:
             raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
         end, ending, key = max(usable, key=lambda one: one[0])
-        if end - self._moment.epoch < _SOON * 86400:
+        if end - self._now.epoch < _SOON * 86400:
             what = "key" if ending is key else "subkey"
-            self._say("warning", "GpgRecipient",
-                      f"the {what} {ending['keyid']} of {recipient} expires on {_day_of(ending)}",
-                      _edit_key(key, "expire"))
+            yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
+                           f" {_day_of(ending)}", _edit_key(key, "expire"))
         else:
-            self._say("ok", "GpgRecipient", f"gpg encrypts for {recipient} with {key['keyid']}")
+            yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
 
     # ---- what is to be backed up ----
 
-    def _source(self, job: Job) -> None:
-        subject = f"{job.kind} {job.name}"
+    def source(self, job: Job) -> Iterator[Finding]:
+        names = [job.name]
         if job.kind == DIRECTORY:
-            state = State(self._settings.diff_dir, self._moment)
-            survey = survey_names(expand_name(job.name, self._env), state.last_seen(job.name))
-            for text in survey.faults:
-                self._say("error", subject, text, "mount it, or see who may read it")
-            for text in survey.links:
-                self._say("error", subject, text)
-            for text in survey.warnings:
-                self._say("warning", subject, text)
-            if not survey.faults and not survey.links:
-                self._say("ok", subject, "can be read")
+            yield from self._directory(job.name)
         elif job.kind in (SUBVERSION, SUBVERSION_DIR):
-            places = [job.name] if job.kind == SUBVERSION else repositories_in(job.name)
-            for place in places:
-                revision = youngest_revision(place, self._env)
-                self._say("ok", f"{SUBVERSION} {place}", f"answers, at revision {revision}")
-            if not places:
-                self._say("warning", subject, "there is no repository in it", "correct the name")
+            names = names if job.kind == SUBVERSION else repositories_in(job.name)
+            for name in names:
+                revision = youngest_revision(name, self._env)
+                yield _ok(f"answers, at revision {revision}", f"{SUBVERSION} {name}")
+            if not names:
+                yield _warning("there is no repository in it", "correct the name")
         else:
-            self._database(job)
+            yield self._database(job)
+        kind = SUBVERSION if job.kind == SUBVERSION_DIR else job.kind
+        for name in names:
+            for one in self._history(kind, name):
+                yield replace(one, subject=f"{kind} {name}")
 
-    def _sources(self, job: Job) -> list[tuple[str, str]]:
-        if job.kind == SUBVERSION_DIR:
-            return [(SUBVERSION, name) for name in repositories_in(job.name)]
-        return [(job.kind, job.name)]
+    def _directory(self, name: str) -> Iterator[Finding]:
+        survey = survey_names(expand_name(name, self._env), self._state.last_seen(name))
+        for text in survey.faults:
+            yield _error(text, "mount it, or see who may read it")
+        yield from map(_error, survey.links)
+        yield from map(_warning, survey.warnings)
+        if not survey.faults and not survey.links:
+            yield _ok("can be read")
 
-    def _history(self, kind: str, name: str) -> None:
-        """What the bucket has of a source from another host; a diff file of the Perl script."""
-        prefix = self._settings.prefix
-        start = archive_start(kind, stored_name(kind, name), prefix)
-        by_date = sorted(
-            archives_of(self._store, start, prefix) if self._store else (),
-            key=lambda one: max(item.modified for item in one[2]),
-        )
-        newest = {mode: objects for _, mode, objects in by_date}
-        if self._store and by_date:
-            last, _, objects = by_date[-1]
-            self._tell_host(f"{kind} {name}", resolve_archive(last, objects, self._store.head))
-        state = State(self._settings.diff_dir, self._moment)
-        known = kind not in (DIRECTORY, SUBVERSION) or state.sidecars(name)
-        if known or not state.written_on(name):
-            return
-        size = sum(item.size for item in newest[FULL]) if FULL in newest else (
-            sum(map(size_of_tree, expand_name(name, self._env)))
-        )
-        self._say("ok", f"{kind} {name}", "the diff file is the Perl script's: the next archive"
-                  f" holds everything, once: about {size_text(size)}")
-
-    def _tell_host(self, subject: str, last: Archive | None) -> None:
-        host = last.metadata.get("host", "") if last else ""
-        if last and host not in ("", host_name()):
-            today = last.made_on(self._moment) == self._moment.date().isoformat()
-            self._say("error" if today else "warning", subject,
-                      f"{last.name} is of the host {host}, which stores in this bucket, too",
-                      "give each machine a Bucket of its own, or a Prefix")
-
-    def _database(self, job: Job) -> None:
+    def _database(self, job: Job) -> Finding:
         """A dump of the structure alone: the login, the rights and the server, in little time."""
         if job.kind == MYSQL:
             options = (*job.mysql_options, "--no-data")
@@ -8058,27 +7976,59 @@ class _Check:
         else:
             stage = postgresql_stage(job.name)
             stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))
-        done = run_tool(stage.argv, self._env, timeout=_DUMP_PATIENCE)
+        done = run_tool(stage.argv, self._env, timeout=_DUMP_TIMEOUT)
         tail = done.output[-4096:].encode("utf-8", "surrogateescape")
         end = StageResult(stage, done.status, tuple(done.errors.strip().splitlines()), tail=tail)
         if not end.is_whole:
             raise Failure(str(end), _tool_hint(end) or "try the command by hand")
         if done.status:
-            self._say("warning", f"{job.kind} {job.name}", f"with --force, {end}",
-                      "mend what it names: it is not in the dump")
-        else:
-            self._say("ok", f"{job.kind} {job.name}", "answers")
+            return _warning(f"with --force, {end}", "mend what it names: it is not in the dump")
+        return _ok("answers")
 
-    def _roles(self) -> None:
-        """What a dump of one database lacks of its server."""
-        for kind, parts, what, whole in (
-            (POSTGRESQL, postgresql_parts, "roles and tablespaces", {""}),
-            (MYSQL, mysql_parts, "users and their rights", {"--all-databases", "mysql"}),
+    def _history(self, kind: str, name: str) -> Iterator[Finding]:
+        """What the bucket has of a source from another host; a diff file of the Perl script."""
+        prefix = self._settings.prefix
+        start = archive_start(kind, stored_name(kind, name), prefix)
+        by_date = sorted(
+            archives_of(self._store, start, prefix) if self._store else (),
+            key=lambda one: max(item.modified for item in one[2]),
+        )
+        if self._store and by_date:
+            last = resolve_archive(by_date[-1][0], by_date[-1][2], self._store.head)
+            host = last.metadata.get("host", "") if last else ""
+            if last and host not in ("", self._run.host):
+                today = last.made_on(self._now) == self._now.date().isoformat()
+                yield (_error if today else _warning)(
+                    f"{last.name} is of the host {host}, which stores in this bucket, too",
+                    "give each machine a Bucket of its own, or a Prefix",
+                )
+        if kind not in (DIRECTORY, SUBVERSION) or self._state.sidecars(name) or (
+            not self._state.written_on(name)
         ):
-            dumped = [parts(job.name)[1] for job in self._jobs if job.kind == kind]
-            if dumped and not whole & set(dumped):
-                self._say("warning", kind, f"{what} are in no backup: a dump of one database holds"
-                                           " none", f"add a line {kind} all")
+            return
+        fulls = [objects for _, mode, objects in by_date if mode == FULL]
+        size = sum(item.size for item in fulls[-1]) if fulls else (
+            sum(map(size_of_tree, expand_name(name, self._env)))
+        )
+        yield _ok("the diff file is the Perl script's: the next archive holds everything, once:"
+                  f" about {size_text(size)}")
+
+
+def _try_to_write(folder: str) -> None:
+    """Raises Failure unless a file can be made and filled there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise Failure(f"cannot write in {folder}: {error.strerror}",
+                      "make it, writable for the user that runs this") from error
+
+
+def _room(folder: str, little: int) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{folder} can be written, {size_text(free)} are free"
+    return _warning(text, "make room there") if free < little else _ok(text)
 
 
 def size_of_tree(path: str) -> int:
@@ -8091,6 +8041,53 @@ def size_of_tree(path: str) -> int:
     with contextlib.suppress(OSError):
         size = size or os.lstat(os.path.join("/", path)).st_size
     return size
+
+
+def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
+    yield _ok(f"{bucket} is in {facts.region or 'an unknown region'}")
+    if facts.versioned:
+        yield _warning("it keeps old versions, which cost as much as new ones",
+                       "let a lifecycle rule expire noncurrent versions")
+    if facts.retention:
+        yield _warning(f"object lock keeps what is stored ({facts.retention}): until then an"
+                       " archive that is replaced or deleted stays, as an old version",
+                       "plan room for it")
+    if facts.unknown:
+        yield _ok(f"the service does not say whether it has {' and '.join(facts.unknown)}")
+
+
+def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
+    """Raises Failure unless an object comes back from the store as it went there."""
+    keys = [chunk_key(archive, n) for n in range(2 if copied else 1)]
+    try:
+        _compare_probe(store, archive, keys)
+    except BaseException:
+        with contextlib.suppress(Failure), store.retries.once():  # the first fault is to be told
+            store.delete(keys)
+        raise
+    store.delete(keys)
+    if is_there(store, keys[0]):
+        raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+
+
+def _compare_probe(store: Store, archive: str, keys: Sequence[str]) -> None:
+    data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
+    store.put(keys[0], data, {f"{META}archive": mark})
+    if len(keys) > 1:
+        store.copy(*keys)
+    back = Buffer(len(data))
+    found = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
+    if bytes(back) != data:
+        raise Failure("a probe object came back other than it was stored",
+                      "this service cannot be trusted with backups")
+    # A service may change the capitals of a name.
+    kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
+    if any(one.get(f"{META}archive") != mark for one in kept):
+        raise Failure("the service does not keep the metadata of a probe object",
+                      "use another one: without metadata no archive is known to be complete")
+    if [item.key for item in iter_objects(store, chunk_prefix(archive))] != list(keys):
+        raise Failure("a probe object was stored, and is not listed",
+                      "this service cannot be trusted with backups")
 
 
 # ==================================================================================================
@@ -8179,11 +8176,9 @@ class PatternFormatter(logging.Formatter):
             left, width, limit, letter, argument = match.groups("")
             made += self._pattern[end : match.start()]
             end = match.end()
-            if letter == "m":
-                text = _message(message, argument, len(made) - made.rfind("\n") - 1)
-            else:
-                text = self._fields(record, argument).get(letter, match[0])
-            text = text[: int(limit)] if limit else text
+            fields = self._fields(record, argument)
+            fields["m"] = _message(message, argument, len(made) - made.rfind("\n") - 1)
+            text = fields.get(letter, match[0])[: int(limit) if limit else None]
             made += text.ljust(int(width or 0)) if left else text.rjust(int(width or 0))
         return made + self._pattern[end:]
 
@@ -8376,11 +8371,8 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
     _TIMEOUT = 30
 
     def __init__(self, options: Mapping[str, str], server: str = "") -> None:
-        super().__init__(capacity=0)
+        super().__init__(capacity=sys.maxsize)
         self._options, self._server = options, options.get("smtp", server)
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        return False
 
     def flush(self) -> None:
         records, self.buffer = self.buffer, []
@@ -8388,8 +8380,7 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         try:
             if text:
                 self._send(text.encode("utf-8", "backslashreplace").decode())
-        except (OSError, ValueError, Failure) as error:
-            # smtplib's errors are OSErrors
+        except (OSError, ValueError, Failure) as error:  # smtplib's errors are OSErrors
             self._tell(f"send the log to {self._options['to']}", error)
 
     def _send(self, text: str) -> None:
@@ -8470,25 +8461,21 @@ _GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "loc
 # --------------------------------------------------------------------------------------------------
 
 
-class LevelRange(NamedTuple):
-    """What lies between two levels passes; or all else does, if not accept."""
+Filter: TypeAlias = "Callable[[logging.LogRecord], bool]"
 
-    first: int
-    last: int
-    accept: bool = True
 
-    def passes(self, record: logging.LogRecord) -> bool:
-        return (self.first <= record.levelno <= self.last) == self.accept
+def _passes(first: int, last: int, accept: bool, record: logging.LogRecord) -> bool:
+    return (first <= record.levelno <= last) == accept
 
 
 class Appender(NamedTuple):
-    """make: of its options, a handler; where: FILE:LINE; ranges: what its messages must pass."""
+    """make: of its options, a handler; where: FILE:LINE; filters: what its messages must pass."""
 
     make: AppenderMaker
     where: str
     options: Mapping[str, str]
     formatter: PatternFormatter
-    ranges: Sequence[LevelRange]
+    filters: Sequence[Filter]
 
 
 # How properties begin that need no `log4perl.` before them.
@@ -8517,11 +8504,11 @@ class LogConfig:
         self.problems: list[str] = []
         self._read_properties(text, dict(env or {}))
         self._read_loggers()
-        threshold = LevelRange(self._level("threshold", "ALL"), _LEVELS["OFF"])
-        utc = _is_true(self._entries.pop("utcDateTimes", ""))
-        filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
+        self._threshold = self._range("threshold", "")
+        self._utc = _is_true(self._entries.pop("utcDateTimes", ""))
+        self._filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
         for key in self._keys("appender"):
-            self._read_appender(key, filters, threshold, utc)
+            self._read_appender(key)
         for key in self._entries:
             if not key.endswith(".min_level"):  # of an appender that is not there
                 self._wrong(key, f"{key} is not understood; it is passed over")
@@ -8569,8 +8556,9 @@ class LogConfig:
     def _keys(self, head: str) -> list[str]:
         return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
 
-    def _below(self, key: str) -> list[str]:
-        return [entry for entry in self._entries if entry.startswith(f"{key}.")]
+    def _drop(self, key: str) -> None:
+        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
+            del self._entries[entry]
 
     def _level(self, key: str, default: str) -> int:
         return self._level_of(key, self._entries.pop(key, "")) or _LEVELS[default]
@@ -8593,54 +8581,52 @@ class LogConfig:
             elif head == "additivity" and not _is_true(self._entries.pop(key)):
                 self.closed.add(tail)
 
-    def _filter(self, key: str) -> LevelRange | None:
+    def _range(self, first: str, last: str, accept: bool = True) -> Filter:
+        """A filter for what lies between the levels that two properties give."""
+        return partial(_passes, self._level(first, "ALL"), self._level(last, "OFF"), accept)
+
+    def _filter(self, key: str) -> Filter | None:
         kind = self._entries.pop(key)
         accept = _is_true(self._entries.pop(f"{key}.AcceptOnMatch", "1"))
         if kind.endswith("::LevelRange"):
-            return LevelRange(self._level(f"{key}.LevelMin", "DEBUG"),
-                              self._level(f"{key}.LevelMax", "FATAL"), accept)
+            return self._range(f"{key}.LevelMin", f"{key}.LevelMax", accept)
         if kind.endswith("::LevelMatch"):
             level = self._level(f"{key}.LevelToMatch", "OFF")
-            return LevelRange(level, level, accept)
+            return partial(_passes, level, level, accept)
         self._wrong(key, f"filter class {kind} is unknown; it lets everything pass")
-        for entry in self._below(key):
-            del self._entries[entry]
+        self._drop(key)
         return None
 
-    def _read_appender(
-        self, key: str, filters: Mapping[str, LevelRange | None], threshold: LevelRange, utc: bool
-    ) -> None:
+    def _read_appender(self, key: str) -> None:
         kind, name = self._entries.pop(key), key.partition(".")[2]
         if kind not in _CLASSES:
             self._wrong(key, f"appender class {kind} is unknown; {name} is left out")
-            for entry in self._below(key):
-                del self._entries[entry]
+            self._drop(key)
             return
-        ranges = [threshold, LevelRange(self._level(f"{key}.Threshold", "ALL"), _LEVELS["OFF"])]
+        filters = [self._threshold, self._range(f"{key}.Threshold", "")]
         if kind.startswith("Log::Dispatch"):
-            ranges.append(LevelRange(self._level(f"{key}.min_level", "ALL"),
-                                     self._level(f"{key}.max_level", "OFF")))
+            filters.append(self._range(f"{key}.min_level", f"{key}.max_level"))
         chosen = self._entries.pop(f"{key}.Filter", "")
-        if chosen and chosen not in filters:
+        if chosen and chosen not in self._filters:
             self._wrong(f"{key}.Filter", f"filter {chosen} is not defined; everything passes")
-        found = filters.get(chosen)
-        ranges += [found] if found else []
-        formatter = self._formatter(key, utc)
+        found = self._filters.get(chosen)
+        filters += [found] if found else []
+        formatter = self._formatter(key)
         make, used = _CLASSES[kind]
         options = {}
-        for entry in self._below(key):
+        for entry in list(self._entries):
             option = entry.removeprefix(f"{key}.")
-            if option in used or f"{option.partition('.')[0]}." in used:
+            if option != entry and (option in used or f"{option.partition('.')[0]}." in used):
                 options[option] = self._entries.pop(entry)
-            elif option in _GRANTED:
+            elif option != entry and option in _GRANTED:
                 del self._entries[entry]
         if used[0] in ("filename", "to") and not options.get(used[0]):
             self._wrong(key, f"appender {name} has no {used[0]}; it is left out")
         else:
             where = f"{self._name}:{self._lines[key]}"
-            self.appenders[name] = Appender(make, where, options, formatter, ranges)
+            self.appenders[name] = Appender(make, where, options, formatter, filters)
 
-    def _formatter(self, key: str, utc: bool) -> PatternFormatter:
+    def _formatter(self, key: str) -> PatternFormatter:
         layout = self._entries.pop(f"{key}.layout", "")
         pattern = self._entries.pop(f"{key}.layout.ConversionPattern", None)
         layout = layout.removeprefix("Log::Log4perl::Layout::").removeprefix("org.apache.log4j.")
@@ -8648,7 +8634,8 @@ class LogConfig:
             self._wrong(f"{key}.layout", f"layout {layout} of {key.partition('.')[2]} is unknown")
         if pattern is None or layout in ("SimpleLayout", "NoopLayout"):
             pattern = _LAYOUTS.get(layout, _DEFAULT_PATTERN)
-        formatter = PatternFormatter(pattern, multiline=layout.endswith("Multiline"), utc=utc)
+        formatter = PatternFormatter(pattern, multiline=layout.endswith("Multiline"),
+                                     utc=self._utc)
         for part in formatter.unknown:
             self._wrong(f"{key}.layout.ConversionPattern",
                         f"{part} in the pattern is not understood")
@@ -8688,7 +8675,7 @@ def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) ->
     for name in {name: None for _, names in loggers.values() for name in names}:
         if name not in config.appenders:
             continue
-        make, where, options, formatter, ranges = config.appenders[name]
+        make, where, options, formatter, filters = config.appenders[name]
         if not changed and options.get("mode", "append") in _FILE_MODES:
             options = {**options, "mode": "append", "header_text": ""}
         try:
@@ -8700,8 +8687,8 @@ def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) ->
             continue
         handler.set_name(name)
         handler.setFormatter(formatter)
-        for levels in ranges:
-            handler.addFilter(levels.passes)
+        for one in filters:
+            handler.addFilter(one)
     if not handlers:
         handlers[""] = _Screen({})
         handlers[""].setFormatter(PatternFormatter())
@@ -8771,7 +8758,7 @@ usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCK
   --storage-class C    of what is stored    --parallel N   chunks at once (4)
 """
 
-# The words behind the command's own, the present, and a clock; the exit status.
+# What stands behind the command's name, the present, and a clock; the exit status.
 Command: TypeAlias = "Callable[[Sequence[str], Moment, Callable[[], float]], int]"
 
 
@@ -8781,25 +8768,24 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     argv: the words behind the program's name, default sys.argv's; now: stands for the present in
     everything that is decided or stamped, default the real time.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     started = time.monotonic()
-    start = time.time() if now is None else Moment.of(now).epoch
-    moment = Moment.of(start if now is None else now)
+    start = Moment.of(time.time() if now is None else now)
 
     def clock() -> float:
-        return start + time.monotonic() - started
+        return start.epoch + time.monotonic() - started
 
     _prepare_process()
     command: Command = cmd_backup
     if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
         command = cmd_js3tream
-    elif words and words[0] in COMMANDS:
-        command = COMMANDS[words.pop(0)]
+    elif args and args[0] in COMMANDS:
+        command = COMMANDS[args.pop(0)]
     status = EXIT_OK
     try:
         with _signals():
             with contextlib.suppress(SystemExit):  # argparse has shown a help
-                status = command(words, moment, clock)
+                status = command(args, start, clock)
             if sys.stdout:
                 sys.stdout.flush()  # here, where it can still be told that it went nowhere
             return status
@@ -8878,14 +8864,14 @@ def _program() -> str:
 
 
 @contextlib.contextmanager
-def _no_progress(_archive: str, _total: int | None = None) -> Iterator[Callable[[int], None]]:
-    yield lambda size: None
-
-
-@contextlib.contextmanager
-def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes (of a total, where it is known), rate and chunks; what is logged meanwhile is
-    written above it."""
+def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """On a terminal a bar of bytes (of a total, where it is known), rate and chunks; what is logged
+    meanwhile is written above it."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # closed, or no terminal
+        yield lambda size: None
+        return
     try:
         from tqdm import tqdm
     except ImportError as error:
@@ -8894,10 +8880,6 @@ def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[
     chunks = 0
     shown = printable(archive, "")
     shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
-    try:
-        columns, rows = os.get_terminal_size(sys.stderr.fileno())
-    except (OSError, ValueError):
-        columns = rows = 0
     with tqdm(
         desc=shown, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr,
         ncols=None if columns else 80, nrows=None if rows else 24,  # some do not know their size
@@ -8913,23 +8895,15 @@ def _progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[
         yield stored
 
 
-def _progress_display() -> Callable[..., contextlib.AbstractContextManager[Callable[[int], None]]]:
-    try:
-        terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # closed
-        terminal = False
-    return _progress_bar if terminal else _no_progress
-
-
 # --------------------------------------------------------------------------------------------------
 # Backup, the original's call
 # --------------------------------------------------------------------------------------------------
 
 
-def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
     try:
-        options, names = getopt.getopt(list(words), "c:fthd", ["help", "version"])
+        options, names = getopt.getopt(list(args), "c:fthd", ["help", "version"])
     except getopt.GetoptError as error:
         print_stderr(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
         print_stderr(USAGE.rstrip(), keep="\n")
@@ -8950,11 +8924,18 @@ def cmd_backup(words: Sequence[str], moment: Moment, clock: Callable[[], float])
             log.warning("TEST MODE ONLY, NO REAL ACTIONS WILL BE TAKEN")
         if "-f" in given:
             log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
-        context = RunOptions(
-            moment, clock, tool_environment(os.environ), _program(), _progress_display(),
+        run = RunOptions(
+            now, clock, tool_environment(os.environ), _program(), progress_bar,
             host_name(), test="-t" in given, force="-f" in given,
         )
-        return _run_configs(_config_paths(dict(options).get("-c", ""), names), context)
+        statuses = []
+        for path in _config_paths(dict(options).get("-c", ""), names):
+            try:
+                statuses.append(run_config(path, run))
+            except Failure as failure:  # it keeps no other config back
+                log.critical("%s", failure)
+                statuses.append(failure.status)
+        return worst_status(statuses)
     except Failure as failure:
         log.critical("%s", failure)
         return failure.status
@@ -8972,9 +8953,15 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
         tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
         found = next((path for path in tried if os.path.isfile(path)), None)
         if found is None:
+            meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+            hint = "give the path of a config file with -c"
+            if name in COMMANDS:
+                hint = f"{name} is a command if it is the first word: s3napback.py {name} ..."
+            elif meant:
+                hint = f"did you mean the command {meant[0]}? Else give the path of a file with -c"
             raise Failure(
-                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
-                _command_hint(name), status=EXIT_USAGE,
+                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there", hint,
+                status=EXIT_USAGE,
             )
         paths.append(found)
     if not paths:
@@ -8983,28 +8970,6 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
             "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
         )
     return paths
-
-
-def _command_hint(name: str) -> str:
-    """What to do about a NAME that is no config: it may be meant for a command."""
-    if name in COMMANDS:
-        return f"{name} is a command if it is the first word: s3napback.py {name} ..."
-    meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
-    if meant:
-        return f"did you mean the command {meant[0]}? Else give a config file's path with -c"
-    return "give the path of a config file with -c"
-
-
-def _run_configs(paths: Sequence[str], context: RunOptions) -> int:
-    """Each config is a run of its own: one that cannot run does not keep the others back."""
-    statuses = []
-    for path in paths:
-        try:
-            statuses.append(run_config(path, context))
-        except Failure as failure:
-            log.critical("%s", failure)
-            statuses.append(failure.status)
-    return worst_status(statuses)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9475,7 +9440,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
         kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
         _refuse_frozen(chain)
         size = sum(link.size for link in chain.archives)
-        progress = stack.enter_context(_progress_display()(names[0], size))
+        progress = stack.enter_context(progress_bar(names[0], size))
         as_of = _moment_text(moment, chain.as_of)
         work = _Restore(
             bucket, [link.archive for link in chain.archives], env, gpg,
@@ -9565,21 +9530,22 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
 # check
 # --------------------------------------------------------------------------------------------------
 
-def cmd_check(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`check`: tonight's run rehearsed, without storing anything."""
     options, names = read_args("check", args)
     if "cron" in options:
-        findings = _check_as_cron(options.get("c", ""), names)
+        findings = [*check_as_cron(_script(), options.get("c", ""), names)]
     else:
-        _js3tream_log(verbose=False, debug=False)
         problems = open_log(read_logconfig(), changed=False)
         close_log()
         findings = [Finding("warning", "log", problem, "correct s3napback.logconfig")
                     for problem in problems] or [Finding("ok", "log", "can be written")]
+        _js3tream_log(verbose=False, debug=False)
+        run = RunOptions(now, clock, tool_environment(os.environ), _program(), progress_bar,
+                         host_name())
         for path in _config_paths(options.get("c", ""), names):
-            check = _Check(path, moment, clock, tool_environment(os.environ))
-            check.all()
-            findings += check.findings
+            check = check_config(path, run, Retries(0.0, _TOOL_LOG))
+            findings += findings_of("config", check)
     if "json" in options:
         print(json.dumps([vars(finding) for finding in findings], indent=1))
     else:
@@ -9594,151 +9560,102 @@ def cmd_check(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -
 # demo
 # --------------------------------------------------------------------------------------------------
 
-_DEMO_FILES = {
-    "letters/first.txt": "Dear diary, today I was backed up.\n",
-    "letters/old.txt": "I shall be gone tomorrow.\n",
-    "numbers.csv": "1,2,3\n" * 2000,
-}
+# What the demo backs up, and how; what happens to it on the second day.
+_DEMO_START = """\
+mkdir -m 700 gnupg diffs buckets back
+mkdir -p home/letters
+echo 'Dear diary, today I was backed up.' > home/letters/first.txt
+echo 'I shall be gone tomorrow.' > home/letters/old.txt
+seq 2000 > home/numbers.csv
+cat > demo.conf <<END
+DiffDir $PWD/diffs
+S3Endpoint file://$PWD/buckets
+Bucket demo
+ChunkSize 20000
+GpgRecipient demo@example.com
+Directory $PWD/home
+END
+"""
+_DEMO_CHANGE = """\
+echo 'Dear diary, today I was changed.' > home/letters/first.txt
+echo 'I am new here.' > home/letters/new.txt
+rm home/letters/old.txt
+"""
 
 
-def cmd_demo(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_demo(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`demo`: the life of a backup in a throwaway folder. Raises Failure where it does not pass."""
-    if words:
-        raise Failure(f"demo takes no arguments: {words[0]}", status=EXIT_USAGE)
+    if args:
+        raise Failure(f"demo takes no arguments: {args[0]}", status=EXIT_USAGE)
     _standard_output()  # without one there is nothing to see
     # A short path: gpg's agent listens on a socket in it, whose path has a limit of 108 bytes.
     with tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp") as folder:
-        demo = _Demo(folder, moment)
+        env = {**os.environ, "GNUPGHOME": f"{folder}/gnupg"}
         try:
-            demo.play()
+            _play(folder, env, now)
         finally:
-            demo.end()
+            with contextlib.suppress(Failure):  # the agent that gpg started for the throwaway key
+                run_tool(("gpgconf", "--kill", "all"), env)
     return EXIT_OK
 
 
-class _Demo:
-    """The scenes of the demo. folder: all of it happens there; moment: the first day."""
+def _play(folder: str, env: Mapping[str, str], now: Moment) -> None:
+    """The scenes of the demo. Raises Failure where one does not pass."""
+    days = [replace(now, epoch=now.epoch + 86400 * n) for n in range(10)]
+    slots = [slot_and_mode(CycleSpec(), day.day, dumps=False) for day in days]
+    first = next(n for n in range(9) if [slots[n][1], slots[n + 1][1]] == [FULL, DIFF])
+    program = f"{shlex.quote(sys.executable)} {_program()}"
+    js3tream = f"{program} js3tream --endpoint file://{folder}/buckets"
 
-    def __init__(self, folder: str, moment: Moment) -> None:
-        self._folder = folder
-        self._tree = f"{folder}/home"
-        self._conf = f"{folder}/demo.conf"
-        self._env = {**os.environ, "GNUPGHOME": f"{folder}/gnupg"}
-        # A day on which a cycle of Diffs 6 begins, so that its morning after makes a DIFF.
-        self._days = [replace(moment, epoch=moment.epoch + 86400 * n)
-                      for n in ((-moment.day.yday) % 7, (-moment.day.yday) % 7 + 1)]
-        if self._days[1].day.yday == 0:  # New Year's Day begins a cycle, too
-            self._days = [replace(day, epoch=day.epoch + 86400) for day in self._days]
+    print(f"A throwaway folder for everything: {folder}")
+    _demo_shell(folder, env, _DEMO_START, shown=False)
+    _demo_shell(folder, env, "gpg --batch -q --passphrase ''"
+                " --quick-generate-key demo@example.com default default\ncat demo.conf")
+    print("\n-- The first day: a FULL backup")
+    _demo_backup(folder, env, days[first])
+    print("\n-- The next day: one file changed, one deleted, one new; a DIFF holds just that")
+    _demo_shell(folder, env, _DEMO_CHANGE)
+    _demo_backup(folder, env, days[first + 1])
+    print("\n-- What is in the bucket, now that the disk is lost")
+    _demo_shell(folder, env, f"{js3tream} -l -b demo")
+    print("\n-- Recovery by hand: the FULL, then the DIFF")
+    for n in (first, first + 1):
+        name = archive_name(DIRECTORY, f"{folder}/home", *slots[n])
+        _demo_shell(folder, env, f"{js3tream} -o -b {shlex.quote(f'demo:{name}')}"
+                    " | gpg --batch -q -d | tar xzp --listed-incremental=/dev/null -C back")
+    _demo_shell(folder, env, f"diff -r home back{folder}/home")
+    print(
+        "\nPASS: what came back is what was there on the second day, the deleted file gone.\n"
+        "Nothing of this is left on your disk. Where to go from here:\n"
+        "  example.conf   a config to start from; README.md explains every line of it\n"
+        f"  {program} -t -c YOUR.conf   shows what a run would do, and changes nothing"
+    )
 
-    def play(self) -> None:
-        print(f"A throwaway folder for everything: {self._folder}")
-        self._prepare()
-        print("\n-- The first day: a FULL backup")
-        self._back_up(0)
-        print("\n-- The next day: one file changed, one deleted, one new; a DIFF holds just that")
-        self._change()
-        self._back_up(1)
-        print("\n-- What is in the bucket, now that the disk is lost")
-        self._shell(f"{self._program} js3tream {self._endpoint} -l -b demo")
-        names = self._archives()
-        if [name.rpartition("-")[2] for name in names] != [FULL, DIFF]:
-            raise Failure(f"the demo expected a FULL and a DIFF, not {names}")
-        print("\n-- Recovery by hand: the FULL, then the DIFF")
-        os.mkdir(f"{self._folder}/back")
-        for name in names:
-            self._shell(
-                f"{self._program} js3tream {self._endpoint} -o -b {shlex.quote(f'demo:{name}')}"
-                f" | gpg --batch -q -d"
-                f" | tar xzp --listed-incremental=/dev/null -C {self._folder}/back"
-            )
-        self._shell(f"diff -r {self._tree} {self._folder}/back{self._tree}")
-        print(
-            "\nPASS: what came back is what was there on the second day, the deleted file gone.\n"
-            "Nothing of this is left on your disk. Where to go from here:\n"
-            "  example.conf   a config to start from; README.md explains every line of it\n"
-            f"  {self._program} -t -c YOUR.conf   shows what a run would do, and changes nothing"
-        )
 
-    def end(self) -> None:
-        """Stops the agent that gpg started for the throwaway key."""
-        with contextlib.suppress(Failure):
-            run_tool(("gpgconf", "--kill", "all"), self._env)
+def _demo_shell(folder: str, env: Mapping[str, str], script: str, shown: bool = True) -> None:
+    for line in script.splitlines() if shown else ():
+        print(f"$ {line}", flush=True)
+    done = run_tool(("bash", "-eo", "pipefail", "-c", f"exec 2>&1\n{script}"), env, cwd=folder)
+    print(printable(done.output, "\n"), end="")
+    if done.status:
+        raise Failure(f"the demo's command ended with status {done.status}: {script}")
 
-    @property
-    def _program(self) -> str:
-        return f"{shlex.quote(sys.executable)} {_program()}"
 
-    @property
-    def _endpoint(self) -> str:
-        return f"--endpoint file://{self._folder}/buckets"
-
-    def _prepare(self) -> None:
-        for name in ("gnupg", "diffs", "buckets"):
-            os.mkdir(f"{self._folder}/{name}", 0o700)
-        for name, text in _DEMO_FILES.items():
-            self._write(name, text)
-        with open(self._conf, "w", encoding="utf-8") as file:
-            file.write(
-                f"DiffDir {self._folder}/diffs\n"
-                f"S3Endpoint file://{self._folder}/buckets\n"
-                "Bucket demo\n"
-                "ChunkSize 20000\n"
-                "GpgRecipient demo@example.com\n"
-                f"Directory {self._tree}\n"
-            )
-        self._shell(
-            "gpg --batch -q --passphrase '' --quick-generate-key demo@example.com default default"
-        )
-        self._shell(f"cat {self._conf}")
-
-    def _change(self) -> None:
-        self._write("letters/first.txt", "Dear diary, today I was changed.\n")
-        self._write("letters/new.txt", "I am new here.\n")
-        os.unlink(f"{self._tree}/letters/old.txt")
-
-    def _write(self, name: str, text: str) -> None:
-        path = f"{self._tree}/{name}"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-
-    def _back_up(self, day: int) -> None:
-        moment = self._days[day]
-        print(f"$ {_program()} -c {self._conf}    # on {moment.date()}")
-        sys.stdout.flush()
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("  %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        try:
-            started = time.monotonic()
-            context = RunOptions(
-                moment, lambda: moment.epoch + time.monotonic() - started, self._env,
-                _program(), _no_progress, host_name(),
-            )
-            status = run_config(self._conf, context)
-        finally:
-            log.removeHandler(handler)
-        if status != EXIT_OK:
-            raise Failure(f"the demo's backup ended with status {status}")
-
-    def _archives(self) -> list[str]:
-        """The archives in the demo's bucket, oldest first."""
-        store = open_store("demo", Access(f"file://{self._folder}/buckets"), time.time)
-        newest: dict[str, float] = {}
-        for item in iter_objects(store):
-            parsed = parse_chunk_key(item.key)
-            if parsed:
-                newest[parsed[0]] = max(item.modified, newest.get(parsed[0], 0.0))
-        return sorted(newest, key=lambda name: newest[name])
-
-    def _shell(self, line: str) -> None:
-        print(f"$ {line}")
-        sys.stdout.flush()
-        done = run_tool(("bash", "-o", "pipefail", "-c", f"exec 2>&1\n{line}"), self._env)
-        print(printable(done.output), end="")
-        if done.status:
-            raise Failure(f"the demo's command ended with status {done.status}: {line}")
+def _demo_backup(folder: str, env: Mapping[str, str], day: Moment) -> None:
+    print(f"$ {_program()} -c {folder}/demo.conf    # on {day.date()}", flush=True)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    started = time.monotonic()
+    run = RunOptions(day, lambda: day.epoch + time.monotonic() - started, env, _program(),
+                     progress_bar, host_name())
+    try:
+        status = run_config(f"{folder}/demo.conf", run)
+    finally:
+        log.removeHandler(handler)
+    if status != EXIT_OK:
+        raise Failure(f"the demo's backup ended with status {status}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -188,6 +188,18 @@ def test_bad_settings(
     assert found["status"] == (1 if level == "error" else 3)
 
 
+def test_faster_compressors_are_named_where_none_is_set(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "igzip" not in check().get("Compressor", {"text": ""})["text"] or shutil.which("igzip")
+    fake_tool(site, monkeypatch, "igzip", 'exec gzip "$@"')
+    found = check()
+    assert '"igzip -3"' in found["Compressor"]["text"]
+    assert (found["Compressor"]["level"], found["status"]) == ("ok", 0)
+    site.settings["Compressor"] = "gzip"
+    assert "igzip" not in check()["Compressor"]["text"]
+
+
 def test_every_error_is_told_at_once(site: Site, check: Check) -> None:
     site.settings |= {"GpgRecipient": "no-one@example.com", "TempDir": "/nowhere"}
     site.jobs = f"<Directory /absent>\nUseTempFile 1\n</Directory>\nDirectory {site.data}"
@@ -530,7 +542,7 @@ def test_a_database_that_hangs(
 ) -> None:
     require_tool("mysqldump")
     fake_tool(site, monkeypatch, "mysqldump", "exec sleep 30")
-    monkeypatch.setattr(s3napback, "_DUMP_PATIENCE", 0.2)
+    monkeypatch.setattr(s3napback, "_DUMP_TIMEOUT", 0.2)
     site.jobs = "MySQL shop"
     assert "does not answer within" in check()["MySQL shop"]["text"]
 
