@@ -83,45 +83,28 @@ Piece: TypeAlias = "bytes | memoryview"
 # 2. Vocabulary
 # ==================================================================================================
 
-FULL = "FULL"
-DIFF = "DIFF"
+FULL, DIFF = "FULL", "DIFF"
 
 # The kinds of job, in the order in which the original works through a level of the config.
 DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
-    "Directory",
-    "Subversion",
-    "SubversionDir",
-    "MySQL",
-    "PostgreSQL",
+    "Directory", "Subversion", "SubversionDir", "MySQL", "PostgreSQL",
 )
-
-# Kinds of which every archive is a FULL.
-DUMPS = (MYSQL, POSTGRESQL)
+DUMPS = (MYSQL, POSTGRESQL)  # every archive is a FULL
 
 # What js3tream stored under a name of another shape: a stream that came in, and goes out, as it is.
 STREAM = "js3tream"
+JS3TREAM_CHUNK_SIZE = 5_000_000  # bytes, where -z is not given (its manual)
 
 # Digits of a chunk's number in its key. The manual of js3tream 0.6 shows 13, its program wrote 20;
-# we write the manual's and read any.
-CHUNK_DIGITS = 13
+# we write the manual's and read up to the program's.
+CHUNK_DIGITS, MAX_DIGITS = 13, 20
 
-# Most digits of a number in a name that is ours: what js3tream's program wrote.
-MAX_DIGITS = 20
-
-# The unit of js3tream's -z, when it is not given (its manual).
-JS3TREAM_CHUNK_SIZE = 5_000_000
-
-# Largest object of a single PUT: 5 GiB (Amazon S3 User Guide, "Uploading objects").
+# Limits of S3: bytes of an object of a single PUT, bytes of a key in UTF-8 (Amazon S3 User Guide,
+# "Uploading objects", "Naming objects"), keys of a DeleteObjects request (its API Reference).
 MAX_CHUNK = 5 * 1024**3
-
-# Keys of one DeleteObjects request (Amazon S3 API Reference, DeleteObjects).
-DELETE_BATCH = 1000
-
-# Longest user key of S3, in bytes of UTF-8 (Amazon S3 User Guide, "Naming objects").
 MAX_KEY = 1024
-
-# Longest Prefix, in bytes: it leaves a path most of a key.
-MAX_PREFIX = 200
+DELETE_BATCH = 1000
+MAX_PREFIX = 200  # bytes; ours: it leaves a path most of a key
 
 # User metadata on our chunks, without the prefix that S3 puts before them.
 META = "s3napback-"
@@ -136,12 +119,12 @@ EXIT_SIGNAL = 128  # plus the signal's number, as shells count it
 # Where a NAME on the command line is looked up.
 CONFIG_DIR = "/etc/s3napback"
 
-# The exit status of a run is that of the worst thing that happened in it; worst first.
+# Worst first.
 _SEVERITY = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
 
 
 def worst_status(statuses: Iterable[int]) -> int:
-    """The exit status that stands for several: the most serious of them, 0 for none."""
+    """The exit status that stands for several: that of the worst thing that happened."""
     return min(statuses, key=_SEVERITY.index, default=EXIT_OK)
 
 
@@ -260,8 +243,8 @@ _held_signal: int | None = None
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Within it no `Interrupted` is raised in the main thread, but at its end: for few and short
-    steps that belong together, such as to start a process and to note that it has to be ended."""
+    """Puts off an `Interrupted` of the main thread to its end: for few and short steps that belong
+    together, such as to start a process and to note that it has to be ended."""
     global _held_signal
     if threading.current_thread() is not threading.main_thread() or _held_signal is not None:
         yield
@@ -305,11 +288,10 @@ def os_failures(doing: str, hint: str = "", *, status: int = EXIT_FAILED) -> Ite
 def missing_library(error: ImportError) -> Failure:
     """The Failure for a Python library that is not installed."""
     folder = os.path.dirname(os.path.realpath(__file__))
-    return Failure(
+    pip = f"{folder}/.venv/bin/pip install -r {folder}/requirements.txt"
+    return UsageFailure(
         f"the Python library {error.name} is missing",
-        f"run: python3 -m venv {folder}/.venv && {folder}/.venv/bin/pip install -r"
-        f" {folder}/requirements.txt",
-        status=EXIT_USAGE,
+        f"run: python3 -m venv {folder}/.venv && {pip}",
     )
 
 
@@ -404,22 +386,21 @@ def check_prefix(prefix: str) -> str:
         why = "it holds a colon or a control character"
     elif parts & {"", ".", ".."}:
         why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
-    elif parts & {MYSQL, POSTGRESQL}:
+    elif parts & {*DUMPS}:
         why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
     elif len(prefix.encode()) > MAX_PREFIX:
         why = f"it is longer than {MAX_PREFIX} bytes"
-    if why:
-        shown = without_controls(prefix, "")
-        raise UsageFailure(f"Prefix {shown} cannot be used: {why}", "choose a name such as web1")
-    return prefix
+    if not why:
+        return prefix
+    shown = without_controls(prefix, "")
+    raise UsageFailure(f"Prefix {shown} cannot be used: {why}", "choose a name such as web1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a config says once, for all of its jobs, in the order in which it is looked at.
 
-    path: the config file
-    all others: a directive of the main level, whose meaning is in the README
+    All but `path`, the config file, are directives of the main level; README says what they mean.
     """
 
     path: str
@@ -484,7 +465,7 @@ JOB_DIRECTIVES = {
     "MySQLOptions": (MYSQL,),
 }
 
-# What makes a job or holds some; what is a list; what is yes or no; all directives by lower case.
+# What is a job or holds some; what is a list; what is yes or no; all directives by lower case.
 _JOBS = ("Cycle", *KINDS)
 _LISTS = (*KINDS, "GpgRecipient", "Exclude", "MySQLOptions")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
@@ -625,6 +606,21 @@ class ConfigFile:
     inside: frozenset[tuple[int, int]]
     line: int = 0
 
+    @staticmethod
+    def open(path: str) -> ConfigFile:
+        """Reads a file whole. Raises OSError, or Failure for one that cannot be a config."""
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read(_MAX_CONFIG + 1)
+        except ValueError as error:  # a NUL byte in the path
+            raise FileNotFoundError(2, "No such file or directory", path) from error
+        if len(data) > _MAX_CONFIG:
+            raise UsageFailure(f"more than {_MAX_CONFIG} bytes", "is this a config file?", path)
+        lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+        identity = (status.st_dev, status.st_ino)
+        return ConfigFile(path, lines if data else [], frozenset([identity]))
+
     @property
     def at_end(self) -> bool:
         return self.line >= len(self.lines)
@@ -650,20 +646,6 @@ class ConfigFile:
 
     def error(self, message: str) -> Failure:
         return UsageFailure(f"Error in config file {self.name}, line {self.line}: {message}")
-
-
-def _open_config_file(path: str) -> ConfigFile:
-    """Reads a config file whole. Raises OSError, or Failure for one that cannot be a config."""
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(_MAX_CONFIG + 1)
-    except ValueError as error:  # a NUL byte in the path
-        raise FileNotFoundError(2, "No such file or directory", path) from error
-    if len(data) > _MAX_CONFIG:
-        raise UsageFailure(f"more than {_MAX_CONFIG} bytes", "is this a config file?", path)
-    lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
-    return ConfigFile(path, lines if data else [], frozenset([(status.st_dev, status.st_ino)]))
 
 
 def _brace_alternatives(pattern: str) -> list[str]:
@@ -711,14 +693,13 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         try:
-            self.sources = [_open_config_file(path)]
+            self.sources = [ConfigFile.open(path)]
         except OSError as error:
-            unreadable = isinstance(error, PermissionError)
-            raise UsageFailure(
-                f"Unable to open file '{path}': {error.strerror}",
-                "make it readable for the user that runs this" if unreadable
-                else "name a config file with -c FILE",
-            ) from error
+            hint = "name a config file with -c FILE"
+            if isinstance(error, PermissionError):
+                hint = "make it readable for the user that runs this"
+            message = f"Unable to open file '{path}': {error.strerror}"
+            raise UsageFailure(message, hint) from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
         # Kept quirk: a block that opens in one file and ends in another leaves each level with
@@ -813,7 +794,7 @@ class _Reader:
     ) -> ConfigFile:
         for attempt in (path, includer[: includer.rfind("/") + 1] + path):
             try:
-                opened = _open_config_file(attempt)
+                opened = ConfigFile.open(attempt)
                 if opened.inside <= source.inside:
                     raise source.error(f"{path} includes itself")
                 return replace(opened, name=path, inside=opened.inside | source.inside)
@@ -847,9 +828,8 @@ def _included_files(word: str, place: str) -> list[str]:
     try:
         names = sorted(os.listdir(word), key=os.fsencode)
     except OSError as error:
-        raise UsageFailure(
-            f"Cannot open include directory '{word}' at {place}: {error.strerror}"
-        ) from error
+        message = f"Cannot open include directory '{word}' at {place}: {error.strerror}"
+        raise UsageFailure(message) from error
     return [f"{word}/{name}" for name in names if os.path.isfile(f"{word}/{name}")]
 
 
@@ -878,10 +858,8 @@ def read_config(path: str) -> Block:
     Raises Failure (status 2), worded as by the original, for a file that cannot be read or parsed.
     """
     if __doc__ is None:  # apacheconfig's grammar stands in docstrings
-        raise UsageFailure(
-            "without docstrings no config can be read",
-            "unset PYTHONOPTIMIZE, and call python3 without -OO",
-        )
+        raise UsageFailure("without docstrings no config can be read",
+                           "unset PYTHONOPTIMIZE, and call python3 without -OO")
     reader = _Reader(path)
     # Imported here: it takes longer than all the rest of `-h`.
     try:
@@ -1189,13 +1167,6 @@ def perl_modulo(left: float, right: float) -> int:
 CYCLE_TYPES = ("SimpleCycle", "HanoiCycle")
 
 
-def is_ever_due(cycle: CycleSpec) -> bool:
-    """Whether some day of the year is a backup day of a known CycleType."""
-    if cycle.cycle_type == "SimpleCycle" and abs(cycle.frequency) > 366:
-        return any(is_backup_day(cycle, Day(yday, 0)) for yday in range(366))
-    return True
-
-
 def is_backup_day(cycle: CycleSpec, day: Day) -> bool:
     """Whether the cycle asks for a backup on that day. Raises Failure for a Frequency of 0."""
     if cycle.cycle_type == "SimpleCycle":
@@ -1265,7 +1236,9 @@ def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
         if cycle.cycle_type not in CYCLE_TYPES:
             types = " or ".join(CYCLE_TYPES)
             why = f'its CycleType "{cycle.cycle_type}" is unknown; use {types}'
-        elif not is_ever_due(cycle):
+        elif abs(cycle.frequency) > 366 and cycle.cycle_type == "SimpleCycle" and not any(
+            is_backup_day(cycle, Day(yday, 0)) for yday in range(366)
+        ):
             why = "by its Frequency and Phase no day of the year is its day"
         if why:
             told.append(f"{job.where}: {job.kind} {job.name} is never backed up: {why}")
@@ -1405,8 +1378,7 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
 
 
 def chunk_prefix(archive: str) -> str:
-    """What the keys of an archive's chunks begin with; "" is the archive of a bucket without names.
-    """
+    """What the keys of an archive's chunks begin with; "" names all of a bucket without names."""
     return f"{archive}:" if archive else ""
 
 
@@ -1425,17 +1397,11 @@ def staged_key(archive: str, number: int) -> str:
 
 
 class ChunkKey(NamedTuple):
-    """What the key of a chunk says.
-
-    archive: of a staged chunk, the one whose place it is to take
-    number: from 0
-    width: digits of the number
-    staged: whether it is as `staged_key` gives it
-    """
+    """What a chunk's key says; a staged chunk's archive is the one whose place it is to take."""
 
     archive: str
     number: int
-    width: int
+    width: int  # digits of the number
     staged: bool
 
 
