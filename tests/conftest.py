@@ -11,6 +11,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import gc
 import glob
 import hashlib
 import hmac
@@ -559,6 +560,11 @@ class S3Server:
                 made = datetime.fromisoformat(entry["last_modified"].replace("Z", "+00:00"))
                 self.set_modified(bucket, key, made)
 
+    def fill(self, bucket: str, keys: Iterable[str]) -> None:
+        """Puts empty objects into BUCKET, at once."""
+        for key in keys:
+            self._backend.put_object(bucket, key, b"")
+
     def stored(self, bucket: str, key: str) -> Any:
         """moto's own record of an object; its `value` and `metadata` may be changed."""
         return self._backend.buckets[bucket].keys[key]
@@ -691,6 +697,8 @@ def _error_document(refusal: Refusal) -> bytes:
 def s3_session() -> Iterator[S3Server]:
     """The S3 server itself, for fixtures that fill it once for many tests."""
     server = S3Server()
+    server.client().list_buckets()  # has moto loaded
+    gc.freeze()  # the program collects garbage before each retry: none of moto, which is large
     yield server
     server.stop()
 

@@ -97,6 +97,7 @@ def test_a_second_run_of_the_day_does_nothing(
 
 
 def test_done_today_asks_for_a_complete_archive(site: Site, mariadb: Any) -> None:
+    site.settings["ChunkSize"] = "100000"
     site.jobs = f"MySQL {mariadb.socket}:mysql"
     now = datetime.now()
     assert site.run(now=now) == 0
@@ -297,7 +298,7 @@ def test_a_dump_that_waits_for_the_bucket_is_named(
     monkeypatch.setattr(s3napback, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(s3napback, "_MAX_PAUSE", 0.1)
     monkeypatch.setattr(s3napback, "_PATIENCE_OF_SOURCES", 0.05)
-    s3_site.settings["RetryHours"] = "1"
+    s3_site.settings |= {"RetryHours": "1", "ChunkSize": "20000"}
     job = f"<MySQL {mariadb.socket}:mysql>\nUseTempFile {{}}\n</MySQL>"
     for use, advised in (("0", 1), ("1", 0)):
         s3_site.jobs = job.format(use)

@@ -10,13 +10,12 @@ import random
 import shutil
 import stat
 import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import require_tool, run
+from conftest import program, require_tool, run
 
 import s3napback
 
@@ -96,12 +95,11 @@ class Month:
         return found
 
     def by_hand(self, archive: str, then: str) -> None:
-        line = (
-            f"{sys.executable} {s3napback.__file__} js3tream --debug -n -f -v -K {self.keyfile}"
-            f" --endpoint {self.s3.endpoint} -o -b 'dev.example.com.month:{archive}'"
-            f" | gpg --batch -q -d | {then}"
-        )
-        done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True)
+        stored = program("js3tream", "--debug", "-n", "-f", "-v", "-K", str(self.keyfile), "-o",
+                         "--endpoint", self.s3.endpoint, "-b", f"dev.example.com.month:{archive}")
+        assert stored.returncode == 0, stored.stderr.decode()
+        line = ["bash", "-o", "pipefail", "-c", f"gpg --batch -q -d | {then}"]
+        done = subprocess.run(line, input=stored.stdout, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
 
     def bring_back(self, archives: dict[str, str]) -> None:

@@ -79,11 +79,11 @@ def test_a_clock_that_is_set_back_hides_no_change(site: Site) -> None:
     code += f"sys.exit(s.main(sys.argv[1:], now={NIGHT.timestamp()}))"
     folder = os.path.dirname(s3napback.__file__)
     (site.data / "large").write_bytes(os.urandom(10_000))
-    time.sleep(2)
-    ahead = [require_tool("faketime"), "--exclude-monotonic", "-f", "+8s"]
+    time.sleep(1.1)
+    ahead = [require_tool("faketime"), "--exclude-monotonic", "-f", "+5s"]
     words = [*ahead, sys.executable, "-c", code, folder, "-c", str(site.write())]
     subprocess.run(words, check=True)
-    right = time.time() + 8
+    right = time.time() + 5
     (site.data / "file").write_text("changed")
     time.sleep(max(0.0, right + 1 - time.time()))
     assert site.run(now=NIGHT + timedelta(days=1)) == 0

@@ -16,7 +16,7 @@ from conftest import NIGHT, Site, fake_tool, files, leave_out
 
 import s3napback
 
-MIDNIGHT = datetime(2026, 11, 20, 23, 59, 58)
+MIDNIGHT = datetime(2026, 11, 20, 23, 59, 59)
 DUMP = "<MySQL db>\nFulls 1\n</MySQL>"
 
 
@@ -109,7 +109,7 @@ def test_a_dump_that_starts_before_midnight_is_made_every_night(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("mysqldump", "mariadb-dump"):  # the job before it takes some seconds
-        fake_tool(site, monkeypatch, name, "sleep 2.5; date +%N")
+        fake_tool(site, monkeypatch, name, "sleep 1.2; date +%N")
     site.jobs = "<MySQL first>\nFulls 1\n</MySQL>\n" + DUMP
     contents = []
     for n in range(3):
@@ -119,7 +119,7 @@ def test_a_dump_that_starts_before_midnight_is_made_every_night(
         assert day == (MIDNIGHT + timedelta(days=n)).date().isoformat()
     assert len(set(contents)) == 3
     assert "-- already done" not in capsys.readouterr().err
-    assert site.run(now=MIDNIGHT + timedelta(days=2, seconds=1)) == 0  # done on that day
+    assert site.run(now=MIDNIGHT + timedelta(days=2, milliseconds=500)) == 0  # done on that day
     assert "already done today" in capsys.readouterr().err
 
 
