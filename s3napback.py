@@ -6377,12 +6377,14 @@ def _wanted(
             try:
                 lacking = _lacking(bucket.download(first.archive), env, gpg)
             except Failure as unread:
-                failure.hint = f"{first} may hold everything, but cannot be read: {unread}"
+                failure.hint = (f"{first.archive.name} may hold everything, but cannot be read:"
+                                f" {unread}")
         second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
         if second is None:
             if first and lacking:
-                failure.hint = (f"{first.archive} does not hold {lacking}, which was excluded then,"
-                                " or is in an archive that is gone; --force-partial does without")
+                failure.hint = (f"{first.archive.name} does not hold {lacking}, which was excluded"
+                                " then, or is in an archive that is gone; --force-partial does"
+                                " without")
             for doubt in doubts:
                 print_stderr(f"s3napback: {doubt}")
             raise
@@ -6403,7 +6405,8 @@ def _second_choice(
         begun = [replace(one, holds_all=True) if one is first else one for one in found]
         with contextlib.suppress(Failure):
             chain = choose_chain(begun, at, local)
-            said = f"partial: {chain.archives[0]} does not hold {lacking}" if lacking else ""
+            name = chain.archives[0].archive.name
+            said = f"partial: {name} does not hold {lacking}" if lacking else ""
             return replace(chain, warnings=(*chain.warnings, said)) if said else chain
     good = [m for m in restorable_moments(found) if m <= at]
     if not partial or not good:
