@@ -64,7 +64,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -4628,7 +4628,7 @@ def download(
     parallel: int,
     progress: Callable[[int], None] = lambda size: None,
     folder: str | None = None,
-) -> Iterator[memoryview]:
+) -> Generator[memoryview, None, None]:
     """The chunks' data in order, each chunk checked before a byte of it is handed on.
 
     What is handed on is valid until the next is asked for. Memory: chunk size × (parallel + 1),
@@ -6123,6 +6123,80 @@ def _shown_access(settings: Settings) -> str:
 # ==================================================================================================
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """What the recovery commands work with.
+
+    store: where the archives are; parallel: connections to it.
+    root: of a bucket that is a folder, what it lies in; endpoint: of another service than Amazon's.
+    env: of the tools; gpg: how to call it.
+    kinds: names in the config → their kind.
+    prefix: the config's, "" for all that there are.
+    temp_dir: for large chunks on their way.
+    own: folders that backups leave out, and no restore may take away.
+    progress: told the bytes of each chunk.
+    """
+
+    store: Store
+    parallel: int
+    endpoint: str | None
+    env: Mapping[str, str]
+    gpg: tuple[str, ...]
+    kinds: Mapping[str, str]
+    prefix: str
+    temp_dir: str | None
+    own: tuple[str, ...]
+    progress: Callable[[int], None] = lambda size: None
+
+    @contextlib.contextmanager
+    def stored(self, archive: Archive) -> Iterator[Iterator[Piece]]:
+        """The bytes of an archive within the block. Leaving it ends the download."""
+        with contextlib.closing(
+            download(archive, self.store, self.parallel, self.progress, self.temp_dir)
+        ) as blocks:
+            yield blocks
+
+    @contextlib.contextmanager
+    def content(self, one: CatalogEntry) -> Iterator[Iterator[Piece]]:
+        """What was backed up, within the block."""
+        with self.stored(one.archive) as stored:
+            if one.kind == STREAM:
+                yield stored
+                return
+            with decoded(stored, self.env, self.gpg) as blocks:
+                yield blocks
+
+
+@contextlib.contextmanager
+def decryption(
+    env: dict[str, str], secret_key: str | None, passphrase_file: str | None, *, terminal: bool
+) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+    """(environment, command) with which gpg finds the secret key and its passphrase, within the
+    block. terminal: there is one where it can be asked for."""
+    gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
+    if passphrase_file is not None:
+        if not os.access(passphrase_file, os.R_OK):
+            raise UsageFailure(f"cannot read --passphrase-file {passphrase_file}")
+        gpg += ["--batch", "--pinentry-mode", "loopback", "--passphrase-file", passphrase_file]
+    elif not terminal:
+        gpg.append("--batch")
+    if secret_key is None:
+        yield env, tuple(gpg)
+        return
+    # A short path, for the agent's socket, where that may be written.
+    place = "/tmp" if os.access("/tmp", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="s3nap-", dir=place) as home:
+        env = {**env, "GNUPGHOME": home}
+        try:
+            done = run_tool((*gpg, "--batch", "--import", secret_key), env)
+            if done.status:
+                why = (done.errors.strip().splitlines() or ["no reason given"])[0]
+                raise Failure(f"cannot import --secret-key {secret_key}: {why}")
+            yield env, tuple(gpg)
+        finally:
+            run_tool(("gpgconf", "--kill", "all"), env)
+
+
 # --------------------------------------------------------------------------------------------------
 # Catalogue
 # --------------------------------------------------------------------------------------------------
@@ -6171,14 +6245,16 @@ def catalogue(
                          and len(item.key.rpartition(":")[2]) in (CHUNK_DIGITS, MAX_DIGITS)]
             if group:
                 running.append(pool.submit(look, name, group))
-            if len(running) > _CATALOGUE_PARALLEL:
-                looked = running.popleft().result()
-                if looked is not None:
-                    yield looked
-        for future in running:
-            looked = future.result()
-            if looked is not None:
-                yield looked
+            if len(running) > _CATALOGUE_PARALLEL and (one := running.popleft().result()):
+                yield one
+        while running:
+            if one := running.popleft().result():
+                yield one
+
+
+# --------------------------------------------------------------------------------------------------
+# Sources and moments
+# --------------------------------------------------------------------------------------------------
 
 
 def parse_when(text: str, moment: Moment) -> float:
@@ -6223,177 +6299,126 @@ def parse_when(text: str, moment: Moment) -> float:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Bucket:
-    """What the recovery commands work on. kinds: names in the config → their kind; prefix: the
-    config's, or "" for all that there are; folder: for large chunks on their way; own: folders
-    that backups leave out, and no restore may take away."""
+class Source(NamedTuple):
+    """What was backed up. kind: "" where nothing tells a directory from a repository; name: as
+    archives have it, without the Prefix."""
 
-    store: Store
-    parallel: int
-    kinds: Mapping[str, str]
-    endpoint: str | None
-    folder: str | None = None
-    prefix: str = ""
-    own: tuple[str, ...] = ()
-
-    def download(
-        self, archive: Archive, progress: Callable[[int], None] = lambda size: None
-    ) -> Iterator[memoryview]:
-        return download(archive, self.store, self.parallel, progress, self.folder)
+    kind: str
+    name: str
+    prefix: str
 
 
-def _open_bucket(options: Mapping[str, str], clock: Callable[[], float]) -> _Bucket:
-    _js3tream_log(verbose=False, debug=False)
-    kinds: dict[str, str] = {}
-    folder = None
-    own: tuple[str, ...] = ()
-    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
-    if "c" in options:
-        for name in ("b", "K", "endpoint", "region"):
-            if name in options:
-                dashes = "-" if len(name) == 1 else "--"
-                raise Failure(f"{dashes}{name} cannot be given with -c: the config says it",
-                              "leave one of them out", status=EXIT_USAGE)
-        path = options["c"]
-        if not os.path.exists(path) and "/" not in path:
-            path = _config_paths("", [path])[0]
-        config = read_config(path)
-        settings = settings_of(config, needs_diff_dir=False)
-        prefix = prefix or settings.prefix
-        for job in jobs_of(config):
-            name = stored_name(job.kind, job.name)
-            # As `parse_archive_name` gives it back.
-            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
-        bucket, access = settings.bucket, access_of(settings)
-        own = (settings.diff_dir,)
-        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
-            folder = settings.temp_dir
-    elif "b" in options:
-        bucket, access = options["b"], _js3tream_access(
-            {name: options[short] for name, short in (
-                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
-            ) if short in options}
-        )
-    else:
-        raise Failure("no bucket given", "use -c CONFIG or -b BUCKET", status=EXIT_USAGE)
-    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG))
-    if root := folder_root(access.endpoint):
-        own += tuple(bucket_folders(root, bucket))
-    return _Bucket(store, access.connections, kinds, access.endpoint, folder, prefix, own)
-
-
-def _sources(
+def group_by_source(
     found: Iterable[CatalogEntry], kinds: Mapping[str, str]
-) -> dict[tuple[str, str, str], list[CatalogEntry]]:
-    """(kind, name, prefix) → archives; the kind "" where nothing tells a directory from a
-    repository."""
-    sources: dict[tuple[str, str, str], list[CatalogEntry]] = {}
+) -> dict[Source, list[CatalogEntry]]:
+    """The archives of each source. kinds: names in the config → their kind."""
+    sources: dict[Source, list[CatalogEntry]] = {}
     for one in found:
         kind = one.kind
         if kind is None:
-            kind = kinds.get(one.name, "")
-            if kind == SUBVERSION_DIR or (not kind and os.path.dirname(one.name) in kinds):
-                kind = SUBVERSION if kinds.get(os.path.dirname(one.name)) == SUBVERSION_DIR else ""
-        sources.setdefault((kind, one.name, one.prefix), []).append(one)
+            kind = kinds.get(one.name, SUBVERSION_DIR)
+            if kind == SUBVERSION_DIR:  # whose archives are those of the repositories in it
+                above = kinds.get(os.path.dirname(one.name))
+                kind = SUBVERSION if above == SUBVERSION_DIR else ""
+        sources.setdefault(Source(kind, one.name, one.prefix), []).append(one)
     # An unmarked archive beside marked ones of its name is of their kind.
-    for kind, name, prefix in [key for key in sources if not key[0]]:
-        for known in (DIRECTORY, SUBVERSION):
-            if (known, name, prefix) in sources:
-                sources[known, name, prefix] += sources.pop((kind, name, prefix))
-                break
+    for source in [source for source in sources if not source.kind]:
+        for known in (source._replace(kind=kind) for kind in (DIRECTORY, SUBVERSION)):
+            if known in sources and source in sources:
+                sources[known] += sources.pop(source)
     return sources
 
 
-def _meant(
-    given: str, sources: Iterable[tuple[str, str, str]], prefix: str
-) -> list[tuple[str, str, str]]:
+def matches(given: str, sources: Iterable[Source], prefix: str) -> list[Source]:
     """The sources that a NAME of the command line means: as archives have it, or as configs do;
     with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
     end."""
-    near: dict[int, list[tuple[str, str, str]]] = {}
+    near: dict[int, list[Source]] = {}
     for source in sources:
-        kind, name, own = source
-        bare = given.removeprefix(f"{own}/") if own else given
+        bare = given.removeprefix(f"{source.prefix}/") if source.prefix else given
         spelled = [bare, _bare(bare)]
-        if own == prefix:
+        if source.prefix == prefix:
             spelled.append(_bare(given))  # a name that begins as its Prefix does
-        elif own and bare == given:
+        elif source.prefix and bare == given:
             continue
         for rank, one in enumerate(spelled):
-            if kind in DUMPS:
+            if source.kind in (MYSQL, POSTGRESQL):
                 head, _, rest = one.partition("/")
-                same = head == kind and name in (rest, stored_name(kind, rest))
+                same = head == source.kind and source.name in (rest, stored_name(head, rest))
             else:
-                same = one == (_bare(name) if rank else name)
+                same = one == (_bare(source.name) if rank else source.name)
             if same:
                 near.setdefault(rank, []).append(source)
                 break
     return near[min(near)] if near else []
 
 
-def _nothing_found(bucket: _Bucket, names: Sequence[str]) -> Failure:
+def nothing_found(recovery: Recovery, names: Sequence[str]) -> Failure:
     what = f"there is no backup of {names[0]}" if names else "there are no archives"
-    where = f" with the Prefix {bucket.prefix}" if bucket.prefix else ""
-    return Failure(f"{what}{where} in {bucket.store.bucket}",
+    where = f" with the Prefix {recovery.prefix}" if recovery.prefix else ""
+    return Failure(f"{what}{where} in {recovery.store.bucket}",
                    "see what there is: s3napback.py list")
 
 
-def _wanted(
-    bucket: _Bucket, given: str, options: Mapping[str, str], moment: Moment,
-    env: Mapping[str, str], gpg: Sequence[str],
+def find_chain(
+    recovery: Recovery, given: str, at: float, moment: Moment, *, partial: bool
 ) -> tuple[str, Chain]:
-    """(kind, chain) of what is to be restored."""
-    at = parse_when(options["at"], moment) if "at" in options else math.inf
-    given = key_text(given)
-    found: dict[str, CatalogEntry] = {}
-    of_prefix = f"{bucket.prefix}/{given.removeprefix('/')}" if bucket.prefix else given
-    whole = given if given.startswith(f"{bucket.prefix}/") else of_prefix
-    for start in (*possible_starts(given, bucket.prefix), chunk_prefix(whole)):
-        for one in catalogue(bucket.store, start, prefix=bucket.prefix):
-            found[one.archive.name] = one
-    named = found.get(given) or found.get(of_prefix)
-    if named:
-        (source,) = _sources([named], bucket.kinds)
-        if named.fault and "force-partial" not in options:
+    """(kind, chain) of what a NAME means, as of a moment: of a source, or one archive by its name.
+
+    partial: less than was asked for will do.
+    """
+    given, prefix = key_text(given), recovery.prefix
+    of_prefix = f"{prefix}/{given.removeprefix('/')}" if prefix else given
+    whole = given if given.startswith(f"{prefix}/") else of_prefix
+    found = {
+        one.archive.name: one for start in (*possible_starts(given, prefix), f"{whole}:")
+        for one in catalogue(recovery.store, start, prefix=prefix)
+    }
+    if named := found.get(given) or found.get(of_prefix):
+        if named.fault and not partial:
             raise Failure(f"{named} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")
-        return source[0], Chain((named,), math.floor(named.made))
-    sources = _sources(found.values(), bucket.kinds)
-    meant = _meant(given, sources, bucket.prefix)
+        (source,) = group_by_source([named], recovery.kinds)
+        return source.kind, Chain((named,), math.floor(named.made))
+    sources = group_by_source(found.values(), recovery.kinds)
+    meant = matches(given, sources, prefix)
     if not meant:
-        raise _nothing_found(bucket, [given])
+        raise nothing_found(recovery, [given])
     if len(meant) > 1:
-        kinds = " and ".join(sorted(f"{kind or 'the source'} {name}" for kind, name, _ in meant))
+        kinds = " and ".join(sorted(f"{one.kind or 'the source'} {one.name}" for one in meant))
         raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
     of_source = sources[meant[0]]
-    doubts = [f"in doubt: {doubt}" for doubt in date_doubts(of_source, moment)]
+    for doubt in date_doubts(of_source, moment):
+        _TOOL_LOG.warning("in doubt: %s", doubt)
     try:
-        chain = choose_chain(of_source, at, moment)
+        return meant[0].kind, choose_chain(of_source, at, moment)
     except Failure as failure:
-        first = begun_with(of_source)
-        lacking = None
-        if first:
-            try:
-                lacking = _lacking(bucket.download(first.archive), env, gpg)
-            except Failure as unread:
-                failure.hint = (f"{first.archive.name} may hold everything, but cannot be read:"
-                                f" {unread}")
-        second = _second_choice(of_source, at, moment, lacking, "force-partial" in options)
-        if second is None:
-            if first and lacking:
-                failure.hint = (f"{first.archive.name} does not hold {lacking}, which was excluded"
-                                " then, or is in an archive that is gone; --force-partial does"
-                                " without")
-            for doubt in doubts:
-                print_stderr(f"s3napback: {doubt}")
-            raise
-        chain = second
-    return meant[0][0], replace(chain, warnings=(*chain.warnings, *doubts))
+        return meant[0].kind, _chain_after(failure, recovery, of_source, at, moment, partial)
 
 
-def _second_choice(
-    found: Sequence[CatalogEntry], at: float, local: Moment, lacking: str | None, partial: bool
+def _chain_after(
+    failure: Failure, recovery: Recovery, found: Sequence[CatalogEntry], at: float,
+    moment: Moment, partial: bool,
+) -> Chain:
+    """What can be restored where the chain that is wanted is not whole: if the source begins with a
+    DIFF, that is read to see whether it holds everything. Raises the failure where nothing can."""
+    first, lacking, hint = begun_with(found), None, ""
+    if first:
+        try:
+            lacking = missing_file(recovery, first)
+        except Failure as unread:
+            hint = f"{first} may hold everything, but cannot be read: {unread}"
+    chain = second_choice(found, at, moment, lacking, partial=partial)
+    if chain is None:
+        if lacking:
+            hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
+                    " that is gone; --force-partial does without")
+        raise failure.at(hint=hint) from failure
+    return chain
+
+
+def second_choice(
+    found: Sequence[CatalogEntry], at: float, local: Moment, lacking: str | None, *, partial: bool
 ) -> Chain | None:
     """What can be restored where the chain that is wanted is not whole, None for nothing.
 
@@ -6405,75 +6430,42 @@ def _second_choice(
         begun = [replace(one, holds_all=True) if one is first else one for one in found]
         with contextlib.suppress(Failure):
             chain = choose_chain(begun, at, local)
-            name = chain.archives[0].archive.name
-            said = f"partial: {name} does not hold {lacking}" if lacking else ""
-            return replace(chain, warnings=(*chain.warnings, said)) if said else chain
+            if not lacking:
+                return chain
+            text = f"partial: {chain.archives[0]} does not hold {lacking}"
+            return replace(chain, warnings=(*chain.warnings, text))
     good = [m for m in restorable_moments(found) if m <= at]
     if not partial or not good:
         return None
     chain = choose_chain(found, good[-1])
-    said = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
-    return replace(chain, warnings=(*chain.warnings, said))
+    text = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
+    return replace(chain, warnings=(*chain.warnings, text))
 
 
-def _lacking(stored: Iterator[Piece], env: Mapping[str, str], gpg: Sequence[str]) -> str:
+def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
     """The first file that a directory's archive lists and does not hold, "" for none: GNU tar marks
     such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
-    rest, lacking = b"", b""
-    listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
-    with decoded(stored, env, gpg) as content:
-        start, content = split_head(content)
+    with recovery.content(one) as stream:
+        start, content = split_head(stream)
         if start.startswith(b"SVN-fs-dump-format"):
             return "its first revisions"
-        with run_filter(listing, content, env) as listed:
-            for block in listed:
+        rest, lacking = b"", b""
+        listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
+        with run_filter(listing, content, recovery.env) as blocks:
+            for block in blocks:
                 *lines, rest = (rest + block).split(b"\n")
-                found = (line[2:] for line in lines if line.startswith(b"N "))
-                lacking = lacking or next(found, b"")
+                lacking = lacking or next((x[2:] for x in lines if x.startswith(b"N ")), b"")
     return os.fsdecode(lacking)
 
 
-def _refuse_frozen(chain: Chain) -> None:
-    for link in chain.archives:
-        frozen = _FROZEN.intersection(link.archive.storage_classes)
-        if frozen:
+def refuse_frozen(chain: Chain) -> None:
+    """Raises Failure where an archive's storage class gives nothing at once."""
+    for one in chain.archives:
+        if frozen := _FROZEN.intersection(one.archive.storage_classes):
             raise Failure(
-                f"{link} is in the storage class {min(frozen)} and cannot be read at once",
+                f"{one} is in the storage class {min(frozen)} and cannot be read at once",
                 "thaw its objects first: aws s3api restore-object, some hours before",
             )
-
-
-def _decrypting(
-    options: Mapping[str, str], env: dict[str, str], stack: contextlib.ExitStack
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(environment, command) with which gpg finds the secret key and its passphrase."""
-    gpg = ["gpg"]  # not -q: what it says of keys is wanted when it fails
-    if "passphrase-file" in options:
-        if not os.access(options["passphrase-file"], os.R_OK):
-            raise Failure(f"cannot read --passphrase-file {options['passphrase-file']}",
-                          status=EXIT_USAGE)
-        gpg += ["--batch", "--pinentry-mode", "loopback",
-                "--passphrase-file", options["passphrase-file"]]
-    elif not sys.stdin or not sys.stdin.isatty():
-        gpg.append("--batch")
-    if "secret-key" in options:
-        # A short path, for the agent's socket, where that may be written.
-        place = "/tmp" if os.access("/tmp", os.W_OK) else None
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3nap-", dir=place))
-        env = {**env, "GNUPGHOME": home}
-        stack.callback(lambda: run_tool(("gpgconf", "--kill", "all"), env))
-        result = run_tool((*gpg, "--batch", "--import", options["secret-key"]), env)
-        if result.status:
-            why = (result.errors.strip().splitlines() or ["no reason given"])[0]
-            raise Failure(f"cannot import --secret-key {options['secret-key']}: {why}")
-    return env, tuple(gpg)
-
-
-def _refuse_unreadable(start: bytes) -> None:
-    """Raises Failure for a dump that begins as no text does."""
-    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
-        raise Failure("it is compressed in a way that is not known here",
-                      "js3tream -o gives its bytes as they are stored")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7339,149 +7331,109 @@ def remove_tree(path: str) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-class _Restore:
-    """The archives of a chain on their way to where they are wanted.
+def kind_by_content(recovery: Recovery, one: CatalogEntry) -> str:
+    """Subversion or Directory, as the first bytes of an archive tell."""
+    with recovery.content(one) as content:
+        start, _ = split_head(content)
+    return SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
 
-    name: of what was backed up; as_of: the moment, in words; warnings: what could not be done.
-    """
 
-    def __init__(
-        self, bucket: _Bucket, archives: Sequence[Archive], env: dict[str, str],
-        gpg: tuple[str, ...], name: str, as_of: str, progress: Callable[[int], None],
-    ) -> None:
-        self._name, self._as_of = name, as_of
-        self._bucket, self._archives, self._env, self._gpg = bucket, archives, env, gpg
-        self._progress = progress
-        self.warnings: list[str] = []
-        self._kind = ""
+def restore_directory(
+    recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], *, overwrite: bool
+) -> tuple[list[str], list[str]]:
+    """Brings back a directory, or members of it; (what could not be done, members not there)."""
+    if os.path.realpath(folder) == "/" and folder != "/":
+        raise UsageFailure(f"{folder} is the root folder", "write --to / to mean it")
+    with os_failures("make the folder"):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        fresh = all(map(Unpacker.is_ours, os.listdir(folder)))
+    if not fresh and not overwrite:
+        raise UsageFailure(
+            f"{folder} is not empty",
+            "restore into an empty folder; --overwrite deletes there what was not backed up",
+        )
+    paths = sorted({os.path.normpath(f"/{member}").lstrip("/") for member in members})
+    if "" in paths:
+        paths = []
 
-    def restore(self, kind: str, options: Mapping[str, str], members: Sequence[str]) -> str:
-        """Does it; where it went, in words."""
-        self._kind = kind
-        if not kind:
-            with self._content(self._archives[0]) as blocks:
-                start, _ = split_head(blocks)
-            kind = SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
-        if kind == DIRECTORY and "stdout" in options:
-            raise Failure("a directory needs --to DIR", status=EXIT_USAGE)
-        if kind != DIRECTORY and members:
-            raise Failure(f"{members[0]}: only a directory has parts", status=EXIT_USAGE)
-        if "stdout" in options:
-            output = _standard_output()
-            for archive in self._archives:
-                self._write(archive, output)
-            output.flush()
-            return "standard output"
-        place = options["to"]
-        if kind == DIRECTORY:
-            paths = {os.path.normpath(f"/{member}").lstrip("/") for member in members}
-            self._to_folder(place, [] if "" in paths else sorted(paths), "overwrite" in options)
-        elif kind == SUBVERSION:
-            self._to_repository(place)
-        else:
-            self._to_file(place, "overwrite" in options)
-        return place
+    def unpack(*, whole: bool) -> tuple[list[str], list[str]]:
+        near = (paths[0] if paths else chain.archives[-1].name).lstrip("/")
+        with Unpacker(
+            folder, near, paths, recovery.env, whole=whole, kept=recovery.own
+        ) as unpacker:
+            for one in chain.archives:
+                try:
+                    unpacker.add(partial(recovery.content, one))
+                except Failure as failure:
+                    saved = f"{folder} holds what came before" * (fresh and unpacker.salvage())
+                    raise failure.at(one.archive.name, failure.hint or saved) from failure
+            absent = unpacker.place()
+            return unpacker.warnings, absent
 
-    @contextlib.contextmanager
-    def _content(self, archive: Archive) -> Iterator[Iterator[Piece]]:
-        blocks = self._bucket.download(archive, self._progress)
-        if self._kind == STREAM:
-            yield blocks
-        else:
-            with decoded(blocks, self._env, self._gpg) as content:
-                yield content
+    try:
+        return unpack(whole=not paths)
+    except RenamedFolders:
+        return unpack(whole=True)
 
-    def _write(self, archive: Archive, output: IO[bytes]) -> None:
+
+def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
+    """Makes a repository, and loads into it what the archives hold."""
+    if os.path.exists(place):
+        raise UsageFailure(f"{place} exists already", "name a new place")
+    made = run_tool(("svnadmin", "create", place), recovery.env)
+    if made.status:
+        raise Failure(f"svnadmin cannot make {place}: {made.errors.strip()}")
+    load = Stage(("svnadmin", "load", *SVN_LOAD, place))
+    for one in chain.archives:
         try:
-            with self._content(archive) as content:
+            with recovery.content(one) as dump, run_filter(load, dump, recovery.env) as output:
+                for _ in output:
+                    pass
+        except Failure as failure:
+            raise failure.at(one.archive.name) from failure
+
+
+def restore_file(recovery: Recovery, chain: Chain, place: str, *, overwrite: bool) -> None:
+    """Writes a dump to a file, which is there when all of it is."""
+    if os.path.exists(place) and not overwrite:
+        raise UsageFailure(f"{place} exists already", "--overwrite replaces it")
+    temp = f"{place}.{secrets.token_hex(4)}.part"
+    try:
+        with os_failures("write the dump"):
+            with open(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                write_dump(recovery, chain, file)
+            os.replace(temp, place)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+
+
+def write_dump(recovery: Recovery, chain: Chain, output: IO[bytes]) -> None:
+    """Writes what the archives hold, one after the other."""
+    for one in chain.archives:
+        try:
+            with recovery.content(one) as content, os_failures("write the dump"):
                 start, blocks = split_head(content)
-                if self._kind != STREAM:
+                if one.kind != STREAM:
                     _refuse_unreadable(start)
                 for block in blocks:
                     write_all(output, block)
+                output.flush()
         except Failure as failure:
-            failure.where = archive.name
-            raise
-        except OSError as error:
-            raise os_failure(error, "write the dump") from error
-
-    def _to_folder(self, folder: str, paths: Sequence[str], overwrite: bool) -> None:
-        if os.path.realpath(folder) == "/" and folder != "/":
-            raise Failure(f"{folder} is the root folder", "write --to / to mean it",
-                          status=EXIT_USAGE)
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            fresh = all(map(Unpacker.is_ours, os.listdir(folder)))
-            if not fresh and not overwrite:
-                raise Failure(
-                    f"{folder} is not empty",
-                    "restore into an empty folder; --overwrite deletes there what was not"
-                    " backed up", status=EXIT_USAGE,
-                )
-        except OSError as error:
-            raise os_failure(error, "make the folder") from error
-        for whole in (not paths, True):  # the second time if part of a part was renamed
-            with contextlib.suppress(RenamedFolders):
-                return self._unpack(folder, paths, whole=whole, fresh=fresh)
-
-    def _unpack(self, folder: str, paths: Sequence[str], *, whole: bool, fresh: bool) -> None:
-        near = (paths[0] if paths else self._name).lstrip("/")
-        with Unpacker(
-            folder, near, paths, self._env, whole=whole, kept=self._bucket.own
-        ) as unpacker:
-            for archive in self._archives:
-                try:
-                    unpacker.add(partial(self._content, archive))
-                except Failure as failure:
-                    failure.where = archive.name
-                    if fresh and unpacker.salvage():
-                        failure.hint = failure.hint or f"{folder} holds what came before"
-                    raise
-            try:
-                absent = unpacker.place()
-            finally:
-                self.warnings += unpacker.warnings
-        if absent:
-            raise Failure(f"not in the backup as of {self._as_of}: {', '.join(sorted(absent))}")
-
-    def _to_repository(self, place: str) -> None:
-        if os.path.exists(place):
-            raise Failure(f"{place} exists already", "name a new place", status=EXIT_USAGE)
-        created = run_tool(("svnadmin", "create", place), self._env)
-        if created.status:
-            raise Failure(f"svnadmin cannot make {place}: {created.errors.strip()}")
-        for archive in self._archives:
-            load = Stage(("svnadmin", "load", *SVN_LOAD, place))
-            try:
-                with (
-                    self._content(archive) as content,
-                    run_filter(load, content, self._env) as output,
-                ):
-                    for _ in output:
-                        pass
-            except Failure as failure:
-                failure.where = archive.name
-                raise
-
-    def _to_file(self, place: str, overwrite: bool) -> None:
-        if os.path.exists(place) and not overwrite:
-            raise Failure(f"{place} exists already", "--overwrite replaces it", status=EXIT_USAGE)
-        temp = f"{place}.{secrets.token_hex(4)}.part"
-        try:
-            with open(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                self._write(self._archives[0], file)
-            os.replace(temp, place)
-        except OSError as error:
-            raise os_failure(error, "write the dump") from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temp)
+            raise failure.at(one.archive.name) from failure
 
 
-def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _Bucket) -> str:
+def _refuse_unreadable(start: bytes) -> None:
+    """Raises Failure for a dump that begins as no text does."""
+    if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
+        raise Failure("it is compressed in a way that is not known here",
+                      "js3tream -o gives its bytes as they are stored")
+
+
+def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> str:
     """A POSIX shell script with the aws command line (or cat, for a folder), gpg and tar."""
-    root = folder_root(bucket.endpoint)
-    endpoint = f" --endpoint-url {shlex.quote(bucket.endpoint)}" if bucket.endpoint else ""
+    root, bucket = folder_root(recovery.endpoint), recovery.store.bucket
+    endpoint = f" --endpoint-url {shlex.quote(recovery.endpoint)}" if recovery.endpoint else ""
     lines = [
         "#!/bin/sh",
         f"# Restores {name!r} into the folder, file or repository given as the first argument.",
@@ -7507,27 +7459,31 @@ def restore_script(name: str, kind: str, archives: Sequence[Archive], bucket: _B
         'work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")',
         "trap 'rm -rf \"$work\"' EXIT",
     ]
-    for archive in archives:
+    for one in chain.archives:
         # Not echo, which makes escape sequences of backslashes in some shells.
-        shown = shlex.quote(printable(archive.name, ""))
+        shown = shlex.quote(printable(one.archive.name, ""))
         lines.append(f"printf '%s\\n' {shown} >&2; : > \"$work/a\"")
-        for item in archive.chunks:
+        for item in one.archive.chunks:
+            fetch = f"aws s3 cp{endpoint} {shlex.quote(f's3://{bucket}/{item.key}')} -"
             if root:
-                path = FolderStore(root, bucket.store.bucket, time.time).path_of(item.key)
-                lines.append(f'cat {shlex.quote(path)} >> "$work/a"')
-            else:
-                url = shlex.quote(f"s3://{bucket.store.bucket}/{item.key}")
-                lines.append(f'aws s3 cp{endpoint} {url} - >> "$work/a"')
+                path = FolderStore(root, bucket, time.time).path_of(item.key)
+                fetch = f"cat {shlex.quote(path)}"
+            lines.append(f'{fetch} >> "$work/a"')
         if kind == STREAM:
             lines.append('cat "$work/a" > "$to"')
-        elif kind in DUMPS:
+        elif kind in (MYSQL, POSTGRESQL):
             lines.append('plain "$work/a" > "$to"')
         else:
             lines.append('plain "$work/a" > "$work/b"; unpack')
     return "\n".join([*lines, "exit $bad", ""])
 
 
-def _chain_faults(
+# --------------------------------------------------------------------------------------------------
+# Verifying
+# --------------------------------------------------------------------------------------------------
+
+
+def chain_faults(
     name: str, found: Sequence[CatalogEntry], moment: Moment, asked_for: Sequence[str]
 ) -> Iterator[str]:
     """A sentence for each archive of a source that is whole, but not what it continues."""
@@ -7537,31 +7493,29 @@ def _chain_faults(
         if one.fault or whole or one.archive.name in map(key_text, asked_for):
             continue
         if one is first:
-            yield (f"{one}: no FULL is before it: whether it holds everything is found out"
-                   " by restore, which reads it")
+            yield (f"{one}: no FULL is before it: whether it holds everything is found out by"
+                   " restore, which reads it")
         else:
             yield (f"{one}: what it continues is not there any more ({name} as of"
                    f" {_moment_text(moment, at)} cannot be restored)")
 
 
-def _read_to_the_end(
-    archive: Archive, kind: str | None, bucket: _Bucket, env: dict[str, str], gpg: tuple[str, ...]
-) -> None:
-    if kind == STREAM:
-        for _ in bucket.download(archive):
-            pass
-        return
-    with decoded(bucket.download(archive), env, gpg) as content:
+def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
+    """Raises Failure for an archive that does not hold what it should, to its end."""
+    with recovery.content(one) as content:
         start, blocks = split_head(content)
-        if start.startswith(b"SVN-fs-dump-format"):
-            last = archive.metadata.get("state", "").partition(":")[2].encode()
-            tail, seen = b"", False
+        if one.kind == STREAM:
+            for _ in blocks:
+                pass
+        elif start.startswith(b"SVN-fs-dump-format"):
+            last = one.after.encode()
+            tail, seen = b"", not last
             for block in blocks:
                 tail = tail[-64:] + block
                 seen = seen or b"\nRevision-number: " + last + b"\n" in tail
-            if last and not seen:
+            if not seen:
                 raise Failure(f"the dump lacks revision {last.decode()}")
-        elif kind in DUMPS:
+        elif one.kind in (MYSQL, POSTGRESQL):
             _refuse_unreadable(start)
             tail = b""
             for block in blocks:
@@ -7571,8 +7525,9 @@ def _read_to_the_end(
             if comments and b"ump complete" not in tail:
                 raise Failure("the dump has no closing line: it was cut before it was stored")
         else:
-            with run_filter(Stage(("tar", "-t", "-f", "-")), blocks, env) as listing:
-                for _ in listing:
+            listing = Stage(("tar", "-t", "-f", "-"))
+            with run_filter(listing, blocks, recovery.env) as names:
+                for _ in names:
                     pass
 
 
@@ -9303,62 +9258,114 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 # --------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterator[Recovery]:
+    """What -c, or -b with what it needs, and the keys' options say, within the block."""
+    _js3tream_log(verbose=False, debug=False)
+    kinds: dict[str, str] = {}
+    own: tuple[str, ...] = ()
+    temp_dir = None
+    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
+    if "c" in options:
+        for name in ("b", "K", "endpoint", "region"):
+            if name in options:
+                dashes = "-" if len(name) == 1 else "--"
+                raise UsageFailure(f"{dashes}{name} cannot be given with -c: the config says it",
+                                   "leave one of them out")
+        path = options["c"]
+        if not os.path.exists(path) and "/" not in path:
+            path = _config_paths("", [path])[0]
+        config = read_config(path)
+        settings = settings_of(config, needs_diff_dir=False)
+        prefix = prefix or settings.prefix
+        for job in jobs_of(config):
+            name = stored_name(job.kind, job.name)
+            # As `parse_archive_name` gives it back.
+            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
+        bucket, access = settings.bucket, access_of(settings)
+        own = (settings.diff_dir,)
+        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
+            temp_dir = settings.temp_dir
+    elif "b" in options:
+        bucket, access = options["b"], _js3tream_access(
+            {name: options[short] for name, short in (
+                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
+            ) if short in options}
+        )
+    else:
+        raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
+    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG))
+    if root := folder_root(access.endpoint):
+        own += tuple(bucket_folders(root, bucket))
+    with decryption(
+        tool_environment(os.environ), options.get("secret-key"), options.get("passphrase-file"),
+        terminal=bool(sys.stdin and sys.stdin.isatty()),
+    ) as (env, gpg):
+        yield Recovery(store, access.connections, access.endpoint, env, gpg, kinds, prefix,
+                       temp_dir, own)
+
+
 def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
-    bucket = _open_bucket(options, clock)
-    seen = catalogue(bucket.store, prefix=bucket.prefix, look_inside=True)
-    sources = _sources((one.without_chunks() for one in seen), bucket.kinds)
+    with _recovery(options, clock) as recovery:
+        seen = catalogue(recovery.store, prefix=recovery.prefix, look_inside=True)
+        sources = group_by_source((one.without_chunks() for one in seen), recovery.kinds)
     if names:
-        meant = _meant(key_text(names[0]), sources, bucket.prefix)
-        sources = {key: sources[key] for key in meant}
+        meant = matches(key_text(names[0]), sources, recovery.prefix)
+        sources = {source: sources[source] for source in meant}
         if not sources:
-            raise _nothing_found(bucket, names)
+            raise nothing_found(recovery, names)
     if "json" in options:
-        print(json.dumps(_catalogue_json(bucket.store.bucket, sources, moment), indent=1))
+        print(json.dumps(_catalogue_json(recovery.store.bucket, sources, moment), indent=1))
         return EXIT_OK
     if not sources:
-        print_stderr(f"s3napback: {_nothing_found(bucket, names).message}")
-    for (kind, name, prefix), found in sorted(sources.items()):
-        of_prefix = f" (Prefix {prefix})" if prefix else ""
-        print(printable(f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}", ""))
-        history = History(found)
-        for one, at, whole in history.rows():
-            stale = "" if one.fault or whole else ", stale: what it continues is gone"
-            told = "" if at == math.floor(one.made) else (
-                f", by a clock that said {_moment_text(moment, one.made)}"
-            )
-            print(printable(
-                f"  {_moment_text(moment, at)}  {one}  {size_text(one.size)} in"
-                f" {one.archive.count} chunks  {one.fault or 'complete'}{stale}{told}"
-                f"{_remarks(one)}", ""
-            ))
-        shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
-        print(f"  can be restored as of: {shown}")
-        for doubt in date_doubts(found, moment):
-            print(printable(f"  in doubt: {doubt}", ""))
-        if first := begun_with(found):
-            print(printable(f"  in doubt: no FULL is before {first}; it holds everything"
-                            " if the job began with it, which restore finds out by reading it", ""))
+        print_stderr(f"s3napback: {nothing_found(recovery, names).message}")
+    for source, of_source in sorted(sources.items()):
+        for line in _catalogue_lines(source, of_source, moment):
+            print(printable(line, ""))
     return EXIT_OK
 
 
-def _remarks(found: CatalogEntry) -> str:
-    text = ", with warnings" if found.status == "warnings" else ""
-    if found.mode == DIFF and found.self_contained:
+def _catalogue_lines(
+    source: Source, found: Sequence[CatalogEntry], moment: Moment
+) -> Iterator[str]:
+    kind, name, prefix = source
+    of_prefix = f" (Prefix {prefix})" if prefix else ""
+    yield f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}"
+    history = History(found)
+    for one, at, whole in history.rows():
+        stale = "" if one.fault or whole else ", stale: what it continues is gone"
+        told = "" if at == math.floor(one.made) else (
+            f", by a clock that said {_moment_text(moment, one.made)}"
+        )
+        yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.size)} in"
+               f" {one.archive.count} chunks  {one.fault or 'complete'}{stale}{told}"
+               f"{_remarks(one)}")
+    shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
+    yield f"  can be restored as of: {shown}"
+    for doubt in date_doubts(found, moment):
+        yield f"  in doubt: {doubt}"
+    if first := begun_with(found):
+        yield (f"  in doubt: no FULL is before {first}; it holds everything if the job began with"
+               " it, which restore finds out by reading it")
+
+
+def _remarks(one: CatalogEntry) -> str:
+    text = ", with warnings" if one.status == "warnings" else ""
+    if one.mode == DIFF and one.self_contained:
         text += ", needs no FULL"
-    if found.encrypted:
+    if one.encrypted:
         text += ", encrypted"
-    if found.archive.staged:
+    if one.archive.staged:
         text += ", not yet in its place"
-    if found.leftovers:
-        text += f", and {found.leftovers} chunks left over from another upload"
-    classes = found.archive.storage_classes
-    return text + "".join(f", {name}" for name in classes if name != "STANDARD")
+    if one.leftovers:
+        text += f", and {one.leftovers} chunks left over from another upload"
+    return text + "".join(f", {name}" for name in one.archive.storage_classes if name != "STANDARD")
 
 
 def _catalogue_json(
-    bucket: str, sources: Mapping[tuple[str, str, str], Sequence[CatalogEntry]], moment: Moment
+    bucket: str, sources: Mapping[Source, Sequence[CatalogEntry]], moment: Moment
 ) -> Any:
     def utc(epoch: float) -> str:
         return Moment(epoch).utc_text()
@@ -9375,17 +9382,15 @@ def _catalogue_json(
                 "doubts": date_doubts(found, moment),
                 "archives": [
                     {
-                        "archive": f.archive.name, "slot": f.slot, "mode": f.mode,
-                        "made": utc(f.made), "as_of": utc(at), "bytes": f.size,
-                        "chunks": f.archive.count,
-                        "complete": not f.fault, "fault": f.fault or None,
-                        "status": f.status or None,
-                        "storage_classes": list(f.archive.storage_classes),
-                        "encrypted": f.encrypted, "leftovers": f.leftovers,
-                        "staged": f.archive.staged,
-                        "stale": not f.fault and not whole,
+                        "archive": one.archive.name, "slot": one.slot, "mode": one.mode,
+                        "made": utc(one.made), "as_of": utc(at), "bytes": one.size,
+                        "chunks": one.archive.count, "complete": not one.fault,
+                        "fault": one.fault or None, "status": one.status or None,
+                        "storage_classes": list(one.archive.storage_classes),
+                        "encrypted": one.encrypted, "leftovers": one.leftovers,
+                        "staged": one.archive.staged, "stale": not one.fault and not whole,
                     }
-                    for f, at, whole in history.rows()
+                    for one, at, whole in history.rows()
                 ],
             }
             for (kind, name, prefix), found in sorted(sources.items())
@@ -9398,53 +9403,67 @@ def _catalogue_json(
 _MAX_SHOWN = 100
 
 
+def _chain_of(
+    recovery: Recovery, name: str, options: Mapping[str, str], moment: Moment
+) -> tuple[str, Chain]:
+    """(kind, chain) of what is to be restored."""
+    at = parse_when(options["at"], moment) if "at" in options else math.inf
+    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
+    refuse_frozen(chain)
+    return kind, chain
+
+
 def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
-    options, names = read_args("restore", args)
-    if ("to" in options) == ("stdout" in options):
-        raise Failure("give one of --to PLACE and --stdout", status=EXIT_USAGE)
-    bucket = _open_bucket(options, clock)
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
-        _refuse_frozen(chain)
-        size = sum(link.size for link in chain.archives)
-        progress = stack.enter_context(progress_bar(names[0], size))
-        as_of = _moment_text(moment, chain.as_of)
-        work = _Restore(
-            bucket, [link.archive for link in chain.archives], env, gpg,
-            chain.archives[-1].name, as_of, progress,
-        )
-        try:
-            place = work.restore(kind, options, names[1:])
-        finally:
-            for warning in work.warnings[:_MAX_SHOWN]:
-                print_stderr(f"s3napback: {warning}")
-            if len(work.warnings) > _MAX_SHOWN:
-                more = len(work.warnings) - _MAX_SHOWN
-                print_stderr(f"s3napback: and {more} things more like these")
+    options, (name, *members) = read_args("restore", args)
+    place, overwrite = options.get("to"), "overwrite" in options
+    if (place is None) == ("stdout" not in options):
+        raise UsageFailure("give one of --to PLACE and --stdout")
+    warnings: list[str] = []
+    absent: list[str] = []
+    with _recovery(options, clock) as recovery:
+        kind, chain = _chain_of(recovery, name, options, moment)
+        size = sum(one.size for one in chain.archives)
+        with progress_bar(name, size) as progress:
+            recovery = replace(recovery, progress=progress)
+            kind = kind or kind_by_content(recovery, chain.archives[0])
+            if kind != DIRECTORY and members:
+                raise UsageFailure(f"{members[0]}: only a directory has parts")
+            if kind == DIRECTORY:
+                if place is None:
+                    raise UsageFailure("a directory needs --to DIR")
+                warnings, absent = restore_directory(
+                    recovery, chain, place, members, overwrite=overwrite)
+            elif place is None:
+                write_dump(recovery, chain, _standard_output())
+            elif kind == SUBVERSION:
+                restore_repository(recovery, chain, place)
+            else:
+                restore_file(recovery, chain, place, overwrite=overwrite)
+    for warning in warnings[:_MAX_SHOWN]:
+        print_stderr(f"s3napback: {warning}")
+    if len(warnings) > _MAX_SHOWN:
+        print_stderr(f"s3napback: and {len(warnings) - _MAX_SHOWN} things more like these")
+    as_of = _moment_text(moment, chain.as_of)
+    if absent:
+        raise Failure(f"not in the backup as of {as_of}: {', '.join(sorted(absent))}")
     for warning in chain.warnings:
         print_stderr(f"s3napback: {warning}")
-    done = ", ".join(link.archive.name for link in chain.archives)
-    print_stderr(f"{names[0]} as of {as_of} is in {place}: {done}")
-    return EXIT_WARNINGS if work.warnings else EXIT_OK
+    done = ", ".join(map(str, chain.archives))
+    print_stderr(f"{name} as of {as_of} is in {place or 'standard output'}: {done}")
+    return EXIT_WARNINGS if warnings else EXIT_OK
 
 
 def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
-    options, names = read_args("restore-script", args)
-    bucket = _open_bucket(options, clock)
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        kind, chain = _wanted(bucket, names[0], options, moment, env, gpg)
-    _refuse_frozen(chain)
+    options, (name,) = read_args("restore-script", args)
+    with _recovery(options, clock) as recovery:
+        kind, chain = _chain_of(recovery, name, options, moment)
     for warning in chain.warnings:
         print_stderr(f"s3napback: {warning}")
-    chosen = [link.archive for link in chain.archives]
-    script = restore_script(names[0], kind, chosen, bucket)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
-    output.write(script.encode("utf-8", "surrogateescape"))
+    output.write(restore_script(name, kind, chain, recovery).encode("utf-8", "surrogateescape"))
     output.flush()
     return EXIT_OK
 
@@ -9454,44 +9473,40 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     options, names = read_args("verify", args)
     sample = options.get("sample", "0").removesuffix("%")
     if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
-        raise Failure(f"--sample {sample} is not a number of percents", status=EXIT_USAGE)
-    bucket = _open_bucket(options, clock)
+        raise UsageFailure(f"--sample {sample} is not a number of percents")
+    given = key_text(names[0]) if names else ""
     faults: list[str] = []
-    checked = 0
     found: list[CatalogEntry] = []
-    with contextlib.ExitStack() as stack:
-        env, gpg = _decrypting(options, tool_environment(os.environ), stack)
-        for one in catalogue(bucket.store, prefix=bucket.prefix):
-            key = (one.kind or "", one.name, one.prefix)
-            if names and key_text(names[0]) != one.archive.name and not _meant(
-                key_text(names[0]), [key], bucket.prefix
+    with _recovery(options, clock) as recovery:
+        for one in catalogue(recovery.store, prefix=recovery.prefix):
+            source = Source(one.kind or "", one.name, one.prefix)
+            if names and given != one.archive.name and not matches(
+                given, [source], recovery.prefix
             ):
                 continue
             found.append(one.without_chunks())
-            checked += 1
-            if one.fault:
-                faults.append(f"{one}: {one.fault}")
-            elif "deep" in options:
-                try:
-                    _read_to_the_end(one.archive, one.kind, bucket, env, gpg)
-                except Failure as failure:
-                    faults.append(f"{one}: {failure}")
-            else:
-                chosen = [c for c in one.archive.chunks if random.uniform(0, 100) < float(sample)]
-                try:
-                    for _ in bucket.download(replace(one.archive, chunks=tuple(chosen))):
-                        pass
-                except Failure as failure:
-                    faults.append(f"{one}: {failure}")
+            try:
+                if one.fault:
+                    raise Failure(one.fault)
+                if "deep" in options:
+                    read_to_the_end(recovery, one)
+                else:
+                    chosen = [c for c in one.archive.chunks
+                              if random.uniform(0, 100) < float(sample)]
+                    with recovery.stored(replace(one.archive, chunks=tuple(chosen))) as blocks:
+                        for _ in blocks:
+                            pass
+            except Failure as failure:
+                faults.append(f"{one}: {failure}")
     if not found:
-        raise _nothing_found(bucket, names)
-    for (_, name, _), of_source in sorted(_sources(found, bucket.kinds).items()):
-        faults += _chain_faults(name, of_source, moment, names)
+        raise nothing_found(recovery, names)
+    for source, of_source in sorted(group_by_source(found, recovery.kinds).items()):
+        faults += chain_faults(source.name, of_source, moment, names)
         for doubt in date_doubts(of_source, moment):
             print_stderr(f"s3napback: in doubt: {doubt}")
     for fault in faults:
         print(printable(fault, ""))
-    print_stderr(f"{checked} archives checked, {len(faults)} faults")
+    print_stderr(f"{len(found)} archives checked, {len(faults)} faults")
     return EXIT_FAILED if faults else EXIT_OK
 
 
