@@ -3093,6 +3093,189 @@ def _file_md5(path: str, size: int) -> str:
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
 
 
+def _s3_client(access: Access) -> Any:
+    """A boto3 client that asks for no more than older services and other makers' ones know."""
+    import boto3.session
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    client = session.client(
+        "s3",
+        endpoint_url=access.endpoint,
+        region_name=access.region or session.region_name or "us-east-1",
+        aws_access_key_id=access.key,
+        aws_secret_access_key=access.secret,
+        config=Config(
+            s3={
+                "addressing_style": "path",  # dots in a bucket's name break TLS host names
+                # What is sent is guarded by Content-MD5, which is signed; a second digest of it
+                # costs a quarter of the whole work.
+                "payload_signing_enabled": False,
+            },
+            # Older S3-compatible services refuse the checksum trailers that botocore adds.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},  # `Retries` is the only one that tries again
+            max_pool_connections=access.connections + 1,
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
+        ),
+    )
+    client.meta.events.register_last("before-call.s3", _adapt_request)
+    if access.endpoint:
+        client.meta.events.register("before-call.s3", _stay_here)
+    # With wildcards it comes before botocore's own, which makes a busy service of what is no XML.
+    client.meta.events.register_first("before-parse.*.*", _refuse_other_than_listings)
+    return client
+
+
+def _adapt_request(params: dict[str, Any], model: Any, **_: Any) -> None:
+    # A service that does not answer "Expect: 100-continue" costs a second for each chunk.
+    params["headers"].pop("Expect", None)
+    # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
+    if model.name == "DeleteObjects":
+        digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+        params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def _stay_here(params: dict[str, Any], **_: Any) -> None:
+    # Sent to another region, botocore asks for the bucket's, of the same endpoint, without end.
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _refuse_other_than_listings(
+    response_dict: dict[str, Any], operation_model: Any, **_: Any
+) -> None:
+    # An empty object is parsed, too: as a listing of nothing.
+    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+        return
+    body = response_dict["body"]
+    cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
+    if not cut and b"ListBucketResult" not in body[:2000]:
+        raise Failure("what the service answers to a listing is no listing", _WRONG_ENDPOINT)
+
+
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired")
+
+# Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses").
+# The last three are those of single keys of a DeleteObjects, which come without a status.
+_TRANSIENT_CODES = (
+    *_EXPIRED, "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted",
+    "TemporaryRedirect", "InternalError", "SlowDown", "ServiceUnavailable",
+)
+
+# HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
+# every 5xx but 501, "Not Implemented", does so, too.
+_TRANSIENT_STATUSES = (408, 429)
+
+_HINTS = {
+    "AccessDenied": "the key lacks {right}, or the bucket is someone else's",
+    "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
+    "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
+    "NoSuchBucket": "check Bucket",
+    "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "PermanentRedirect": "the bucket is in another region: set S3Region",
+    "AuthorizationHeaderMalformed": "set S3Region to the region of the bucket",
+    "IllegalLocationConstraintException": "set S3Region to the region that S3Endpoint belongs to",
+    "InvalidLocationConstraint": "check S3Region",
+    "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
+    "InvalidStorageClass": "check StorageClass",
+}
+
+# The right that a request needs, by what it does (AWS Service Authorization Reference, "Actions
+# defined by Amazon S3").
+_RIGHTS = {
+    "store": "s3:PutObject", "fetch": "s3:GetObject", "look": "s3:GetObject",
+    "list": "s3:ListBucket", "delete": "s3:DeleteObject", "copy": "s3:GetObject and s3:PutObject",
+    "make": "s3:CreateBucket", "remove": "s3:DeleteBucket",
+}
+
+_WRONG_ENDPOINT = "S3Endpoint may be no S3 service, or already hold the bucket's name: remove it"
+
+# What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
+# connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
+_TLS_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE":
+        "this machine does not trust the certificate, or it is for another host;"
+        " AWS_CA_BUNDLE names a file of certificates to be trusted",
+    "No such file|Permission denied":
+        "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be"
+        " trusted",
+    "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL":
+        "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port",
+    "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE":
+        "the service wants another version of TLS, another host name or a client certificate",
+}
+
+
+def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
+    """The Failure for an answer with an error. doing: a verb phrase, for `_RIGHTS`, too."""
+    error, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
+    code, status = str(error.get("Code", "")), int(about.get("HTTPStatusCode", 0))
+    said = error.get("Message") or ""
+    if code == "RequestTimeTooSkewed" and (skew := _skew(answer)) is not None:
+        said = f"this machine's clock is {skew:+.0f} seconds off the server's"
+    text = f"cannot {doing}: {code}" + (f", {said}" if said else "")
+    code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
+    verb = doing.split()[0]
+    right = f"the right {_RIGHTS[verb]}" if verb in _RIGHTS else "a right for it"
+    kind, hint = Failure, _HINTS.get(code, "").format(right=right)
+    if verb == "make" and code == "AccessDenied":
+        hint = f"check Bucket, or make it by hand: {hint}"
+    elif verb == "list" and code == "NoSuchKey":  # the request was for an object
+        hint = _WRONG_ENDPOINT
+    elif code in ("404", "NoSuchKey", "NoSuchBucket"):
+        kind = NotFound
+    elif code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES or (
+        status >= 500 and status != 501
+    ):
+        kind, hint = TransientFailure, ""
+    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.get("Region")
+    if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
+        hint = f"the bucket is in another region: set S3Region {region}"
+    failure = kind(text, hint)
+    failure.code = code
+    return failure
+
+
+def _unknown_host(url: str) -> str:
+    """What is wrong with the host name of a URL, "" if it is known."""
+    host = urllib.parse.urlsplit(url).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"the host name {host} is not known: {error.strerror}; check S3Endpoint"
+    return ""
+
+
+def _skew(answer: Mapping[str, Any]) -> float | None:
+    """Seconds that this machine's clock is ahead of the Date of an answer; None without one."""
+    import email.utils
+
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        # The machine's own clock, not the run's: it is the one that signs requests.
+        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
+    (RFC 9110, section 5.1): several services capitalize them."""
+    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
+
+
+def _etag_as_md5(answer: Mapping[str, Any]) -> str:
+    """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
+    etag = str(answer.get("ETag", "")).strip('"').lower()
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
+        return ""
+    return etag
+
+
 @dataclass(frozen=True)
 class BucketFacts:
     """What is known of a bucket besides its objects.
@@ -3371,203 +3554,6 @@ class S3Store:
             except self._client.exceptions.ClientError as error:
                 answer = error.response
         return _skew(answer)
-
-
-def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
-    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
-    (RFC 9110, section 5.1): several services capitalize them."""
-    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
-
-
-def _etag_as_md5(answer: Mapping[str, Any]) -> str:
-    """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
-    etag = str(answer.get("ETag", "")).strip('"').lower()
-    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
-    if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
-        return ""
-    return etag
-
-
-# --------------------------------------------------------------------------------------------------
-# What S3 refuses
-# --------------------------------------------------------------------------------------------------
-
-_EXPIRED = ("ExpiredToken", "TokenRefreshRequired")
-
-# Error codes after which the same request may succeed (Amazon S3 API Reference, "Error responses");
-# the last line's are of the keys of a DeleteObjects, which come without a status.
-_TRANSIENT_CODES = (
-    *_EXPIRED, "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted",
-    "TemporaryRedirect",
-    "InternalError", "SlowDown", "ServiceUnavailable",
-)
-
-# HTTP statuses that mean the same, whatever code a service gives with them (RFC 9110, RFC 6585);
-# every 5xx but 501, "Not Implemented", does so, too.
-_TRANSIENT_STATUSES = (408, 429)
-
-_HINTS = {
-    "AccessDenied": "the key lacks {right}, or the bucket is someone else's",
-    "AllAccessDisabled": "the account is disabled",
-    "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
-    "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
-    "NoSuchBucket": "check Bucket",
-    "InvalidBucketName": "check Bucket",
-    "BucketAlreadyExists": "the name belongs to someone else: set Bucket to another",
-    "RequestTimeTooSkewed": "set the clock of this machine",
-    "PermanentRedirect": "the bucket is in another region: set S3Region",
-    "AuthorizationHeaderMalformed": "set S3Region to the region of the bucket",
-    "IllegalLocationConstraintException": "set S3Region to the region that S3Endpoint belongs to",
-    "InvalidLocationConstraint": "check S3Region",
-    "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
-    "InvalidStorageClass": "check StorageClass",
-}
-
-# The right that a request needs, by what it does (AWS Service Authorization Reference, "Actions
-# defined by Amazon S3").
-_RIGHTS = {
-    "store": "s3:PutObject", "fetch": "s3:GetObject", "look": "s3:GetObject",
-    "list": "s3:ListBucket", "delete": "s3:DeleteObject", "copy": "s3:GetObject and s3:PutObject",
-    "make": "s3:CreateBucket", "remove": "s3:DeleteBucket",
-}
-
-_WRONG_ENDPOINT = (
-    "S3Endpoint may be no S3 service, or already hold the bucket's name: give it without"
-)
-
-# What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
-# connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
-_TLS_HINTS = {
-    "CERTIFICATE_VERIFY_FAILED|NO_CERTIFICATE":
-        "this machine does not trust the certificate, or it is for another host;"
-        " AWS_CA_BUNDLE names a file of certificates to be trusted",
-    "No such file|Permission denied":
-        "correct AWS_CA_BUNDLE, or ca_bundle in AWS's config: the file of certificates to be"
-        " trusted",
-    "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|PACKET_LENGTH|HTTP_REQUEST|UNKNOWN_PROTOCOL":
-        "no TLS is spoken there: S3Endpoint may need http:// in place of https://, or another port",
-    "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|HANDSHAKE_FAILURE|UNRECOGNIZED_NAME|CERTIFICATE":
-        "the service wants another version of TLS, another host name or a client certificate",
-}
-
-
-def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
-    """The Failure for an answer with an error. doing: a verb phrase, for `_RIGHTS`, too."""
-    error, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
-    code, status = str(error.get("Code", "")), int(about.get("HTTPStatusCode", 0))
-    said = error.get("Message") or ""
-    if code == "RequestTimeTooSkewed" and (skew := _skew(answer)) is not None:
-        said = f"this machine's clock is {skew:+.0f} seconds off the server's"
-    text = f"cannot {doing}: {code}" + (f", {said}" if said else "")
-    code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
-    verb = doing.split()[0]
-    right = f"the right {_RIGHTS[verb]}" if verb in _RIGHTS else "a right for it"
-    kind, hint = Failure, _HINTS.get(code, "").format(right=right)
-    if verb == "make" and code == "AccessDenied":
-        hint = f"check Bucket, or make it by hand: {hint}"
-    elif verb == "list" and code == "NoSuchKey":  # the request was for an object
-        hint = _WRONG_ENDPOINT
-    elif code in ("404", "NoSuchKey", "NoSuchBucket"):
-        kind = NotFound
-    elif code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES or (
-        status >= 500 and status != 501
-    ):
-        kind, hint = TransientFailure, ""
-    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.get("Region")
-    if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
-        hint = f"the bucket is in another region: set S3Region {region}"
-    failure = kind(text, hint)
-    failure.code = code
-    return failure
-
-
-def _unknown_host(url: str) -> str:
-    """What is wrong with the host name of a URL, "" if it is known."""
-    host = urllib.parse.urlsplit(url).hostname
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError as error:
-        return f"the host name {host} is not known: {error.strerror}; check S3Endpoint"
-    return ""
-
-
-def _skew(answer: Mapping[str, Any]) -> float | None:
-    """Seconds that this machine's clock is ahead of the Date of an answer; None without one."""
-    import email.utils
-
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-    try:
-        # The machine's own clock, not the run's: it is the one that signs requests.
-        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError):
-        return None
-
-
-# --------------------------------------------------------------------------------------------------
-# The client
-# --------------------------------------------------------------------------------------------------
-
-
-def _s3_client(access: Access) -> Any:
-    """A boto3 client that asks for no more than older services and other makers' ones know."""
-    import boto3.session
-    from botocore.config import Config
-
-    session = boto3.session.Session()
-    client = session.client(
-        "s3",
-        endpoint_url=access.endpoint,
-        region_name=access.region or session.region_name or "us-east-1",
-        aws_access_key_id=access.key,
-        aws_secret_access_key=access.secret,
-        config=Config(
-            s3={
-                "addressing_style": "path",  # dots in a bucket's name break TLS host names
-                # What is sent is guarded by Content-MD5, which is signed; a second digest of it
-                # costs a quarter of the whole work.
-                "payload_signing_enabled": False,
-            },
-            # Older S3-compatible services refuse the checksum trailers that botocore adds.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            retries={"total_max_attempts": 1},  # `Retries` is the only one that tries again
-            max_pool_connections=access.connections + 1,
-            connect_timeout=_CONNECT_TIMEOUT,
-            read_timeout=_READ_TIMEOUT,
-        ),
-    )
-    client.meta.events.register_last("before-call.s3", _adapt_request)
-    if access.endpoint:
-        client.meta.events.register("before-call.s3", _stay_here)
-    # With wildcards it comes before botocore's own, which makes a busy service of what is no XML.
-    client.meta.events.register_first("before-parse.*.*", _refuse_other_than_listings)
-    return client
-
-
-def _adapt_request(params: dict[str, Any], model: Any, **_: Any) -> None:
-    # A service that does not answer "Expect: 100-continue" costs a second for each chunk.
-    params["headers"].pop("Expect", None)
-    # DeleteObjects wants a digest of its body; Content-MD5 is the one that every service knows.
-    if model.name == "DeleteObjects":
-        digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-        params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _stay_here(params: dict[str, Any], **_: Any) -> None:
-    # Sent to another region, botocore asks for the bucket's, of the same endpoint, without end.
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _refuse_other_than_listings(
-    response_dict: dict[str, Any], operation_model: Any, **_: Any
-) -> None:
-    # An empty object is parsed, too: as a listing of nothing.
-    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
-        return
-    body = response_dict["body"]
-    cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
-    if not cut and b"ListBucketResult" not in body[:2000]:
-        raise Failure("what the service answers to a listing is no listing", _WRONG_ENDPOINT)
 
 
 # ==================================================================================================
