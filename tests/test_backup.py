@@ -351,6 +351,7 @@ class Crowd(s3napback.FolderStore):
         return super().exists()
 
 
+@pytest.mark.slow
 def test_a_run_asks_the_same_of_a_bucket_of_a_million(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

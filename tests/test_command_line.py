@@ -75,6 +75,7 @@ def test_every_recorded_archive_comes_back(edge: Path, golden: Path) -> None:
         assert hashlib.md5(done.stdout).hexdigest() == archive["md5"], where
 
 
+@pytest.mark.slow
 def test_every_recorded_listing_over_http(s3_server: Any, golden: Path, tmp_path: Path) -> None:
     s3_server.load(golden / "perl-archives" / "edge")
     keyfile = str(s3_server.write_keyfile(tmp_path / "key"))
@@ -455,6 +456,7 @@ def children(pid: int) -> list[int]:
         return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["key file", "environment"])
 @pytest.mark.parametrize("end", ["", "SIGTERM", "SIGABRT", "SIGSEGV", "403"])
 def test_the_secret_is_nowhere_when_it_ends_badly(

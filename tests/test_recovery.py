@@ -149,6 +149,7 @@ def test_all_recorded_restores_are_looked_at() -> None:
     assert len(RESTORES) == 53
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["plain-day4", "gpg-day4"])
 def test_recorded_restores_over_http_with_the_config(
     store: str, s3_server: Any, tmp_path: Path
@@ -461,6 +462,7 @@ class Million:
         return b"\x85"
 
 
+@pytest.mark.slow
 def test_a_million_objects_are_listed_in_bounded_memory() -> None:
 
     store: Any = Million()

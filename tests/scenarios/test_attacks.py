@@ -331,6 +331,7 @@ def bomb(site: Site, gigabytes: int) -> list[str]:
     return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "MySQL/bomb"]
 
 
+@pytest.mark.slow
 def test_a_bomb_fills_no_memory(site: Site) -> None:
     words = [sys.executable, s3napback.__file__, *bomb(site, 4), "--stdout"]
     most = 0
@@ -481,6 +482,7 @@ def put_forged(site: Site) -> list[str]:
     return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["list"], ["verify"], ["verify", "--deep"], ["js3tream", "-l"], ["restore", f"{FORGED}x"],

@@ -43,6 +43,7 @@ def make_world(
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(0, len(SETTINGS), 3))
 def test_nights_with_faults(number: int, make_world: Make) -> None:
     """Two nights at New Year, each with kills and faults at random, and all moments restored."""
@@ -51,6 +52,7 @@ def test_nights_with_faults(number: int, make_world: Make) -> None:
     assert world.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
 def test_killed_at_every_step(safe: bool, make_world: Make) -> None:
     """SIGKILL before and after every request of a run that replaces archives: `World` checks that

@@ -159,6 +159,7 @@ def inventory(root: Path, links: bool) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycle", CYCLES)
 def test_every_night_comes_back(
     cycle: str, tmp_path: Path, s3_server: Any, gpg_home: Any, mariadb: Any, postgres: Any,

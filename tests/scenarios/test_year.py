@@ -43,6 +43,7 @@ def change(tree: Path, chance: random.Random, day: int) -> None:
         shutil.rmtree(tree / "d0", ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cycle", CYCLES)
 def test_any_moment_of_a_year(
     cycle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from conftest import GpgHome, Refusal, S3Server, _error_document
+from conftest import GpgHome
+from s3_server import Refusal, S3Server, error_document
 
 import s3napback
 from s3napback import CatalogEntry, StoredObject
@@ -119,7 +120,7 @@ class FaultyS3(S3Server):
         if fault in REFUSALS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             refusal = Refusal(*REFUSALS[fault])
-            text = _error_document(refusal) if method != "HEAD" else b""
+            text = error_document(refusal) if method != "HEAD" else b""
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))]
             start_response(f"{refusal.status} {refusal.code}", headers)
             return [text]

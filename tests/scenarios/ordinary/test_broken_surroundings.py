@@ -68,6 +68,7 @@ def call(
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "said"), SURROUNDINGS.values(), ids=[*SURROUNDINGS]
 )
@@ -150,6 +151,7 @@ def test_rights_that_an_ordinary_user_lacks(what: str, site: Site, script: str) 
         call(site, script, "chmod -R u+rwX {folder}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["absent", "empty", "others"])
 def test_models_of_awss_own_are_looked_for_in_vain(
     folder: str, s3_site: Site, s3_server: Any, script: str

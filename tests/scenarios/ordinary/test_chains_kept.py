@@ -72,6 +72,7 @@ def test_two_runs_that_end_between_the_notes_and_the_diff_file(
     assert len([state for state in states if state.startswith("-:")]) == 1
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_hides_no_change(site: Site) -> None:
     """It was ahead by some seconds when the archive was made, and is right again before a file
     changes: which it does at a time that is still to come by tar's snapshot."""

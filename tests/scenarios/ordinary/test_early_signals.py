@@ -81,6 +81,7 @@ def processes(sessions: Iterable[int]) -> str:
     return subprocess.run(argv, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"SafeReplace": "On"}, {"UseTempFile": "On"}], ids=str)
 def test_a_signal_at_any_line_leaves_nothing(change: dict[str, str], site: Site) -> None:
     for n in range(5):
@@ -106,6 +107,7 @@ def test_a_signal_at_any_line_leaves_nothing(change: dict[str, str], site: Site)
     assert not processes(session for _, _, session, _ in ends)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_first_tenths_of_a_second(site: Site) -> None:
     script = site.folder / "s3napback.py"
     shutil.copy(s3napback.__file__, script)

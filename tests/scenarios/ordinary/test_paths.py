@@ -143,6 +143,7 @@ def backed_up_by_tar(site: Site, night: int) -> None:
     os.utime(file, (at, at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backed_up", [backed_up_by_the_port, backed_up_by_tar])
 def test_a_path_is_what_the_whole_restore_has_there(
     backed_up: Any, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

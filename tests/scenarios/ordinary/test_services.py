@@ -592,6 +592,7 @@ def enforced(policy: dict[str, Any], s3_server: Any) -> Callable[..., Any]:
     return fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", ["", "On"])
 def test_the_policy_of_the_readme_is_enough(
     s3_site: Site, s3_server: Any, service: s3napback.S3Store, safe: str,

@@ -88,6 +88,7 @@ def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
     assert not differences(site.data, restored(site, 2))
 
 
+@pytest.mark.slow
 def test_more_messages_than_are_kept(nobodys: Site) -> None:
     site = nobodys
     for n in range(20_010):

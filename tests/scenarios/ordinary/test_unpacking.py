@@ -331,6 +331,7 @@ sys.exit(s3napback.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_what_was_there_is_the_old_or_the_new_at_any_moment(site: Site) -> None:
     """SIGKILL before each step; links of the folder's own, files for folders and back."""
     for name in ("changed", "same", "to folder", "to link"):

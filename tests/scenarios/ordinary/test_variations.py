@@ -368,6 +368,7 @@ def machine(
     yield machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", VARIATIONS, indirect=True, ids=lambda v: v.title)
 def test_a_small_life(machine: Machine, svn_repo_factory: Any) -> None:
     v, data = machine.variation, machine.data
@@ -436,6 +437,7 @@ def test_a_small_life(machine: Machine, svn_repo_factory: Any) -> None:
     assert not left
 
 
+@pytest.mark.slow
 def test_runs_that_cross_midnight(short_folder: Callable[[str], Path]) -> None:
     """Three nights, each begun two seconds before midnight by the script itself: nothing is taken
     for done, whatever the clock says when its turn comes."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
-from conftest import GpgHome, MariaDb, Postgres, S3Server, content_md5, require_tool, run
+from conftest import GpgHome, MariaDb, Postgres, require_tool, run
+from s3_server import S3Server, content_md5
 
 BUCKET = "dev.example.com.backup1"
 
