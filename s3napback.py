@@ -2403,7 +2403,7 @@ _KEEP_FREE = 0.05
 
 
 class DiskFull(Failure):
-    """A buffer's file takes no more bytes; see `Buffer.extend`."""
+    """The file of a buffer takes no more bytes; see `Buffer.extend`."""
 
 
 class Buffer:
@@ -2564,8 +2564,8 @@ class Store(Protocol):
     5. Listings are in the order of the keys' bytes. In another order some objects would be left
        out, of which `verify` says that they are missing.
 
-    Every operation raises TransientFailure for what may pass and Failure for the rest, NotFound
-    where the bucket or the key is not there.
+    Every operation raises TransientFailure where retrying may help, NotFound where the bucket or
+    the key is not there, and Failure for the rest.
     """
 
     bucket: str
@@ -2876,7 +2876,7 @@ class FolderStore:
         stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
         name = f"{self._temp_start}{os.getpid()}-{secrets.token_hex(8)}"
         temp = os.path.join(self._folder, name)
-        note = json.dumps({"etag": data.md5(), "metadata": dict(metadata)}).encode()
+        marks = json.dumps({"etag": data.md5(), "metadata": dict(metadata)}).encode()
         with os_failures(f"store {path}"):
             self._sweep()
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -2886,7 +2886,7 @@ class FolderStore:
                 _write_durably(temp, data.pieces())
                 os.utime(temp, ns=(stamp, stamp))
                 sidecar = self._sidecar_name(path, os.stat(temp))
-                _write_durably(sidecar, [note])
+                _write_durably(sidecar, [marks])
                 os.replace(temp, path)  # before it the old object is whole, after it the new one
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -2946,8 +2946,8 @@ class FolderStore:
                     sidecar = self._sidecar_of(path)
                     etag = _read_sidecar(sidecar)[0] or _file_md5(path, info.st_size)
                     # A copy is younger than what it was made of.
-                    noted = re.search(r"-(\d+)\.json$", sidecar or "")
-                    modified = min(info.st_mtime, int(noted[1]) / 1e9 if noted else math.inf)
+                    time_put = re.search(r"-(\d+)\.json$", sidecar or "")
+                    modified = min(info.st_mtime, int(time_put[1]) / 1e9 if time_put else math.inf)
                     objects.append(StoredObject(key, info.st_size, etag, modified))
         return objects, False
 
@@ -3061,8 +3061,8 @@ def _read_sidecar(path: str | None) -> tuple[str, dict[str, str]]:
         return "", {}
     try:
         with open(path, encoding="utf-8") as file:
-            told = json.load(file)
-        return str(told["etag"]), {str(k): str(v) for k, v in told["metadata"].items()}
+            marks = json.load(file)
+        return str(marks["etag"]), {str(k): str(v) for k, v in marks["metadata"].items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise Failure(f"{path} is damaged: {error}") from error
 

@@ -189,8 +189,8 @@ def test_folder_damage_is_noticed(tmp_path: Path) -> None:
     os.utime(file, ns=(stamp, stamp))
     with pytest.raises(Failure, match="damaged"):
         fetched(store, "k")
-    for notes in (tmp_path / "b" / ".meta").iterdir():
-        notes.write_text("{")
+    for sidecar in (tmp_path / "b" / ".meta").iterdir():
+        sidecar.write_text("{")
     with pytest.raises(Failure, match="damaged"):
         store.head("k")
 
@@ -203,7 +203,7 @@ def test_folder_files_that_were_copied_there_are_unmarked_objects(tmp_path: Path
     assert fetched(store, item.key) == (b"hi", {})
 
 
-def test_folder_notes_do_not_pile_up(tmp_path: Path) -> None:
+def test_folder_sidecars_do_not_pile_up(tmp_path: Path) -> None:
     store = folder(tmp_path)
     for n in range(3):
         store.put("k", b"%d" % n, {})
@@ -274,7 +274,7 @@ def test_clock_skew_tells_the_seconds(s3_store: Callable[..., Store], s3_server:
 @pytest.mark.parametrize(
     "answer", [(500, "InternalError", ""), (503, "SlowDown", ""), (429, "TooManyRequests", "")]
 )
-def test_what_may_pass_is_told_from_what_may_not(
+def test_a_busy_service_is_a_transient_failure(
     s3_store: Callable[..., Store], s3_server: Any, answer: tuple[int, str, str]
 ) -> None:
     s3_server.fail = lambda *_: answer
@@ -282,7 +282,7 @@ def test_what_may_pass_is_told_from_what_may_not(
         s3_store().put("k", b"x", {})
 
 
-def test_a_dead_connection_may_pass(s3_store: Callable[..., Store], s3_server: Any) -> None:
+def test_a_dead_connection_is_transient(s3_store: Callable[..., Store], s3_server: Any) -> None:
     with pytest.raises(TransientFailure):
         s3_store(endpoint="http://127.0.0.1:9").list_page("")
 
@@ -346,7 +346,7 @@ class Deleting:
 
 
 @pytest.mark.parametrize("code", ["InternalError", "SlowDown", "ServiceUnavailable"])
-def test_single_keys_that_were_not_deleted_may_pass(
+def test_single_keys_that_were_not_deleted_are_a_transient_failure(
     s3_store: Callable[..., Store], code: str
 ) -> None:
     store: Any = s3_store()
@@ -361,7 +361,7 @@ def test_a_key_that_a_service_calls_absent_is_deleted(s3_store: Callable[..., St
     store.delete(["k"])
 
 
-# ---- patience ----
+# ---- retries ----
 
 
 class Flaky:
@@ -383,7 +383,7 @@ class Flaky:
         return True
 
 
-def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Flaky([TransientFailure("busy") for _ in range(12)], 1, monkeypatch)
     assert store.exists()
     assert len(store.pauses) == 12
@@ -399,7 +399,7 @@ def test_three_tries_at_least_and_no_more_without_hours(monkeypatch: pytest.Monk
     assert len(store.pauses) == 2
 
 
-def test_what_may_not_pass_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_failure_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Flaky([Failure("denied"), Failure("denied")], 1, monkeypatch)
     with pytest.raises(Failure, match="denied"):
         store.exists()
@@ -724,7 +724,7 @@ def test_one_connection_serves_many_fetches(objects: s3napback.S3Store, key: str
     ("cut", "2000000 read, but total bytes expected is 3000000"),
     ("chunked-cut", "cannot fetch chunked-cut"),
 ])
-def test_a_body_that_is_cut_off_may_pass(
+def test_a_body_that_is_cut_off_is_a_transient_failure(
     objects: s3napback.S3Store, key: str, said: str
 ) -> None:
     with pytest.raises(s3napback.TransientFailure, match=said):

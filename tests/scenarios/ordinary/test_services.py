@@ -420,11 +420,11 @@ def test_a_tls_connection_that_breaks_is_tried_again(
     server = TlsServer(act)
     monkeypatch.setenv("AWS_CA_BUNDLE", certificate[0])
     access = Access(server.endpoint, "us-east-1", "k", "s")
-    patient = s3napback.S3Store("bkt", access, s3napback.Retries(1, LOG))
+    retrying = s3napback.S3Store("bkt", access, s3napback.Retries(1, LOG))
     if broken == "damage":  # of an object: the answer itself has come
         with pytest.raises(s3napback.TransientFailure):
             s3napback.S3Store("bkt", access).fetch("k", s3napback.Buffer(100_000))
-    assert patient.exists()
+    assert retrying.exists()
     assert server.connections == 2
 
 
