@@ -8997,60 +8997,63 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[s
 # js3tream
 # --------------------------------------------------------------------------------------------------
 
+# Long name → letter, "" without one; those with "=" have a value.
 _JS3TREAM_OPTIONS = {
-    "-i": "stdin", "-o": "stdout", "-l": "list", "-d": "delete", "-f": "file", "-n": "neverdie",
-    "-p": "pretend", "-v": "verbose", "-V": "version", "-h": "help",
+    "stdin": "i", "stdout": "o", "list": "l", "delete": "d", "file": "f", "neverdie": "n",
+    "pretend": "p", "verbose": "v", "debug": "", "version": "V", "help": "h",
+    "keyfile=": "K", "key=": "k", "secret=": "s", "bucket=": "b", "size=": "z", "tag=": "t",
+    "endpoint=": "", "region=": "", "storage-class=": "", "parallel=": "",
 }
-_JS3TREAM_VALUES = {"-K": "keyfile", "-k": "key", "-s": "secret", "-b": "bucket", "-z": "size",
-                    "-t": "tag"}
-_JS3TREAM_LONG = ("endpoint", "region", "storage-class", "parallel")
+
+_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
 
 
-def cmd_js3tream(words: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`js3tream`: its options, its listing, its chunks; its exit status tells the truth."""
     try:
-        options = _js3tream_options(words)
+        options = js3tream_options(args)
     except getopt.GetoptError as error:
         print_stderr(f"js3tream: {error.msg}")
         print_stderr(JS3TREAM_USAGE.rstrip(), keep="\n")
         return EXIT_USAGE
-    if "help" in options or not words:
+    if "help" in options or not args:
         print(JS3TREAM_USAGE, end="")
-        return EXIT_OK if words else EXIT_USAGE
+        return EXIT_OK if args else EXIT_USAGE
     if "version" in options:
         print(f"s3napback {__version__}")
         return EXIT_OK
     modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
     if len(modes) != 1:
         raise Failure("give one of -i, -o, -l and -d", "see: js3tream -h", status=EXIT_USAGE)
-    bucket, _, prefix = options.get("bucket", "").partition(":")
+    bucket, _, name = options.get("bucket", "").partition(":")
     if not bucket and modes != ["list"]:
         raise Failure("no bucket given", "use -b BUCKET:PREFIX", status=EXIT_USAGE)
-    _js3tream_log("verbose" in options, "debug" in options)
+    _js3tream_log(logging.DEBUG if "debug" in options
+                  else logging.INFO if "verbose" in options else logging.WARNING)
     access = _js3tream_access(options)
-    if not bucket:
-        return _list_all_buckets(access, moment)
-    hours = 20.0 if "neverdie" in options else 0.0
-    store = open_store(bucket, access, clock, Retries(hours, _TOOL_LOG))
-    work = {"stdin": _js3tream_send, "stdout": _js3tream_fetch,
-            "list": _js3tream_list, "delete": _js3tream_delete}[modes[0]]
-    work(store, key_text(prefix), options, moment)
+    if bucket:
+        retries = Retries(20.0 if "neverdie" in options else 0.0, _TOOL_LOG)
+        store = open_store(bucket, access, clock, retries)
+        work = _Js3tream(store, key_text(name), options, access.connections, now)
+        {"stdin": work.send, "stdout": work.fetch,
+         "list": work.list_archives, "delete": work.delete}[modes[0]]()
+        return EXIT_OK
+    found = list_buckets(access)
+    print_stderr("Bucket List")
+    for bucket, created in found:
+        print_stderr(f"{now.local(created):%Y-%m-%d %I:%M:%S} - {bucket}")
+    print_stderr(f"total: {len(found)}")
     return EXIT_OK
 
 
-_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
-
-
-def _js3tream_options(words: Sequence[str]) -> dict[str, str]:
+def js3tream_options(args: Sequence[str]) -> dict[str, str]:
     """Long name → value ("" for a switch). Raises getopt.GetoptError."""
-    shorts = "".join(name[1] for name in _JS3TREAM_OPTIONS)
-    shorts += "".join(f"{name[1]}:" for name in _JS3TREAM_VALUES)
-    longs = [*_JS3TREAM_OPTIONS.values(), "debug"]
-    longs += [f"{name}=" for name in (*_JS3TREAM_VALUES.values(), *_JS3TREAM_LONG)]
-    found, rest = getopt.gnu_getopt(list(words), shorts, longs)
+    letters = "".join(letter + ":" * name.endswith("=")
+                      for name, letter in _JS3TREAM_OPTIONS.items() if letter)
+    found, rest = getopt.gnu_getopt(list(args), letters, list(_JS3TREAM_OPTIONS))
     if rest:
         raise getopt.GetoptError(f"unexpected argument {rest[0]}")
-    names = {**_JS3TREAM_OPTIONS, **_JS3TREAM_VALUES}
+    names = {f"-{letter}": name.rstrip("=") for name, letter in _JS3TREAM_OPTIONS.items()}
     return {names.get(option, option.lstrip("-")): value for option, value in found}
 
 
@@ -9063,67 +9066,148 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
         raise Failure("-k and -s go together", "or use -K FILE", status=EXIT_USAGE)
     return Access(
         endpoint, options.get("region"), key, secret, options.get("storage-class"),
-        _whole_number(options.get("parallel", "4"), "--parallel", 64),
+        whole_number(options.get("parallel", "4"), "--parallel", 64),
     )
 
 
-def _whole_number(text: str, option: str, largest: int) -> int:
+def whole_number(text: str, option: str, largest: int) -> int:
+    """The number, from 1 on, that is an option's value."""
     if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
-        raise Failure(
-            f"{option} {text} is not a whole number from 1 to {largest}", status=EXIT_USAGE
-        )
+        raise Failure(f"{option} {text} is not a whole number from 1 to {largest}",
+                      status=EXIT_USAGE)
     return int(text)
 
 
-def _js3tream_log(verbose: bool, debug: bool) -> None:
-    """Messages to standard error: warnings always, the rest as asked for."""
+def _js3tream_log(level: int = logging.WARNING) -> None:
+    """Messages go to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PatternFormatter("%m"))
     _TOOL_LOG.handlers[:] = [handler]
     _TOOL_LOG.propagate = False
-    _TOOL_LOG.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    _TOOL_LOG.setLevel(level)
 
 
-def _js3tream_send(
-    store: Store, prefix: str, options: Mapping[str, str], moment: Moment
-) -> None:
-    chunk_size = _whole_number(options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
-    tag = options.get("tag", "")
-    if not tag.isascii() or not tag.isprintable():
-        raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
-    _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", store.bucket, prefix)
-    pretended = "pretend" in options
-    if not pretended and sys.stdin is None:
-        raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
-    try:
-        objects = archive_objects(store, prefix) if prefix else store.list_page("")[0]
-    except NotFound:
-        if not pretended:
-            _TOOL_LOG.info("Creating bucket %s", store.bucket)
-            store.create()
-    else:
-        if not prefix:
-            raise Failure(f"bucket {store.bucket} exists already",
-                          "give a prefix: -b BUCKET:PREFIX")
-        if objects:
-            raise Failure(f"{store.bucket}:{prefix} exists already",
-                          "delete it first, with js3tream -d")
-    if pretended:
-        _TOOL_LOG.warning("Pretending: nothing is stored")
-        return
-    source: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
-    _prepare_stream(source)
-    with Upload(
-        store, prefix, (), chunk_size=chunk_size,
-        parallel=_whole_number(options.get("parallel", "4"), "--parallel", 64),
-        metadata={"tag": tag} if tag else {},
-        progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
-        log=_TOOL_LOG,
-    ) as upload:
-        for chunk in upload.chunks(FileStream(source)):
-            upload.put(chunk)
-        stored = upload.commit({f"{META}made": moment.utc_text(), f"{META}status": "ok"})
-    _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
+class _Js3tream:
+    """What `js3tream` does with a bucket, or with the archive NAME in it."""
+
+    def __init__(
+        self, store: Store, name: str, options: Mapping[str, str], parallel: int, now: Moment
+    ) -> None:
+        self._store, self._name, self._parallel, self._now = store, name, parallel, now
+        self._where = f"{store.bucket}:{name}"
+        self._pretends = "pretend" in options
+        self._chunk_size = whole_number(
+            options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
+        self._tag = options.get("tag", "")
+        if not self._tag.isascii() or not self._tag.isprintable():
+            raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
+
+    def send(self) -> None:
+        """-i: standard input becomes an archive, of a name that is free."""
+        bucket = self._store.bucket
+        _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self._name)
+        if sys.stdin is None:
+            raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
+        try:
+            there = (archive_objects(self._store, self._name) if self._name
+                     else self._store.list_page("")[0])
+        except NotFound:
+            if not self._pretends:
+                _TOOL_LOG.info("Creating bucket %s", bucket)
+                self._store.create()
+        else:
+            if not self._name:
+                raise Failure(f"bucket {bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
+            if there:
+                raise Failure(f"{self._where} exists already", "delete it first, with js3tream -d")
+        if self._pretends:
+            _TOOL_LOG.warning("Pretending: nothing is stored")
+            return
+        source: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
+        _prepare_stream(source)
+        with Upload(
+            self._store, self._name, (), chunk_size=self._chunk_size, parallel=self._parallel,
+            metadata={"tag": self._tag} if self._tag else {}, log=_TOOL_LOG,
+            progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
+        ) as upload:
+            for chunk in upload.chunks(FileStream(source)):
+                upload.put(chunk)
+            made = self._now.utc_text()
+            stored = upload.commit({f"{META}made": made, f"{META}status": "ok"})
+        _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
+
+    def fetch(self) -> None:
+        """-o: the archive goes to standard output, of a torn one what comes before its gap."""
+        objects = archive_objects(self._store, self._name)
+        archive = resolve_archive(self._name, objects, self._store.head)
+        if archive is None:
+            raise Failure(f"there is no archive {self._where}", "see: js3tream -l")
+        if self._pretends:
+            _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
+            return
+        chunks = tuple(item for n, item in enumerate(archive.chunks) if n == _number(item))
+        output = _standard_output()
+        try:
+            for data in download(
+                replace(archive, chunks=chunks), self._store, self._parallel,
+                lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
+            ):
+                write_all(output, data)
+            output.flush()
+        except BrokenPipeError as error:
+            raise Failure("standard output was closed before the end of the archive") from error
+        except OSError as error:
+            raise os_failure(error, "write to standard output") from error
+        if not archive.complete:
+            raise Failure(f"{self._where} is not complete: {archive.fault}",
+                          "what was written is its beginning")
+        _TOOL_LOG.info("%d bytes written", archive.size)
+
+    def delete(self) -> None:
+        """-d: the archive goes, or the whole bucket."""
+        store = self._store
+        if self._name and not store.exists():
+            _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
+            return
+        objects = (archive_objects(store, self._name) if self._name
+                   else list(iter_objects(store)))
+        what = self._where if self._name else f"the whole bucket {store.bucket}"
+        _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
+        if self._pretends:
+            _TOOL_LOG.warning("Pretending: %s is kept", what)
+            return
+        if sys.stderr.isatty() and objects:
+            print_stderr(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
+            for second in range(10, 0, -1):
+                print_stderr(f"{second}...")
+                time.sleep(1)
+        # Whoever is stopped here leaves an archive that is seen to be torn, or a smaller bucket.
+        if self._name:
+            delete_chunks(store, objects)
+        else:
+            store.delete([item.key for item in objects])
+            store.remove()
+
+    def list_archives(self) -> None:
+        """-l: a line for each archive. Its clock has 12 hours and no am or pm."""
+        groups: dict[str, list[StoredObject]] = {}
+        for item in iter_objects(self._store, chunk_prefix(self._name)):
+            # js3tream takes what stands before the first colon for the prefix.
+            name, colon, _ = item.key.partition(":")
+            groups.setdefault(name if colon else "", []).append(item)
+        groups = dict(sorted(groups.items()))
+        with ThreadPoolExecutor(8) as pool:
+            heads = pool.map(lambda items: self._store.head(items[0].key) or {}, groups.values())
+            for (name, items), metadata in zip(groups.items(), heads, strict=True):
+                where = f"{self._store.bucket}:{name}" if name else self._store.bucket
+                newest = self._now.local(max(item.modified for item in items))
+                size = sum(item.size for item in items)
+                amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
+                print_stderr(f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)}"
+                             " data blocks")
+                if metadata.get("tag"):
+                    print_stderr(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
+        print_stderr(f"total: {len(groups)}")
 
 
 def _prepare_stream(file: IO[bytes] | io.RawIOBase) -> None:
@@ -9137,106 +9221,9 @@ def _prepare_stream(file: IO[bytes] | io.RawIOBase) -> None:
 def _standard_output() -> IO[bytes]:
     """Where data goes. Raises Failure where there is none."""
     if sys.stdout is None:
-        raise Failure("standard output is closed: there is nowhere to write to",
-                      status=EXIT_USAGE)
+        raise Failure("standard output is closed: there is nowhere to write to", status=EXIT_USAGE)
     _prepare_stream(sys.stdout.buffer)
     return sys.stdout.buffer
-
-
-def _js3tream_fetch(
-    store: Store, prefix: str, options: Mapping[str, str], _moment: Moment
-) -> None:
-    archive = resolve_archive(prefix, archive_objects(store, prefix), store.head)
-    if archive is None:
-        raise Failure(f"there is no archive {store.bucket}:{prefix}", "see: js3tream -l")
-    if "pretend" in options:
-        _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
-        return
-    parallel = _whole_number(options.get("parallel", "4"), "--parallel", 64)
-    output = _standard_output()
-    try:
-        for data in download(
-            _before_gap(archive), store, parallel,
-            lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
-        ):
-            write_all(output, data)
-        output.flush()
-    except BrokenPipeError as error:
-        raise Failure("standard output was closed before the end of the archive") from error
-    except OSError as error:
-        raise os_failure(error, "write to standard output") from error
-    if not archive.complete:
-        raise Failure(
-            f"{store.bucket}:{prefix} is not complete: {archive.fault}",
-            "what was written is its beginning",
-        )
-    _TOOL_LOG.info("%d bytes written", archive.size)
-
-
-def _before_gap(archive: Archive) -> Archive:
-    """The chunks that come before the first missing one: what can be written in order."""
-    numbers = itertools.takewhile(lambda pair: pair[0] == _number(pair[1]),
-                                  enumerate(archive.chunks))
-    return replace(archive, chunks=tuple(item for _, item in numbers))
-
-
-def _js3tream_delete(
-    store: Store, prefix: str, options: Mapping[str, str], _moment: Moment
-) -> None:
-    if prefix and not store.exists():
-        _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
-        return
-    objects = archive_objects(store, prefix) if prefix else list(iter_objects(store))
-    what = f"{store.bucket}:{prefix}" if prefix else f"the whole bucket {store.bucket}"
-    _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
-    if "pretend" in options:
-        _TOOL_LOG.warning("Pretending: %s is kept", what)
-        return
-    if sys.stderr.isatty() and objects:
-        print_stderr(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
-        for second in range(10, 0, -1):
-            print_stderr(f"{second}...")
-            time.sleep(1)
-    if prefix:
-        delete_chunks(store, objects)
-    else:
-        store.delete([item.key for item in objects])
-        store.remove()
-
-
-def _js3tream_list(
-    store: Store, prefix: str, _options: Mapping[str, str], moment: Moment
-) -> None:
-    groups: dict[str, list[StoredObject]] = {}
-    for item in iter_objects(store, chunk_prefix(prefix)):
-        # js3tream takes what stands before the first colon for the prefix.
-        groups.setdefault(item.key.partition(":")[0] if ":" in item.key else "", []).append(item)
-    groups = dict(sorted(groups.items()))
-    with ThreadPoolExecutor(8) as pool:
-        heads = pool.map(lambda items: store.head(items[0].key) or {}, groups.values())
-        for (name, items), metadata in zip(groups.items(), heads, strict=True):
-            where = f"{store.bucket}:{name}" if name else store.bucket
-            print_stderr(listing_line(where, items, moment))
-            if metadata.get("tag"):
-                print_stderr(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
-    print_stderr(f"total: {len(groups)}")
-
-
-def listing_line(where: str, items: Sequence[StoredObject], moment: Moment) -> str:
-    """js3tream's line for an archive. Its clock has 12 hours and no am or pm."""
-    newest = moment.local(max(item.modified for item in items))
-    size = sum(item.size for item in items)
-    amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
-    return f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)} data blocks"
-
-
-def _list_all_buckets(access: Access, moment: Moment) -> int:
-    found = list_buckets(access)
-    print_stderr("Bucket List")
-    for name, created in found:
-        print_stderr(f"{moment.local(created):%Y-%m-%d %I:%M:%S} - {name}")
-    print_stderr(f"total: {len(found)}")
-    return EXIT_OK
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9247,7 +9234,7 @@ def _list_all_buckets(access: Access, moment: Moment) -> int:
 @contextlib.contextmanager
 def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
-    _js3tream_log(verbose=False, debug=False)
+    _js3tream_log()
     kinds: dict[str, str] = {}
     own: tuple[str, ...] = ()
     temp_dir = None
@@ -9510,7 +9497,7 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
         close_log()
         findings = [Finding("warning", "log", problem, "correct s3napback.logconfig")
                     for problem in problems] or [Finding("ok", "log", "can be written")]
-        _js3tream_log(verbose=False, debug=False)
+        _js3tream_log()
         run = RunOptions(now, clock, tool_environment(os.environ), _program(), progress_bar,
                          host_name())
         for path in _config_paths(options.get("c", ""), names):

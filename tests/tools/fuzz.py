@@ -95,8 +95,8 @@ def metadata(data: bytes) -> None:
 def js3tream(data: bytes) -> None:
     words = data.decode("utf-8", "surrogateescape").split("\0")
     with contextlib.suppress(Failure, getopt.GetoptError):
-        options = s3napback._js3tream_options(words)
-        s3napback._whole_number(options.get("size", "1"), "-z", 100)
+        options = s3napback.js3tream_options(words)
+        s3napback.whole_number(options.get("size", "1"), "-z", 100)
 
 
 def snapshot(data: bytes) -> None:
