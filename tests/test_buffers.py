@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_a_buffer_holds_what_it_was_filled_with(
 def spooling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of more than 1,000 bytes go through a file."""
     monkeypatch.setattr(s3napback, "_MAX_IN_MEMORY", 1000)
+
+
+def test_a_buffer_that_was_full_goes_on_where_it_stopped(spooling: None, tmp_path: Path) -> None:
+    source = io.BytesIO(data := os.urandom(3_000_000))
+    buffer = Buffer(len(data), str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(s3napback.DiskFull, match="3000000 bytes may be needed there"):
+                buffer.extend(source.readinto)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    buffer.extend(source.readinto)
+    assert bytes(buffer) == data
+    assert buffer.md5() == hashlib.md5(data).hexdigest()
 
 
 def test_a_folder_that_is_not_there(spooling: None, tmp_path: Path) -> None:
