@@ -7969,8 +7969,23 @@ def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
 def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
     """Raises Failure unless an object comes back from the store as it went there."""
     keys = [chunk_key(archive, n) for n in range(2 if copied else 1)]
+    data, mark, back = secrets.token_bytes(1000), secrets.token_hex(8), Buffer(1000)
     try:
-        _compare_probe(store, archive, keys)
+        store.put(keys[0], data, {f"{META}archive": mark})
+        if copied:
+            store.copy(*keys)
+        found = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
+        if bytes(back) != data:
+            raise Failure("a probe object came back other than it was stored",
+                          "this service cannot be trusted with backups")
+        # A service may change the capitals of a name.
+        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
+        if any(one.get(f"{META}archive") != mark for one in kept):
+            raise Failure("the service does not keep the metadata of a probe object",
+                          "use another one: without metadata no archive is known to be complete")
+        if [item.key for item in iter_objects(store, chunk_prefix(archive))] != keys:
+            raise Failure("a probe object was stored, and is not listed",
+                          "this service cannot be trusted with backups")
     except BaseException:
         with contextlib.suppress(Failure), store.retries.once():  # the first fault is to be told
             store.delete(keys)
@@ -7978,26 +7993,6 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
     store.delete(keys)
     if is_there(store, keys[0]):
         raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
-
-
-def _compare_probe(store: Store, archive: str, keys: Sequence[str]) -> None:
-    data, mark = secrets.token_bytes(1000), secrets.token_hex(8)
-    store.put(keys[0], data, {f"{META}archive": mark})
-    if len(keys) > 1:
-        store.copy(*keys)
-    back = Buffer(len(data))
-    found = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
-    if bytes(back) != data:
-        raise Failure("a probe object came back other than it was stored",
-                      "this service cannot be trusted with backups")
-    # A service may change the capitals of a name.
-    kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
-    if any(one.get(f"{META}archive") != mark for one in kept):
-        raise Failure("the service does not keep the metadata of a probe object",
-                      "use another one: without metadata no archive is known to be complete")
-    if [item.key for item in iter_objects(store, chunk_prefix(archive))] != list(keys):
-        raise Failure("a probe object was stored, and is not listed",
-                      "this service cannot be trusted with backups")
 
 
 # ==================================================================================================
