@@ -4765,27 +4765,18 @@ class State:
 
     def __init__(self, folder: str, moment: Moment) -> None:
         self._folder, self._moment = folder, moment
-        self._files: dict[str, str] | None = None  # of those with a sidecar: digest → diff file
 
     # ---- diff files ----
 
     def diff_file(self, name: str) -> str:
         """Its path: the Perl script's, unless that is another name's (`/a/b` and `/a_b`)."""
-        if self._files is None:
-            self._files = dict(self._known_files())
-        own, digest = diff_file_name(name), self._digest(name)
-        if digest not in self._files:
-            taken = own in self._files.values()
-            self._files[digest] = diff_file_name(name, f"-{digest[:8]}") if taken else own
-        return self._folder + self._files[digest]
-
-    def _known_files(self) -> Iterator[tuple[str, str]]:
-        with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(os.listdir(self._folder)):
-                if entry.startswith(_DRAFT_START) and entry.endswith(_SIDECAR_END):
-                    digest = entry[len(_DRAFT_START) : -len(_SIDECAR_END)]
-                    if file := self._read_sidecar(digest).get("file"):
-                        yield digest, str(file)
+        own, path = diff_file_name(name), self._sidecar_path(name)
+        file = self._read(path).get("file")
+        if not file:
+            others = glob.glob(f"{glob.escape(self._folder)}{_DRAFT_START}*{_SIDECAR_END}")
+            taken = own in [self._read(other).get("file") for other in others]
+            file = f"{own[:-5]}-{self._digest(name)[:8]}.diff" if taken else own
+        return f"{self._folder}{file}"
 
     def written_on(self, name: str) -> date | None:
         """The local day of the name's diff file; None without one."""
@@ -4847,7 +4838,7 @@ class State:
         """Of the name, newest first: after a run that was ended between `commit` and
         `Draft.commit`, the next is the diff file's, after two the third."""
         try:
-            states = self._read_sidecar(self._digest(name))["states"]
+            states = self._read(self._sidecar_path(name))["states"]
             return tuple(map(Sidecar.from_json, states))
         except (LookupError, TypeError):
             return ()
@@ -4863,18 +4854,19 @@ class State:
                 json.dump(content, output)
                 output.flush()
                 os.fsync(output.fileno())
-            os.replace(temp, self._sidecar_path(self._digest(name)))
+            os.replace(temp, self._sidecar_path(name))
 
-    def _read_sidecar(self, digest: str) -> dict[str, Any]:
+    @staticmethod
+    def _read(path: str) -> dict[str, Any]:
         try:
-            with open(self._sidecar_path(digest), encoding="utf-8") as file:
+            with open(path, encoding="utf-8") as file:
                 content = json.load(file)
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _sidecar_path(self, digest: str) -> str:
-        return f"{self._folder}{_DRAFT_START}{digest}{_SIDECAR_END}"
+    def _sidecar_path(self, name: str) -> str:
+        return f"{self._folder}{_DRAFT_START}{self._digest(name)}{_SIDECAR_END}"
 
     @staticmethod
     def _digest(name: str) -> str:
@@ -5327,11 +5319,16 @@ log = logging.getLogger(_LOG)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is told from outside. moment: now; clock: epoch seconds as time goes by;
-    env: the environment of tools; program: how to call this program in a shell;
-    progress: makes the progress display of one archive; host: the name of this machine."""
+    """What a run is told from outside.
 
-    moment: Moment
+    clock: epoch seconds as time goes by.
+    env: the environment of tools.
+    program: how to call this program in a shell.
+    progress: makes the progress display of one archive.
+    host: the name of this machine.
+    """
+
+    now: Moment
     clock: Callable[[], float]
     env: Mapping[str, str]
     program: str
@@ -5341,86 +5338,630 @@ class RunOptions:
     force: bool = False
 
 
-@dataclass
-class Task:
-    """One archive that today's run has to make, or the reason why not.
+@dataclass(frozen=True)
+class Run:
+    """The run of one config, which every step is given. place: the bucket, for sidecars."""
 
-    skip: the message and level of a skip; failure: why it cannot be made;
-    notes: what a DIFF would continue; chain: what it does, oldest first; torn: the level and
-    message of why it does not, so that everything is stored in it;
-    stamped: the diff file is of today, this is what its archive was; unchanged: the repository is
-    as the diff file has it; present: chunks now under its name; done: a complete archive of today
-    is among them; foreign: the other host whose archive it replaces; twin: the place of another
-    job with the same archives.
+    settings: Settings
+    options: RunOptions
+    state: State
+    store: Store
+    place: str
+
+    @property
+    def today(self) -> date:
+        return self.options.now.date()
+
+    def start_of(self, plan: Plan) -> str:
+        """What the names of all archives of a plan's source begin with."""
+        name = stored_name(plan.kind, plan.name)
+        return archive_start(plan.kind, name, self.settings.prefix)
+
+    def archives_of(self, plan: Plan) -> Iterator[tuple[str, str, list[StoredObject]]]:
+        """(archive, mode, its chunks) of all that the bucket has of a plan's source."""
+        return archives_of(self.store, self.start_of(plan), self.settings.prefix)
+
+
+# --------------------------------------------------------------------------------------------------
+# Plans
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What DiffDir, and svnlook, say of a source.
+
+    sidecars: newest first.
+    written: the day of its diff file.
+    position: where the diff file stands; empty for nowhere, and for a FULL.
+    is_ahead: whether the diff file is from later than now.
+    youngest: the repository's last revision.
+    """
+
+    sidecars: Sequence[Sidecar] = ()
+    written: date | None = None
+    position: str = ""
+    is_ahead: bool = False
+    youngest: int = -1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One archive that a job is to make now, or why not: then `archive` is empty.
+
+    name: of the source: of a SubversionDir, that of one of its repositories.
+    sidecar: of the diff file, if all that it names has to be in the bucket.
+    chain_broken: log level and reason, where it continues nothing though it could have.
+    todays: the archive that the diff file describes, if that is of today.
+    saved, youngest: revisions: the last one that is stored, the last one that there is; -1: none.
+    heading: to be told before it is made.
+    failure: why it cannot be made.
+    twin, clash: the place of an earlier job: with the same archives, with this very archive now.
+    replaced: an archive that it continues, and that is replaced now.
     """
 
     job: Job
     kind: str
     name: str
-    archive: str = ""
     mode: str = FULL
-    skip: tuple[int, str] | None = None
-    failure: Exception | None = None
-    revisions: tuple[int, int] | None = None
-    verify: bool = False
-    present: Sequence[StoredObject] = ()
-    done: bool = False
-    foreign: str = ""
-    notes: Sidecar | None = None
-    chain: Sequence[ArchiveRef] = ()
-    torn: tuple[int, str] | None = None
-    stamped: ArchiveRef | None = None
-    unchanged: bool = False
-    twin: str = ""
+    archive: str = ""
+    is_due: bool = True
+    sidecar: Sidecar | None = None
+    chain_broken: tuple[int, str] | None = None
+    todays: ArchiveRef | None = None
+    saved: int = -1
+    youngest: int = -1
     heading: str = ""
+    failure: Exception | None = None
+    twin: str = ""
+    clash: str = ""
+    replaced: str = ""
 
     @property
     def log(self) -> logging.Logger:
         return _LOGS[self.kind]
 
     @property
-    def fresh(self) -> bool:
+    def self_contained(self) -> bool:
         """Whether the archive holds everything, and continues none."""
-        return self.mode == FULL or bool(self.torn)
+        return self.mode == FULL or self.chain_broken is not None
 
     @property
-    def replacing(self) -> bool:
-        """Whether a FULL is there, which may be gone if the upload fails half-way."""
-        return self.mode == FULL and bool(self.present)
+    def revisions(self) -> tuple[int, int]:
+        """The first and the last one that the archive is to hold."""
+        return 0 if self.self_contained else self.saved + 1, self.youngest
 
-    def hold_everything(self, level: int, why: str) -> None:
-        """Makes it continue nothing; `why` ends in "everything is stored in it"."""
-        self.torn, self.chain = (level, why), ()
-        if self.revisions:
-            self.revisions = (0, self.revisions[1])
+    @property
+    def has_nothing_new(self) -> bool:
+        """Whether its repository is all in the archives that it continues."""
+        return 0 <= self.saved == self.youngest and not self.chain_broken
+
+    def holding_everything(self, level: int, why: str) -> Plan:
+        """It with a broken chain."""
+        why = f"{why}; everything is stored in it"
+        return replace(self, sidecar=None, chain_broken=(level, why))
 
 
-@dataclass
-class Summary:
-    """What a run came to. size: bytes stored; warned: of those stored, with warnings; doubtful: of
-    all, those whose job is not as it should be."""
+def plans_of(run: Run, job: Job) -> list[Plan]:
+    """What a job is to make now: one archive, but for a SubversionDir.
 
-    stored: int = 0
-    warned: int = 0
-    doubtful: int = 0
-    skipped: int = 0
-    failed: int = 0
-    size: int = 0
+    Raises Failure where the config's numbers make no rotation.
+    """
+    day = run.options.now.day
+    heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
+    with failures_at(job.where):
+        if not run.options.force and not is_backup_day(job.cycle, day):
+            return [Plan(job, job.kind, job.name, is_due=False, heading=heading)]
+        slot, mode = slot_and_mode(job.cycle, day, job.kind in DUMPS)
+    kind, names = job.kind, [job.name]
+    if job.kind == SUBVERSION_DIR:
+        kind = SUBVERSION
+        try:
+            names = repositories_in(job.name)
+            if not names:
+                raise Failure(f"there is no repository in {job.name}",
+                              "mount it, or correct the name")
+        except Failure as failure:
+            return [Plan(job, kind, job.name, failure=failure, heading=heading)]
+    plans: list[Plan] = []
+    for name in names:
+        plan = Plan(job, kind, name, mode, heading="" if plans else heading)
+        try:
+            plans.append(plan_archive(run, plan, slot, facts_of(run, kind, name, mode)))
+        except Exception as error:  # a bug, too, is one job's
+            plans.append(replace(plan, failure=error))
+    return plans
 
-    def status(self) -> int:
-        if self.failed:
-            return EXIT_FAILED
-        return EXIT_WARNINGS if self.warned or self.doubtful else EXIT_OK
 
-    def text(self, seconds: float) -> str:
-        warned = f" ({self.warned} with warnings)" if self.warned else ""
-        return (
-            f"Finished: {self.stored} stored{warned}, {self.skipped} skipped, {self.failed} failed;"
-            f" {size_text(self.size)} in {duration_text(seconds)}"
+def facts_of(run: Run, kind: str, name: str, mode: str) -> Facts:
+    """Asks DiffDir about a source, and svnlook about a repository. Raises Failure."""
+    if kind not in (DIRECTORY, SUBVERSION):
+        return Facts()
+    state, env = run.state, run.options.env
+    sidecars, written = state.sidecars(name), state.written_on(name)
+    position = state.position(kind, name) if mode == DIFF and sidecars else ""
+    if kind == DIRECTORY:
+        return Facts(sidecars, written, position, bool(position) and state.is_ahead(name))
+    youngest, saved = youngest_revision(name, env), int(position or -1)
+    noted = [one.identity for one in sidecars if one.position == position and one.identity]
+    if saved > youngest or (noted and revision_identity(name, saved, env) not in noted):
+        _LOGS[kind].warning(
+            "%s, at revision %d, is not what the last backup saw at revision %d: it was replaced;"
+            " all of it is saved", name, youngest, saved,
+        )
+        position = ""
+    return Facts(sidecars, written, position, False, youngest)
+
+
+def plan_archive(run: Run, plan: Plan, slot: int, facts: Facts) -> Plan:
+    """The plan of a source that is due, by what is known of it. Asks nobody."""
+    plan = _with_sidecar(run, plan, facts)
+    if facts.sidecars and facts.written == run.today and not run.options.force:
+        plan = replace(plan, todays=facts.sidecars[0].archives[-1])
+    if plan.kind == SUBVERSION:
+        saved = int(facts.position) if plan.mode == DIFF and plan.sidecar else -1
+        mode = FULL if saved < 0 else DIFF
+        plan = replace(plan, mode=mode, saved=saved, youngest=facts.youngest)
+    name, prefix = stored_name(plan.kind, plan.name), run.settings.prefix
+    return replace(plan, archive=archive_name(plan.kind, name, slot, plan.mode, prefix))
+
+
+def _with_sidecar(run: Run, plan: Plan, facts: Facts) -> Plan:
+    """The plan with the sidecar of what it can continue, or with why it can continue nothing.
+
+    A FULL continues nothing; by its sidecar a bucket is noticed that is not there any more.
+    """
+    if facts.written and not facts.sidecars:
+        # The Perl script's moved on whether its archive arrived or not.
+        why = "the diff file is the Perl script's: everything is stored in it, once"
+        return replace(plan, chain_broken=(logging.INFO, why))
+    if plan.mode == FULL:
+        here = (one for one in facts.sidecars if one.place == run.place)
+        return replace(plan, sidecar=next(here, None))
+    if not facts.position:
+        return plan
+    sidecar = next((one for one in facts.sidecars if one.position == facts.position), None)
+    level = logging.WARNING
+    if sidecar is None:
+        why = "the diff file is not the one that the last backup left"
+    elif sidecar.place != run.place:
+        why = f"what it continues is in another bucket ({sidecar.place})"
+    elif facts.is_ahead:
+        why = ("what it continues was made when the clock was ahead, and tar would miss what"
+               " changed since")
+    elif set(sidecar.excludes) != set(plan.job.excludes):
+        # tar would take the files that an Exclude left out for files that it has stored.
+        level, why = logging.INFO, "its Excludes are not those of the last backup"
+    else:
+        return replace(plan, sidecar=sidecar)
+    return plan.holding_everything(level, why)
+
+
+def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
+    """The plans, with what each has to do with the others: `twin`, `clash`, `replaced`.
+
+    Of two that write now, the later does not continue the diff file that the earlier one moves on.
+    """
+    sources: dict[str, Plan] = {}
+    archives: dict[str, Plan] = {}
+    todays = {plan.archive for plan in plans}
+    for plan in plans:
+        # What a SubversionDir finds may well be named, too.
+        start = run.start_of(plan) if plan.job.kind != SUBVERSION_DIR else ""
+        source, other = sources.get(start), archives.get(plan.archive)
+        if start:
+            sources.setdefault(start, plan)
+        if plan.archive:
+            archives.setdefault(plan.archive, plan)
+        chain = plan.sidecar.archives if plan.sidecar and plan.mode == DIFF else ()
+        if source and source.archive and plan.kind == DIRECTORY and plan.mode == DIFF:
+            why = "another job writes to the same archives tonight"
+            plan = plan.holding_everything(logging.WARNING, why)
+        yield replace(
+            plan,
+            twin=source.job.where if source else "",
+            clash=other.job.where if other else "",
+            replaced=min((ref.archive for ref in chain if ref.archive in todays), default=""),
         )
 
 
-def run_config(path: str, context: RunOptions) -> int:
+# --------------------------------------------------------------------------------------------------
+# Survey
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is in the bucket for a plan.
+
+    plan: with what was found to break its chain, or to forbid it.
+    existing_chunks: those now under the archive's name.
+    done: the archive that is there, complete and of today; empty without one.
+    is_repeated: whether it is the one of the diff file.
+    foreign_host: the other host whose archive it replaces.
+    chain: what it continues, oldest first.
+    """
+
+    plan: Plan
+    existing_chunks: Sequence[StoredObject] = ()
+    done: str = ""
+    is_repeated: bool = False
+    foreign_host: str = ""
+    chain: tuple[ArchiveRef, ...] = ()
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether there is nothing to be made."""
+        return not self.plan.is_due or self.is_repeated or self.plan.has_nothing_new
+
+
+def survey_all(run: Run, plans: Sequence[Plan]) -> list[Seen]:
+    """Looks for what is planned; see `survey`."""
+
+    def look(plan: Plan) -> Seen:
+        try:
+            return survey(run, plan)
+        except (Failure, OSError):  # the bucket, for all
+            raise
+        except Exception as error:
+            return Seen(replace(plan, failure=error))
+
+    with workers(run.store, run.settings.parallel, "look up") as pool:
+        return list(pool.map(look, plans))
+
+
+def survey(run: Run, plan: Plan) -> Seen:
+    """What the bucket has of a plan's archive, and of what it continues. Deletes nothing.
+
+    It asks for one listing: of the archive, or where something has to be there, of its source.
+    """
+    if not plan.archive:
+        return Seen(plan)
+    page, more = run.store.list_page(run.start_of(plan)) if plan.sidecar else ([], True)
+
+    def chunks(archive: str) -> list[StoredObject]:
+        return archive_objects(run.store, archive) if more else chunks_of(page, archive)
+
+    seen = _with_todays(run, Seen(plan, chunks(plan.archive)), chunks)
+    is_made = not seen.plan.failure and (run.options.force or not seen.done)
+    return _with_chain(run, seen, chunks) if is_made else seen
+
+
+def _with_todays(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
+    """A day is done by an archive in the bucket, of a run of this day on this host."""
+    plan, now, head = seen.plan, run.options.now, run.store.head
+    today = run.today.isoformat()
+    there = resolve_archive(plan.archive, seen.existing_chunks, head, run.settings.chunk_size)
+    if there and there.complete:
+        # One that was staged may come to its place much later than it was made.
+        host, is_todays = there.metadata.get("host", ""), there.made_on(now) == today
+        if host in ("", run.options.host):
+            seen = replace(seen, done=plan.archive if is_todays else "")
+        elif is_todays and not run.options.force:
+            seen = replace(seen, plan=replace(plan, failure=Failure(
+                f"the host {host} stored an archive of this name today",
+                "give each machine a Bucket of its own, or a Prefix; -f replaces it",
+            )))
+        else:
+            seen = replace(seen, foreign_host=host)
+    if ref := plan.todays:
+        is_same = ref.archive == plan.archive
+        stored = ref.find(seen.existing_chunks if is_same else chunks(ref.archive), head)
+        if stored and stored.made_on(now) == today:
+            seen = replace(seen, done=stored.name, is_repeated=True)
+    return seen
+
+
+def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
+    """A DIFF is worth what it continues: the chain, or a plan that holds everything."""
+    plan, chain = seen.plan, []
+    for ref in plan.sidecar.archives if plan.sidecar else ():
+        checked = ref.checked(chunks(ref.archive), run.store.head)
+        if checked is None and plan.mode == FULL:
+            why = f"the bucket was there before, and {ref.archive} is not in it any more"
+            return replace(seen, plan=replace(plan, chain_broken=(logging.WARNING, why)))
+        if checked is None:
+            return replace(seen, plan=plan.holding_everything(
+                logging.WARNING, f"{ref.archive}, which it continues, is not whole in the bucket"
+            ))
+        chain.append(checked)
+    if plan.replaced and not plan.has_nothing_new:
+        return replace(seen, plan=plan.holding_everything(
+            logging.INFO, f"{plan.replaced}, which it continues, is replaced tonight"
+        ))
+    return replace(seen, chain=() if plan.mode == FULL else tuple(chain))
+
+
+def finish_staged(run: Run, seen: Seen) -> Seen:
+    """Puts a complete archive that waits beside its place into it (SafeReplace), since a run was
+    ended before it could; and looks again, as `survey`."""
+    if not any(is_staged(item.key) for item in seen.existing_chunks):
+        return seen
+    archive = seen.plan.archive
+    try:
+        objects = archive_objects(run.store, archive)
+        finish_replacement(run.store, archive, objects, run.settings.parallel)
+    except Exception as error:  # the only complete one may be the staged one
+        return replace(seen, plan=replace(seen.plan, failure=error))
+    return survey(run, seen.plan)
+
+
+def has_full(run: Run, plan: Plan, *, besides: str = "") -> bool:
+    """Whether a complete FULL of the source is in the bucket, besides that archive; True if it
+    cannot be told."""
+    try:
+        fulls = (
+            resolve_archive(archive, objects, run.store.head)
+            for archive, mode, objects in run.archives_of(plan)
+            if mode == FULL and archive != besides
+        )
+        return any(full and full.complete for full in fulls)
+    except Failure:
+        return True
+
+
+def size_of_full_before(run: Run, seen: Seen) -> int:
+    """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
+    plan, objects = seen.plan, seen.existing_chunks
+    slot = slot_of_full_before(plan.job.cycle, run.options.now, plan.kind in DUMPS)
+    if slot is not None:
+        name = stored_name(plan.kind, plan.name)
+        archive = archive_name(plan.kind, name, slot, FULL, run.settings.prefix)
+        objects = archive_objects(run.store, archive) or objects
+    return sum(item.size for item in objects)
+
+
+# --------------------------------------------------------------------------------------------------
+# Archives in the making
+# --------------------------------------------------------------------------------------------------
+
+# How long a database server waits for a client that reads nothing, seconds, with a margin:
+# net_write_timeout of MySQL and MariaDB is 60.
+_PATIENCE_OF_SOURCES = 30.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan came to.
+
+    status: "stored", "shown", "skipped" or "failed".
+    size: bytes stored.
+    is_warned: whether it is stored, and something is to be told of it.
+    """
+
+    status: str
+    size: int = 0
+    is_warned: bool = False
+
+
+def print_commands(run: Run, seen: Seen) -> Outcome:
+    """Test mode: the commands, each line fit to be pasted into a shell."""
+    settings, plan = run.settings, seen.plan
+    options = {
+        "-K": settings.s3_keyfile, "--endpoint": settings.s3_endpoint,
+        "--region": settings.s3_region, "--storage-class": settings.storage_class,
+    }
+    where = "".join(
+        f" {option} {shlex.quote(value)}" for option, value in options.items() if value
+    )
+    program, target = f"{run.options.program} js3tream", f"{settings.bucket}:{plan.archive}"
+    send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {shlex.quote(target)}"
+    pipeline = shown_pipeline(
+        source_of(run, plan),
+        plan.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
+    )
+    plan.log.info("%s", f"{program} -v{where} -d -b {shlex.quote(target)}")
+    if plan.job.use_temp_file:
+        temp = f"{settings.temp_dir}{temp_file_name(settings.bucket, plan.archive)}"
+        plan.log.info("Using temp file to buffer before streaming[ %s ]...", temp)
+        temp = shlex.quote(temp)
+        for line in (f"{pipeline} > {temp}", f"{send} < {temp}", f"rm {temp}"):
+            plan.log.info("%s", line)
+    else:
+        plan.log.info("%s", f"{pipeline} | {send}")
+    return Outcome("shown")
+
+
+def source_of(run: Run, plan: Plan) -> Stage:
+    """The command whose output is the backup; for a Directory as test mode shows it."""
+    env = run.options.env
+    if plan.kind == SUBVERSION:
+        return subversion_stage(plan.name, *plan.revisions)
+    if plan.kind == MYSQL:
+        return mysql_stage(plan.name, plan.job.mysql_options, mysql_tool(env))
+    if plan.kind == POSTGRESQL:
+        return postgresql_stage(plan.name)
+    excludes = [expand_home(pattern, env) for pattern in plan.job.excludes]
+    try:
+        names = expand_name(plan.name, env)
+    except Failure:
+        names = [plan.name]
+    return tar_stage(names, excludes, run.state.diff_file(plan.name), shown=True)
+
+
+def store_archive(run: Run, seen: Seen) -> Outcome:
+    """Makes the archive, stores it, and brings DiffDir up to date. Raises Failure."""
+    plan, options = seen.plan, run.options
+    _announce(run, seen)
+    size_before = size_of_full_before(run, seen) if plan.mode == FULL else 0
+    boot, before, warnings = boot_clock(), "", list[str]()
+    with contextlib.ExitStack() as stack:
+        draft = None
+        if plan.kind not in DUMPS:
+            draft = stack.enter_context(run.state.draft(plan.name, empty=plan.self_contained))
+        if draft and plan.kind == DIRECTORY:
+            source, before, warnings = _directory(run, plan, draft, boot)
+        else:
+            source = source_of(run, plan)
+        began = Moment(options.clock()).utc_text()
+
+        def finish(messages: Sequence[str]) -> dict[str, str]:
+            """What the last chunk says of it. Brings the draft up to date."""
+            warnings.extend(messages)
+            marks = {"made": began, "status": "warnings" if warnings else "ok",
+                     "day": str(run.today), "host": options.host, "kind": plan.kind}
+            if run.settings.prefix:
+                marks["prefix"] = urllib.parse.quote(run.settings.prefix)
+            if draft and plan.kind == DIRECTORY:
+                marks["state"] = f"{before}:{draft.finish(messages)}"
+            elif draft:
+                marks["state"] = "{}:{}".format(*plan.revisions)
+                draft.write(f"{plan.youngest}\n")
+            return marks
+
+        stored, marks = _send(run, seen, source, finish)
+        if draft:
+            # Before: the archive is there, DiffDir still describes the one before it, and the next
+            # DIFF repeats this one's changes. After: the next DIFF continues this one.
+            identity = "" if plan.kind == DIRECTORY else (
+                revision_identity(plan.name, plan.youngest, options.env)
+            )
+            run.state.commit(plan.name, Sidecar(
+                marks["state"].partition(":")[2], run.place, (*seen.chain, stored.ref),
+                plan.job.excludes, identity, boot,
+            ))
+            draft.commit()
+    if stored.size * 10 < size_before:
+        warnings.append(f"it has {size_text(stored.size)}, the full backup before it"
+                        f" {size_text(size_before)}: is all of it there?")
+    return _account(run, seen, stored, warnings)
+
+
+def _send(
+    run: Run, seen: Seen, source: Stage, finish: Callable[[Sequence[str]], dict[str, str]]
+) -> tuple[UploadResult, dict[str, str]]:
+    """Compresses, encrypts and stores what a source writes; with UseTempFile, all of it is there
+    before. finish: the archive's marks, by the warnings of those that made it."""
+    plan, settings, env = seen.plan, run.settings, run.options.env
+    compressor = shlex.split(settings.compressor or "") or [
+        find_tool(CODECS[0].commands, env) or "gzip"
+    ]
+    stages = [source, Stage(tuple(compressor))]
+    if settings.gpg_recipients:
+        stages.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
+    plan.log.debug("%s", " | ".join(map(str, stages)))
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(run.options.progress(plan.archive))
+        file: IO[bytes] | None = None
+        if plan.job.use_temp_file:
+            # It has no name: no one else can open it, and whatever ends this run, nothing is left.
+            with os_failures("write in TempDir"):
+                file = tempfile.TemporaryFile(buffering=0, dir=settings.temp_dir)  # noqa: SIM115
+            stack.enter_context(file)
+            plan.log.info("Using temp file in %s to buffer before streaming...", settings.temp_dir)
+        pipeline = stack.enter_context(Pipeline(stages, env, output=file))
+        stream: Stream = pipeline
+        if file:
+            marks = finish(pipeline.finish())
+            file.seek(0)
+            stream = FileStream(file)
+        elif plan.kind in DUMPS:
+            stack.enter_context(run.store.retries.watched(_patience(plan)))
+        upload = stack.enter_context(Upload(
+            run.store, plan.archive, seen.existing_chunks,
+            chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
+            safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
+        ))
+        for chunk in upload.chunks(stream):
+            upload.put(chunk)
+        if not file:
+            marks = finish(pipeline.finish())
+        return upload.commit({META + name: text for name, text in marks.items()}), marks
+
+
+def _announce(run: Run, seen: Seen) -> None:
+    """Says what is special about an archive before it is made."""
+    plan = seen.plan
+    if (
+        plan.mode == FULL and len(seen.existing_chunks) > 1 and not run.settings.safe_replace
+        and plan.job.cycle.keeps_several_fulls and not has_full(run, plan, besides=plan.archive)
+    ):
+        plan.log.warning(
+            "%s is the last complete full backup of %s, and makes room now: if tonight's fails,"
+            " there is none; SafeReplace On avoids that", plan.archive, plan.name,
+        )
+    if plan.chain_broken:
+        level, why = plan.chain_broken
+        plan.log.log(level, "%s: %s", plan.archive, why)
+    if seen.foreign_host:
+        plan.log.warning(
+            "%s: it replaces an archive of the host %s; give each machine a Bucket of its own,"
+            " or a Prefix", plan.archive, seen.foreign_host,
+        )
+
+
+def _directory(
+    run: Run, plan: Plan, draft: Draft, boot: tuple[str, float]
+) -> tuple[Stage, str, list[str]]:
+    """(the command that reads a Directory, the state that the draft had, warnings).
+
+    Makes the draft fit to it. Raises Failure where there is nothing, and was something: a file
+    system that is not mounted is not to be stored.
+    """
+    env = run.options.env
+    names = expand_name(plan.name, env)
+    found = survey_names(names, run.state.last_seen(plan.name))
+    if found.unknown and not found.faults and any(run.archives_of(plan)):
+        found.faults.append(f"directory {plan.name} is empty, and archives of it are in the bucket")
+    if found.faults and not run.options.force:
+        raise Failure(found.faults[0], "mount it, or see who may read it; -f stores it as it is")
+    for path in () if plan.self_contained else found.renumbered:
+        plan.log.info("the device of %s has another number: everything that was there is stored"
+                      " again", path)
+    places = mounts_of(names, mounts())
+    set_back = plan.sidecar.set_back(boot) if plan.sidecar else 0.0
+    before = draft.prepare(twins_in(places), set_back)
+    # Our own files: backups of backups grow without end.
+    own, left_out = run.state.own_files(plan.name), list[str]()
+    if root := folder_root(run.settings.s3_endpoint):
+        own += bucket_folders(root, run.settings.bucket)
+    for path in own:
+        if within := names_within(names, path):
+            plan.log.info("%s lies in %s, and is left out of the archive", path, plan.name)
+            left_out += within
+    stage = tar_stage(
+        names, [expand_home(pattern, env) for pattern in plan.job.excludes], draft.path,
+        left_out=left_out,
+        sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
+    )
+    return stage, before, [*found.links, *found.warnings, *found.faults]
+
+
+def _patience(plan: Plan) -> Callable[[float], None]:
+    """Tells once that a database waits for too long; given the seconds of each wait."""
+    told = threading.Event()
+
+    def watch(seconds: float) -> None:
+        if seconds > _PATIENCE_OF_SOURCES and not told.is_set():
+            told.set()
+            plan.log.warning(
+                "%s waits meanwhile, and the database server may hang up on it:"
+                " UseTempFile for this job avoids that", plan.name,
+            )
+
+    return watch
+
+
+def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]) -> Outcome:
+    """Tells the warnings of an archive that is stored."""
+    plan = seen.plan
+    for warning in warnings:
+        plan.log.warning("%s", warning)
+    if warnings:
+        plan.log.warning("%s:%s is stored, with the warnings above", run.settings.bucket,
+                         plan.archive)
+    is_broken = plan.chain_broken is not None and plan.chain_broken[0] >= logging.WARNING
+    is_foreign = bool(seen.foreign_host) and not run.options.force  # with it, it was meant
+    is_warned = bool(warnings) or is_broken or is_foreign or not stored.old_chunks_removed
+    return Outcome("stored", stored.size, is_warned)
+
+
+# --------------------------------------------------------------------------------------------------
+# Runs
+# --------------------------------------------------------------------------------------------------
+
+
+def run_config(path: str, options: RunOptions) -> int:
     """Makes the backups that one config file asks for now, and returns the exit status.
 
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
@@ -5429,679 +5970,153 @@ def run_config(path: str, context: RunOptions) -> int:
     config = read_config(path)
     settings = settings_of(config)
     jobs = jobs_of(config)
-    for warning in config_warnings(config):
-        log.warning("%s", warning)
     unserved = not_backed_up(config, jobs)
-    for sentence in unserved:
-        log.warning("%s", sentence)
+    for warning in (*config_warnings(config), *unserved):
+        log.warning("%s", warning)
     for recipient in settings.gpg_recipients:
-        check_recipient(recipient, settings.gpg_keyring, context.env)
+        check_recipient(recipient, settings.gpg_keyring, options.env)
     if settings.compressor:
-        check_compressor(settings.compressor, context.env)
+        check_compressor(settings.compressor, options.env)
     access = access_of(settings)
     if access.key and settings.s3_keyfile and others_can_read(settings.s3_keyfile):
         log.warning(
             "S3Keyfile %s can be read by others; run: chmod 600 %s",
             settings.s3_keyfile, shlex.quote(settings.s3_keyfile),
         )
-    _check_temp_dir(settings, jobs)
-    state = State(settings.diff_dir, context.moment)
-    retries = Retries(settings.retry_hours, log)
-    store = open_store(settings.bucket, access, context.clock, retries)
-    run = Run(settings, context, state, store)
+    check_temp_dir(settings, jobs)
+    state = State(settings.diff_dir, options.now)
+    store = open_store(settings.bucket, access, options.clock, Retries(settings.retry_hours, log))
+    place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
+    run = Run(settings, options, state, store, place)
     with contextlib.ExitStack() as stack:
-        if not context.test:
+        if not options.test:
             stack.enter_context(state.lock())
             state.clear()
-        status = run.work(jobs)
+        status = run_jobs(run, jobs)
     return worst_status((status, EXIT_WARNINGS if unserved else EXIT_OK))
 
 
-def _check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
+def check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
+    """Raises Failure (status 2) where a job has no folder for its UseTempFile."""
     for job in jobs:
-        if job.use_temp_file:
-            if not settings.temp_dir:
-                raise Failure(
-                    "TempDir must be defined in order to UseTempFile.",
-                    "add a line TempDir /path", where=job.where, status=EXIT_USAGE,
-                )
-            if not os.path.isdir(settings.temp_dir):
-                raise Failure(
-                    f"TempDir {settings.temp_dir} does not exist", "create it",
-                    where=settings.path, status=EXIT_USAGE,
-                )
+        if job.use_temp_file and not settings.temp_dir:
+            raise UsageFailure("TempDir must be defined in order to UseTempFile.",
+                               "add a line TempDir /path", where=job.where)
+        if job.use_temp_file and not os.path.isdir(settings.temp_dir or ""):
+            raise UsageFailure(f"TempDir {settings.temp_dir} does not exist", "create it",
+                               where=settings.path)
 
 
-# How long a database server waits for a client that reads nothing, seconds, with a margin:
-# net_write_timeout of MySQL and MariaDB is 60.
-_PATIENCE_OF_SOURCES = 30.0
-
-
-class Run:
-    """The work of one config: plan the tasks, see what is done already, do the rest."""
-
-    def __init__(
-        self, settings: Settings, context: RunOptions, state: State, store: Store
-    ) -> None:
-        self._settings, self._context = settings, context
-        self._state, self._store = state, store
-        self._place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
-        self._tally = Summary()
-        self._tonights: set[str] = set()  # all that are planned
-        self._made: dict[str, str] = {}  # archive → the place of the job that it is for
-
-    def work(self, jobs: Sequence[Job]) -> int:
-        """All of today's tasks, in order; the exit status."""
-        started = time.monotonic()
-        day = self._context.moment.date().isoformat()
-        # Planning first: a config that cannot be worked through stores nothing.
-        tasks = [task for job in jobs for task in self._plan_safely(job)]
-        self._tonights = {task.archive for task in tasks if task.archive}
-        self._pair(tasks)
-        self._see_what_is_there(tasks, day)
-        for task in tasks:
-            self._do(task)
-        if self._context.test:
-            log.info("Finished: test mode, nothing was done")
-        else:
-            log.info("%s", self._tally.text(time.monotonic() - started))
-        return self._tally.status()
-
-    # ---- plan ----
-
-    def _plan_safely(self, job: Job) -> list[Task]:
-        try:
-            return self._plan(job)
-        except Failure:  # of the config
-            raise
-        except Exception as error:
-            return [Task(job, job.kind, job.name, failure=error)]
-
-    def _plan(self, job: Job) -> list[Task]:
-        """The tasks of a job, which are one but for a SubversionDir."""
-        cycle = job.cycle
-        heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
-        with failures_at(job.where):
-            due = self._context.force or is_backup_day(cycle, self._context.moment.day)
-            if not due:
-                skip = (logging.WARNING, f"Skipping {job.kind} {job.name}")
-                return [Task(job, job.kind, job.name, skip=skip, heading=heading)]
-            slot, mode = slot_and_mode(cycle, self._context.moment.day, job.kind in DUMPS)
-        if job.kind == SUBVERSION_DIR:
-            tasks = self._plan_repositories(job, slot, mode)
-        else:
-            tasks = [self._plan_one(job, job.kind, job.name, slot, mode)]
-        if tasks:
-            tasks[0].heading = heading
-        return tasks
-
-    def _pair(self, tasks: Sequence[Task]) -> None:
-        """Fills in `twin`; of two that write tonight, the later does not continue the diff file
-        that the earlier one moves on."""
-        first: dict[str, Task] = {}
-        for task in tasks:
-            if task.job.kind == SUBVERSION_DIR:  # what it finds may well be named, too
-                continue
-            other = first.setdefault(self._archive_start(task), task)
-            if other is not task:
-                task.twin = other.job.where
-                if task.kind == DIRECTORY and task.mode == DIFF and other.archive:
-                    task.hold_everything(
-                        logging.WARNING, "another job writes to the same archives tonight;"
-                        " everything is stored in it"
-                    )
-
-    def _plan_repositories(self, job: Job, slot: int, mode: str) -> list[Task]:
-        try:
-            names = repositories_in(job.name)
-        except Failure as failure:
-            return [Task(job, SUBVERSION, job.name, failure=failure)]
-        if not names and not self._context.test:
-            return [Task(job, SUBVERSION, job.name, failure=Failure(
-                f"there is no repository in {job.name}", "mount it, or correct the name"
-            ))]
-        tasks = []
-        for name in names:
-            task = self._plan_one(job, SUBVERSION, name, slot, mode)
-            task.verify = True
-            tasks.append(task)
-        return tasks
-
-    def _plan_one(self, job: Job, kind: str, name: str, slot: int, mode: str) -> Task:
-        task = Task(job, kind, name, mode=mode)
-        try:
-            if kind in (DIRECTORY, SUBVERSION):
-                self._plan_state(task)
-            if kind == SUBVERSION:
-                self._plan_revisions(task)
-        except Failure as failure:
-            task.failure = failure
-        else:
-            task.archive = archive_name(
-                kind, stored_name(kind, name), slot, task.mode, self._settings.prefix
-            )
-        return task
-
-    def _plan_state(self, task: Task) -> None:
-        """What DiffDir says of the task: `notes`, or why not, in `torn`; and `stamped`."""
-        known = self._state.sidecars(task.name)
-        written = self._state.written_on(task.name)
-        if written and not known:
-            # The Perl script's moved on whether its archive arrived or not.
-            task.torn = (
-                logging.INFO, "the diff file is the Perl script's: everything is stored in it, once"
-            )
-            return
-        if written == self._context.moment.date() and not self._context.force:
-            task.stamped = known[0].archives[-1]
-        if task.mode == FULL:
-            task.notes = next((one for one in known if one.place == self._place), None)
-            return
-        reached = self._state.position(task.kind, task.name)
-        if not reached:
-            return
-        task.notes = next((one for one in known if one.position == reached), None)
-        if task.notes is None:
-            task.torn = logging.WARNING, (
-                "the diff file is not the one that the last backup left; everything is stored in it"
-            )
-        elif task.notes.place != self._place:
-            task.torn = logging.WARNING, (
-                f"what it continues is in another bucket ({task.notes.place}); everything is"
-                " stored in it"
-            )
-        elif task.kind == DIRECTORY and self._state.is_ahead(task.name):
-            task.torn = logging.WARNING, (
-                "what it continues was made when the clock was ahead, and tar would miss what"
-                " changed since; everything is stored in it"
-            )
-        elif set(task.notes.excludes) != set(task.job.excludes):
-            # tar would take the files that an Exclude left out for files that it has stored.
-            task.torn = logging.INFO, (
-                "its Excludes are not those of the last backup; everything is stored in it"
-            )
-
-    def _plan_revisions(self, task: Task) -> None:
-        name = task.name
-        saved = int(task.notes.position) if task.notes and not task.torn else -1
-        head = youngest_revision(name, self._context.env)
-        noted = task.notes.identity if task.notes and saved >= 0 else ""
-        if saved > head or (noted and noted != revision_identity(name, saved, self._context.env)):
-            task.log.warning(
-                "%s, at revision %d, is not what the last backup saw at revision %d: it was"
-                " replaced; all of it is saved", name, head, saved,
-            )
-            saved = -1
-        if saved < 0 or task.mode == FULL:
-            task.mode, saved = FULL, -1
-        # Where there is nothing new, this is what is made if the bucket has lost the old.
-        task.unchanged = saved == head
-        task.revisions = (0 if task.unchanged else saved + 1, head)
-
-    # ---- what is there already ----
-
-    def _see_what_is_there(self, tasks: Sequence[Task], day: str) -> None:
-        bucket = self._settings.bucket
-        log.info("Getting current contents of bucket %s modified on %s...", bucket, day)
-        there = self._store.exists()
-        if not there and not self._context.test and any(task.archive for task in tasks):
+def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
+    """All that is due now, in order, or in test mode what that would be; the exit status."""
+    started, bucket = time.monotonic(), run.settings.bucket
+    # Planning first: a config that cannot be worked through stores nothing.
+    plans = list(paired(run, [plan for job in jobs for plan in plans_of(run, job)]))
+    log.info("Getting current contents of bucket %s modified on %s...", bucket, run.today)
+    is_there = run.store.exists()
+    if is_there:  # else a FULL, too, tells what of a chain was lost with the bucket
+        plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan for plan in plans]
+    if run.options.test:
+        make = print_commands
+        surveyed = survey_all(run, plans) if is_there else list(map(Seen, plans))
+    else:
+        make = store_archive
+        if not is_there and any(plan.archive for plan in plans):
             log.info("Creating bucket %s", bucket)
-            self._store.create()
+            run.store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
-        if there or not self._context.test:
-            self._look_up([task for task in tasks if task.archive], there)
-        log.info("Buckets already done today:")
-        for archive in sorted({task.archive for task in tasks if task.done}):
-            log.info("%s:%s", bucket, archive)
+        surveyed = [finish_staged(run, seen) for seen in survey_all(run, plans)]
+    log.info("Buckets already done today:")
+    for archive in sorted({seen.done for seen in surveyed if seen.done}):
+        log.info("%s:%s", bucket, archive)
+    doubles = [seen.plan for seen in surveyed
+               if seen.plan.twin and (seen.is_skipped or not seen.plan.clash)]
+    for plan in doubles:
+        plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
+                         plan.job.where, plan.twin)
+    outcomes = [run_task(run, seen, make) for seen in surveyed]
+    text, status = summary(outcomes, time.monotonic() - started)
+    log.info("Finished: %s", "test mode, nothing was done" if run.options.test else text)
+    return worst_status((status, EXIT_WARNINGS if doubles else EXIT_OK))
 
-    def _look_up(self, tasks: Sequence[Task], there: bool) -> None:
-        """Finds out what is in the bucket: one listing for each archive of today, no more, and
-        what a DIFF continues. there: whether the bucket was there before this run."""
 
-        def look(task: Task) -> None:
-            test = self._context.test
-            guarded = not test and task.notes and not task.torn and (task.mode == DIFF or not there)
-            find = self._finder(task, one_page=bool(guarded))
-            present = task.present = find(task.archive)
-            if not test:
-                try:
-                    task.present = finish_replacement(
-                        self._store, task.archive, present, self._settings.parallel
-                    )
-                except Failure as failure:  # the only complete one may be the staged one
-                    task.failure = failure
-                    return
-            self._see_what_is_done(task)
-            made = not (task.skip or task.failure or (task.done and not self._context.force))
-            if made and guarded:
-                moved = task.present is not present
-                self._guard_chain(task, self._finder(task, one_page=True) if moved else find)
+def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
+    """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
+    plan = seen.plan
+    if plan.heading:
+        log.info("%s", plan.heading)
+    try:
+        if plan.failure:
+            raise plan.failure
+        if seen.is_skipped:
+            return _skip(seen)
+        return _make(run, seen, make)
+    except Exception as error:
+        return _fail(run, seen, error)
 
-        def look_safely(task: Task) -> None:
-            try:
-                look(task)
-            except (Failure, OSError):  # the bucket, for all
-                raise
-            except Exception as error:
-                task.failure = error
 
-        first: dict[str, Task] = {}
-        # Two that moved one staged archive at once could lose it.
-        later = [task for task in tasks if first.setdefault(task.archive, task) is not task]
-        with workers(self._store, self._settings.parallel, "look up") as pool:
-            for _ in pool.map(look_safely, first.values()):
-                pass
-        for task in later:
-            look_safely(task)
+def _skip(seen: Seen) -> Outcome:
+    plan = seen.plan
+    if not plan.is_due:
+        log.warning("Skipping %s %s", plan.kind, plan.name)
+    elif seen.is_repeated and plan.kind == DIRECTORY:
+        plan.log.warning("Skipping %s; diff was already performed today", plan.name)
+    elif seen.is_repeated:
+        plan.log.warning("Skipping %s -- was already backed up today", plan.name)
+    else:
+        plan.log.info("%s has no new revisions since last backup; skipping", plan.name)
+    return Outcome("skipped")
 
-    def _finder(self, task: Task, *, one_page: bool) -> Callable[[str], list[StoredObject]]:
-        """Tells what is stored of an archive of the task's source, all of them by one request
-        where one page of a listing holds them."""
-        page, more = self._store.list_page(self._archive_start(task)) if one_page else ([], True)
-        return lambda archive: (
-            archive_objects(self._store, archive) if more else chunks_of(page, archive)
-        )
 
-    def _see_what_is_done(self, task: Task) -> None:
-        """Fills in `done` and `foreign`: a day is done by an archive in the bucket, of a run of
-        this day on this host."""
-        store, moment = self._store, self._context.moment
-        today = moment.date().isoformat()
-        present = resolve_archive(task.archive, task.present, store.head, self._settings.chunk_size)
-        if present and present.complete:
-            # One that was staged may come to its place much later than it was made.
-            host = present.metadata.get("host", "")
-            is_todays = present.made_on(moment) == today
-            if host in ("", self._context.host):
-                task.done = is_todays
-            elif is_todays and not self._context.force:
-                task.failure = Failure(
-                    f"the host {host} stored an archive of this name today",
-                    "give each machine a Bucket of its own, or a Prefix; -f replaces it",
-                )
-            else:
-                task.foreign = host
-        if task.stamped:
-            objects = task.present if task.stamped.archive == task.archive else (
-                archive_objects(store, task.stamped.archive)
-            )
-            stored = task.stamped.find(objects, store.head)
-            if stored and stored.made_on(moment) == today:
-                task.archive, task.done = stored.name, True
-                task.skip = logging.WARNING, (
-                    f"Skipping {task.name}; diff was already performed today"
-                    if task.kind == DIRECTORY
-                    else f"Skipping {task.name} -- was already backed up today"
-                )
+def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
+    plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
+    if plan.job.kind == SUBVERSION_DIR:
+        verify_repository(plan.name, run.options.env)
+    plan.log.info("%s %s -> %s", plan.kind, stored_name(plan.kind, plan.name), path)
+    if plan.clash:
+        raise Failure(f"the job at {plan.clash} writes to the same archive",
+                      "give one of them another name or timing", where=plan.job.where)
+    if seen.done and not run.options.force:
+        plan.log.warning("Skipping %s -- already done today", path)
+        return Outcome("skipped")
+    return make(run, seen)
 
-    def _has_full(self, task: Task, *, besides: str = "") -> bool:
-        """Whether a complete FULL of the task's source is in the bucket, besides that archive;
-        True if it cannot be told."""
-        try:
-            for archive, mode, objects in self._archives_of(task):
-                if mode == FULL and archive != besides:
-                    whole = resolve_archive(archive, objects, self._store.head)
-                    if whole and whole.complete:
-                        return True
-        except Failure:
-            return True
-        return False
 
-    def _archives_of(self, task: Task) -> Iterator[tuple[str, str, list[StoredObject]]]:
-        return archives_of(self._store, self._archive_start(task), self._settings.prefix)
-
-    def _full_before(self, task: Task) -> int:
-        """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
-        cycle, dumps = task.job.cycle, task.kind in DUMPS
-        name = stored_name(task.kind, task.name)
-        slot = slot_of_full_before(cycle, self._context.moment, dumps)
-        objects: Sequence[StoredObject] = ()
-        if slot is not None:
-            archive = archive_name(task.kind, name, slot, FULL, self._settings.prefix)
-            objects = archive_objects(self._store, archive)
-        return sum(item.size for item in objects or task.present)
-
-    def _archive_start(self, task: Task) -> str:
-        return archive_start(task.kind, stored_name(task.kind, task.name), self._settings.prefix)
-
-    def _guard_chain(self, task: Task, find: Callable[[str], Sequence[StoredObject]]) -> None:
-        """A DIFF is worth what it continues: fills in `chain`, or `torn`."""
-        links: list[ArchiveRef] = []
-        for link in task.notes.archives if task.notes else ():
-            if checked := link.checked(find(link.archive), self._store.head):
-                links.append(checked)
-            else:
-                task.hold_everything(logging.WARNING, (
-                    f"{link.archive}, which it continues, is not whole in the bucket; everything is"
-                    " stored in it" if task.mode == DIFF else
-                    f"the bucket was there before, and {link.archive} is not in it any more"
-                ))
-        replaced = self._tonights & {link.archive for link in links}
-        if task.mode == DIFF and not task.unchanged and replaced:
-            task.hold_everything(logging.INFO, f"{min(replaced)}, which it continues, is replaced"
-                                 " tonight; everything is stored in it")
-        if not task.fresh:
-            task.chain = links
-
-    # ---- one task ----
-
-    def _do(self, task: Task) -> None:
-        if task.heading:
-            log.info("%s", task.heading)
-        if task.twin and task.archive not in self._made:
-            task.log.warning("%s: the job at %s writes to the same archives; take one of them out",
-                             task.job.where, task.twin)
-            self._tally.doubtful += 1
-        if task.unchanged and not task.torn and not task.skip:
-            task.skip = (
-                logging.INFO, f"{task.name} has no new revisions since last backup; skipping"
-            )
-        try:
-            if task.failure:
-                raise task.failure
-            if task.skip:
-                level, message = task.skip
-                logger = log if message.startswith(f"Skipping {task.job.kind} ") else task.log
-                logger.log(level, "%s", message)
-                self._tally.skipped += 1
-                return
-            if task.verify:
-                verify_repository(task.name, self._context.env)
-            self._make(task)
-        except Exception as error:
-            self._tell_failure(task, error)
-
-    def _tell_failure(self, task: Task, error: Exception) -> None:
-        """Logs and counts it. Whatever it is, the other jobs still run."""
-        where = f"{self._settings.bucket}:{task.archive}" if task.archive else task.name
-        if isinstance(error, OSError):
-            error = os_failure(error, "go on")
-        if isinstance(error, Failure):
-            task.log.error("Backup to %s failed: %s", where, error)
-        else:
-            task.log.error("Backup to %s failed, by a fault of this program: %s: %s", where,
-                           type(error).__name__, error, exc_info=error)
-        self._tally.failed += 1
-        with self._store.retries.once():
-            lost = task.replacing and not self._has_full(task)
-        if lost:
-            task.log.error(
+def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
+    plan = seen.plan
+    where = f"{run.settings.bucket}:{plan.archive}" if plan.archive else plan.name
+    if isinstance(error, OSError):
+        error = os_failure(error, "go on")
+    if isinstance(error, Failure):
+        plan.log.error("Backup to %s failed: %s", where, error)
+    else:
+        plan.log.error("Backup to %s failed, by a fault of this program: %s: %s", where,
+                       type(error).__name__, error, exc_info=error)
+    if plan.mode == FULL and seen.existing_chunks:  # gone if the upload failed half-way
+        with run.store.retries.once():
+            is_lost = not has_full(run, plan)
+        if is_lost:
+            plan.log.error(
                 "No complete full backup of %s is left in the bucket: run this again, with -f,"
                 " as soon as the cause is gone; SafeReplace On keeps the old one till then",
-                task.name,
+                plan.name,
             )
-
-    def _make(self, task: Task) -> None:
-        path = f"{self._settings.bucket}:{task.archive}"
-        task.log.info("%s %s -> %s", task.kind, stored_name(task.kind, task.name), path)
-        if task.archive in self._made:
-            raise Failure(
-                f"the job at {self._made[task.archive]} writes to the same archive",
-                "give one of them another name or timing", where=task.job.where,
-            )
-        self._made[task.archive] = task.job.where
-        if task.done and not self._context.force:
-            task.log.warning("Skipping %s -- already done today", path)
-            self._tally.skipped += 1
-        elif self._context.test:
-            self._show(task, path)
-        else:
-            self._store_archive(task)
-
-    def _survey_directory(self, task: Task, warnings: list[str]) -> list[str]:
-        """The names that a Directory stands for; adds to the warnings. Raises Failure where there
-        is nothing, and was something: a file system that is not mounted is not to be stored."""
-        names = expand_name(task.name, self._context.env)
-        survey = survey_names(names, self._state.last_seen(task.name))
-        faults = survey.faults
-        if survey.unknown and not faults and any(self._archives_of(task)):
-            faults.append(f"directory {task.name} is empty, and archives of it are in the bucket")
-        if faults and not self._context.force:
-            raise Failure(faults[0], "mount it, or see who may read it; -f stores it as it is")
-        if not task.fresh:
-            for path in survey.renumbered:
-                task.log.info("the device of %s has another number: everything that was there"
-                              " is stored again", path)
-        warnings += [*survey.links, *survey.warnings, *faults]
-        return names
-
-    def _left_out(self, task: Task, names: Sequence[str]) -> list[str]:
-        """What tar calls our own files within its names: backups of backups grow without end."""
-        own = self._state.own_files(task.name)
-        if root := folder_root(self._settings.s3_endpoint):
-            own += bucket_folders(root, self._settings.bucket)
-        left_out = {path: found for path in own if (found := names_within(names, path))}
-        for path in left_out:
-            task.log.info("%s lies in %s, and is left out of the archive", path, task.name)
-        return [name for found in left_out.values() for name in found]
-
-    def _tar(
-        self, task: Task, draft: Draft, boot: tuple[str, float], warnings: list[str]
-    ) -> tuple[str, Stage]:
-        """The state that a draft had, and the command that reads a Directory with it."""
-        env = self._context.env
-        names = self._survey_directory(task, warnings)
-        places = mounts_of(names, mounts())
-        set_back = task.notes.set_back(boot) if task.notes and not task.fresh else 0.0
-        before = draft.prepare(twins_in(places), set_back)
-        return before, tar_stage(
-            names, [expand_home(pattern, env) for pattern in task.job.excludes], draft.path,
-            left_out=self._left_out(task, names),
-            sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
-        )
-
-    def _source(self, task: Task) -> Stage:
-        """The command whose output is the backup; for a Directory only as test mode shows it."""
-        env = self._context.env
-        if task.kind == DIRECTORY:
-            excludes = [expand_home(pattern, env) for pattern in task.job.excludes]
-            try:
-                names = expand_name(task.name, env)
-            except Failure:
-                names = [task.name]
-            return tar_stage(names, excludes, self._state.diff_file(task.name), shown=True)
-        if task.kind == SUBVERSION:
-            assert task.revisions is not None
-            return subversion_stage(task.name, *task.revisions)
-        if task.kind == MYSQL:
-            return mysql_stage(task.name, task.job.mysql_options, mysql_tool(env))
-        return postgresql_stage(task.name)
-
-    def _show(self, task: Task, path: str) -> None:
-        """Test mode: the commands, each line fit to be pasted into a shell."""
-        settings = self._settings
-        program = f"{self._context.program} js3tream"
-        where = _shown_access(settings)
-        target = shlex.quote(path)
-        pipeline = shown_pipeline(
-            self._source(task),
-            task.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
-        )
-        send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {target}"
-        task.log.info("%s", f"{program} -v{where} -d -b {target}")
-        if task.job.use_temp_file:
-            temp = f"{settings.temp_dir}{temp_file_name(settings.bucket, task.archive)}"
-            task.log.info("Using temp file to buffer before streaming[ %s ]...", temp)
-            temp = shlex.quote(temp)
-            task.log.info("%s", f"{pipeline} > {temp}")
-            task.log.info("%s", f"{send} < {temp}")
-            task.log.info("%s", f"rm {temp}")
-        else:
-            task.log.info("%s", f"{pipeline} | {send}")
-
-    def _announce(self, task: Task) -> None:
-        """Says what is special about an archive before it is made."""
-        if (
-            task.replacing and len(task.present) > 1 and not self._settings.safe_replace
-            and task.job.cycle.keeps_several_fulls
-            and not self._has_full(task, besides=task.archive)
-        ):
-            task.log.warning(
-                "%s is the last complete full backup of %s, and makes room now: if tonight's fails,"
-                " there is none; SafeReplace On avoids that", task.archive, task.name,
-            )
-        if task.torn:
-            level, text = task.torn
-            task.log.log(level, "%s: %s", task.archive, text)
-        if task.foreign:
-            task.log.warning(
-                "%s: it replaces an archive of the host %s; give each machine a Bucket of its own,"
-                " or a Prefix", task.archive, task.foreign,
-            )
-
-    def _store_archive(self, task: Task) -> None:
-        self._announce(task)
-        size_before = self._full_before(task) if task.mode == FULL else 0
-        with contextlib.ExitStack() as stack:
-            draft = None
-            if task.kind in (DIRECTORY, SUBVERSION):
-                draft = stack.enter_context(self._state.draft(task.name, empty=task.fresh))
-            before, boot = "", boot_clock()
-            warnings: list[str] = []
-            if draft and task.kind == DIRECTORY:
-                before, source = self._tar(task, draft, boot, warnings)
-            else:
-                source = self._source(task)
-            stages = [source, *self._filters()]
-            task.log.debug("%s", " | ".join(map(str, stages)))
-            began = Moment(self._context.clock()).utc_text()
-
-            file = stack.enter_context(self._temp_file(task)) if task.job.use_temp_file else None
-            progress = stack.enter_context(self._context.progress(task.archive))
-            with Pipeline(stages, self._context.env, output=file) as pipeline:
-
-                def finish() -> dict[str, str]:
-                    said = pipeline.finish()
-                    warnings.extend(said)
-                    return self._marks(task, draft, said, {
-                        "made": began, "status": "warnings" if warnings else "ok",
-                    }, before)
-
-                stream: Stream = pipeline
-                marks: dict[str, str] = {}
-                if file:  # UseTempFile: the whole dump first, then the upload
-                    marks = finish()
-                    file.seek(0)
-                    stream = FileStream(file)
-                elif task.kind in DUMPS:
-                    stack.enter_context(self._store.retries.watched(self._waiting_warner(task)))
-                with self._upload(task, progress) as upload:
-                    for chunk in upload.chunks(stream):
-                        upload.put(chunk)
-                    stored = upload.commit(marks or finish())
-            if draft:
-                self._keep_state(task, draft, stored, boot)
-        if stored.size * 10 < size_before:
-            warnings.append(
-                f"it has {size_text(stored.size)}, the full backup before it"
-                f" {size_text(size_before)}: is all of it there?"
-            )
-        self._account(task, stored, warnings)
-
-    def _marks(
-        self, task: Task, draft: Draft | None, said: Sequence[str], marks: dict[str, str],
-        before: str,
-    ) -> dict[str, str]:
-        """What an archive's last chunk says besides its size. said: the warnings of its stages;
-        before: the state that the draft had. Brings the draft up to date; raises Failure where it
-        cannot be what the next backup continues."""
-        marks |= {
-            "day": self._context.moment.date().isoformat(), "host": self._context.host,
-            "kind": task.kind,
-        }
-        if self._settings.prefix:
-            marks["prefix"] = urllib.parse.quote(self._settings.prefix)
-        if draft and task.kind == DIRECTORY:
-            marks["state"] = f"{before}:{draft.finish(said)}"
-        elif draft and task.revisions:
-            marks["state"] = "{}:{}".format(*task.revisions)
-            draft.write(f"{task.revisions[1]}\n")
-        return {META + name: value for name, value in marks.items()}
-
-    def _keep_state(
-        self, task: Task, draft: Draft, stored: UploadResult, boot: tuple[str, float]
-    ) -> None:
-        """Before: the archive is there, DiffDir still describes the one before it, and the next
-        DIFF repeats this one's changes. After: the next DIFF continues this one."""
-        with os_failures("write in DiffDir"):
-            reached, identity = _content_digest(draft.path), ""
-        if task.revisions:
-            reached = str(task.revisions[1])
-            identity = revision_identity(task.name, task.revisions[1], self._context.env)
-        links = (*task.chain, stored.ref)
-        self._state.commit(task.name, Sidecar(
-            reached, self._place, links, task.job.excludes, identity, boot
-        ))
-        draft.commit()
-
-    def _filters(self) -> list[Stage]:
-        """Compression and encryption."""
-        settings, env = self._settings, self._context.env
-        if settings.compressor:
-            words: Sequence[str] = shlex.split(settings.compressor)
-        else:
-            words = [find_tool(CODECS[0].commands, env) or "gzip"]
-        filters = [Stage(tuple(words))]
-        if settings.gpg_recipients:
-            filters.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
-        return filters
-
-    def _waiting_warner(self, task: Task) -> Callable[[float], None]:
-        told = threading.Event()
-
-        def waiting(seconds: float) -> None:
-            if seconds > _PATIENCE_OF_SOURCES and not told.is_set():
-                told.set()
-                task.log.warning(
-                    "%s waits meanwhile, and the database server may hang up on it:"
-                    " UseTempFile for this job avoids that", task.name,
-                )
-
-        return waiting
-
-    def _upload(self, task: Task, progress: Callable[[int], None]) -> Upload:
-        settings = self._settings
-        return Upload(
-            self._store, task.archive, task.present, chunk_size=settings.chunk_size,
-            parallel=settings.parallel, safe=settings.safe_replace, folder=settings.temp_dir,
-            progress=progress, log=task.log,
-        )
-
-    def _temp_file(self, task: Task) -> IO[bytes]:
-        """Has no name: no one else can open it, and whatever ends this run, nothing is left."""
-        place = self._settings.temp_dir
-        with os_failures("write in TempDir"):
-            file = tempfile.TemporaryFile(buffering=0, dir=place)  # noqa: SIM115
-        task.log.info("Using temp file in %s to buffer before streaming...", place)
-        return file
-
-    def _account(self, task: Task, stored: UploadResult, warnings: Sequence[str]) -> None:
-        for warning in warnings:
-            task.log.warning("%s", warning)
-        if warnings:
-            task.log.warning(
-                "%s:%s is stored, with the warnings above", self._settings.bucket, task.archive
-            )
-        torn = task.torn is not None and task.torn[0] >= logging.WARNING
-        # With -f it was meant to be replaced.
-        foreign = bool(task.foreign) and not self._context.force
-        self._tally.stored += 1
-        self._tally.warned += bool(warnings or torn or foreign or not stored.old_chunks_removed)
-        self._tally.size += stored.size
+    return Outcome("failed")
 
 
-def _shown_access(settings: Settings) -> str:
-    """The options of `js3tream` for the config's bucket, with a blank before each."""
-    words: list[str] = []
-    for option, value in (
-        ("-K", settings.s3_keyfile),
-        ("--endpoint", settings.s3_endpoint),
-        ("--region", settings.s3_region),
-        ("--storage-class", settings.storage_class),
-    ):
-        if value:
-            words += [option, value]
-    return f" {shlex.join(words)}" if words else ""
+def summary(outcomes: Sequence[Outcome], seconds: float) -> tuple[str, int]:
+    """(what the closing line says, the exit status) of a run that took so long."""
+    statuses = [one.status for one in outcomes]
+    warned = sum(one.is_warned for one in outcomes)
+    size = sum(one.size for one in outcomes)
+    text = (
+        f"{statuses.count('stored')} stored{f' ({warned} with warnings)' if warned else ''},"
+        f" {statuses.count('skipped')} skipped, {statuses.count('failed')} failed;"
+        f" {size_text(size)} in {duration_text(seconds)}"
+    )
+    if "failed" in statuses:
+        return text, EXIT_FAILED
+    return text, EXIT_WARNINGS if warned else EXIT_OK
 
 
 # ==================================================================================================
@@ -7641,8 +7656,8 @@ class _Check:
 
     def __init__(self, settings: Settings, jobs: Sequence[Job], run: RunOptions) -> None:
         self._settings, self._jobs, self._run = settings, jobs, run
-        self._now, self._env = run.moment, run.env
-        self._state = State(settings.diff_dir, run.moment)
+        self._now, self._env = run.now, run.env
+        self._state = State(settings.diff_dir, run.now)
         self._store: Store | None = None  # where the bucket is there
 
     # ---- what stands in the config ----
@@ -7744,7 +7759,7 @@ class _Check:
         yield _room(folder, max(_LITTLE_ROOM, 2 * largest))
 
     def temp_dir(self) -> Iterator[Finding]:
-        _check_temp_dir(self._settings, self._jobs)
+        check_temp_dir(self._settings, self._jobs)
         folder = self._settings.temp_dir
         if folder and any(job.use_temp_file for job in self._jobs):
             _try_to_write(folder)
