@@ -3617,13 +3617,18 @@ class Archive:
         return self.metadata.get("day") or moment.date(self.made).isoformat()
 
 
+# Tells the user metadata of a key, None of one that is not there: `Store.head`.
+Head: TypeAlias = "Callable[[str], Mapping[str, str] | None]"
+
+
 @dataclass(frozen=True)
 class ArchiveRef:
-    """A stored archive, as a DIFF that continues it will know it again: by the random id of its
-    upload, since another upload may have the same content.
+    """Identifies the archive that a DIFF depends on.
 
-    upload: its `s3napback-archive`; md5: of its chunks' ETags, as `digest_of_digests`; modified:
-    of its newest chunk, epoch seconds, when it was last found, so that nothing need be asked.
+    upload: the random id of its upload (`s3napback-archive`), since another may be of the same
+    content.
+    md5: of its chunks' ETags, as `digest_of_digests`.
+    modified: of its newest chunk, epoch seconds, when it was last found.
     """
 
     archive: str
@@ -3631,23 +3636,15 @@ class ArchiveRef:
     md5: str = ""
     modified: float = 0.0
 
-    def find(
-        self,
-        objects: Sequence[StoredObject],
-        head: Callable[[str], Mapping[str, str] | None],
-    ) -> Archive | None:
-        """The archive, if it is still whole among these objects, all that its name has; head: as
-        for `resolve_archive`."""
+    def find(self, objects: Sequence[StoredObject], head: Head) -> Archive | None:
+        """The archive, if it is intact among these objects, all that its name has."""
         now = resolve_archive(self.archive, objects, head)
         return now if now and now.complete and now.metadata.get("archive") == self.upload else None
 
-    def checked(
-        self,
-        objects: Sequence[StoredObject],
-        head: Callable[[str], Mapping[str, str] | None],
-    ) -> ArchiveRef | None:
-        """Itself, for the next time, if the archive is still whole; see `find`."""
-        for group in _group_by_place_and_width(objects).values():
+    def refreshed(self, objects: Sequence[StoredObject], head: Head) -> ArchiveRef | None:
+        """Itself, for the next time, None where the archive is not intact; see `find`. Of one that
+        is as it was last found, nothing is asked."""
+        for group in _group_by_place_and_width(objects):
             with contextlib.suppress(ValueError):  # ETags of another kind
                 unchanged = max(item.modified for item in group) == self.modified
                 if unchanged and digest_of_digests(item.etag for item in group) == self.md5:
@@ -3656,38 +3653,18 @@ class ArchiveRef:
         return replace(self, modified=found.modified) if found else None
 
 
-@dataclass(frozen=True)
-class UploadResult:
-    """What an upload left in the bucket.
-
-    ref: the archive, for the DIFF that continues it.
-    chunks: number of them.
-    size: bytes.
-    old_chunks_removed: whether it is in its place, and alone there.
-    """
-
-    ref: ArchiveRef
-    chunks: int
-    size: int
-    old_chunks_removed: bool = True
-
-
 def chunks_of(objects: Iterable[StoredObject], archive: str) -> list[StoredObject]:
     """Those of the objects that are chunks of just this archive, staged ones included."""
-    found = []
-    for item in objects:
-        parsed = parse_chunk_key(item.key)
-        if parsed and parsed[0] == archive:
-            found.append(item)
-    return found
+    return [item for item in objects
+            if (key := parse_chunk_key(item.key)) and key.archive == archive]
 
 
 def groupby_archive(objects: Iterable[StoredObject]) -> Iterator[tuple[str, list[StoredObject]]]:
     """(archive, its chunks) of a listing, one archive at a time; "" for what is no chunk."""
 
     def archive_of(item: StoredObject) -> str:
-        parsed = parse_chunk_key(item.key)
-        return parsed[0] if parsed else ""
+        key = parse_chunk_key(item.key)
+        return key.archive if key else ""
 
     for archive, group in itertools.groupby(objects, key=archive_of):
         yield archive, list(group)
@@ -3714,127 +3691,97 @@ def digest_of_digests(digests: Iterable[str]) -> str:
     return hashlib.md5(bytes.fromhex("".join(digests)), usedforsecurity=False).hexdigest()
 
 
+# Ends of uploads that are looked at among the chunks of one name. There are two or three where
+# replacements were cut off; thousands, each a request and a walk over all chunks, are somebody's.
+_MAX_ENDS = 50
+
+
 def resolve_archive(
-    name: str,
-    objects: Sequence[StoredObject],
-    head: Callable[[str], Mapping[str, str] | None],
-    chunk_size: int | None = None,
+    name: str, objects: Iterable[StoredObject], head: Head, chunk_size: int | None = None
 ) -> Archive | None:
     """The archive that the chunks of one name hold, None where there are no chunks.
 
     Where chunks of several uploads lie together (staged ones, two widths of numbers after a
     replacement that was cut off, or the tail of a longer archive), the complete upload counts, a
     marked one before an unmarked one, a staged one before another, since it was made to replace
-    that, the newer before the older. head: user metadata of a key, asked only for chunks that can
-    be an upload's last; chunk_size: bytes, tells a single full chunk from a whole.
+    that, the newer before the older. head: asked only for chunks that can be an upload's last;
+    chunk_size: bytes, tells a single full chunk from a whole.
     """
-    candidates: list[Archive] = []
-    for group in _group_by_place_and_width(objects).values():
-        candidates += _candidates(name, group, head, chunk_size)
+    candidates: list[Archive | None] = []
+    for items in _group_by_place_and_width(objects):
+        largest = max(item.size for item in items)
+        # Only an upload's last chunk is shorter than its others ...
+        ends = [n for n, item in enumerate(items) if item.size < largest or item is items[-1]]
+        ends = ends[-_MAX_ENDS:]
+        found = [_upload_until(n, name, items, head, chunk_size) for n in ends]
+        # ... and the first may be all of an upload with a larger ChunkSize.
+        if 0 not in ends and not any(archive and archive.complete for archive in found):
+            found.append(_upload_until(0, name, items, head, chunk_size))
+        candidates += found
     return max(
-        candidates,
-        key=lambda a: (a.complete, bool(a.metadata), a.staged, a.modified, len(a.chunks)),
+        filter(None, candidates),
+        key=lambda a: (a.complete, bool(a.metadata), a.staged, a.modified, a.count),
         default=None,
     )
 
 
-def _group_by_place_and_width(
-    objects: Iterable[StoredObject],
-) -> dict[tuple[bool, int], list[StoredObject]]:
+def _group_by_place_and_width(objects: Iterable[StoredObject]) -> Iterable[list[StoredObject]]:
     """The chunks of one name, in groups of one place and one width of numbers, each in order."""
     groups: dict[tuple[bool, int], list[StoredObject]] = {}
     for item in objects:
-        if parsed := parse_chunk_key(item.key):
-            groups.setdefault((parsed.staged, parsed.width), []).append(item)
+        if key := parse_chunk_key(item.key):
+            groups.setdefault((key.staged, key.width), []).append(item)
     for group in groups.values():
         group.sort(key=_number)
-    return groups
+    return groups.values()
 
 
 def _number(item: StoredObject) -> int:
-    parsed = parse_chunk_key(item.key)
-    assert parsed is not None
-    return parsed.number
+    key = parse_chunk_key(item.key)
+    assert key is not None
+    return key.number
 
 
-# Ends of uploads that are looked at among the chunks of one name. There are two or three where
-# replacements were cut off; thousands, each a request and a walk over all chunks, are somebody's.
-_MAX_ENDS = 50
-
-
-def _candidates(
-    name: str,
-    items: Sequence[StoredObject],
-    head: Callable[[str], Mapping[str, str] | None],
-    chunk_size: int | None,
-) -> Iterator[Archive]:
-    largest = max(item.size for item in items)
-    last = items[-1]
-    # Only an upload's last chunk is shorter than its others ...
-    ends = [item for item in items if item.size < largest or item is last][-_MAX_ENDS:]
-    candidates = [c for end in ends if (c := _candidate(name, items, end, head, chunk_size))]
-    yield from candidates
-    # ... and the first may be all of an upload with a larger ChunkSize.
-    if items[0] not in ends and not any(archive.complete for archive in candidates):
-        alone = _candidate(name, items, items[0], head, chunk_size)
-        if alone is not None:
-            yield alone
-
-
-def _candidate(
-    name: str,
-    items: Sequence[StoredObject],
-    end: StoredObject,
-    head: Callable[[str], Mapping[str, str] | None],
-    chunk_size: int | None,
+def _upload_until(
+    last: int, name: str, items: Sequence[StoredObject], head: Head, chunk_size: int | None
 ) -> Archive | None:
-    """The upload that ends with this chunk, None where nothing says that one does."""
-    metadata = head(end.key) or {}
-    ours = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
-    if "chunks" in ours:
-        upto = [item for item in items if _number(item) <= _number(end)]
-        return Archive.of(name, upto, _marked_fault(upto, ours), ours)
-    if end is items[-1]:
-        fault = "its last chunk is not there" if ours else _unmarked_fault(items, chunk_size)
-        return Archive.of(name, items, fault, ours)
-    return None
+    """The upload that ends with that one of the items, None where nothing says that one does."""
+    metadata = head(items[last].key) or {}
+    marks = {k[len(META) :]: v for k, v in metadata.items() if k.startswith(META)}
+    if "chunks" in marks:
+        items = items[: last + 1]
+    elif last < len(items) - 1:
+        return None
+    return Archive.of(name, items, _fault(items, marks, chunk_size), marks)
 
 
-def _marked_fault(items: Sequence[StoredObject], ours: Mapping[str, str]) -> str:
-    if missing := _missing(items, _number(items[-1]) + 1):
-        return missing
-    if ours.get("chunks") != str(len(items)):
-        return f"it has {len(items)} chunks where its last one counts {ours.get('chunks')}"
-    size = sum(item.size for item in items)
-    if ours.get("bytes") != str(size):
-        return f"it has {size} bytes where its last chunk counts {ours.get('bytes')}"
+def _fault(
+    items: Sequence[StoredObject], marks: Mapping[str, str], chunk_size: int | None
+) -> str:
+    """What keeps the items from being all of one upload, "" for nothing. marks: of the last."""
+    if marks and "chunks" not in marks:
+        return "its last chunk is not there"
+    numbers = [_number(item) for item in items]
+    if absent := numbers[-1] + 1 - len(items):
+        # A number may be anything that someone wrote into a key: nothing is counted up to it.
+        first = next(n for n, number in enumerate(numbers) if n != number)
+        return f"chunk {first}{f' and {absent - 1} more' if absent > 1 else ''} is missing"
+    sizes = [item.size for item in items]
+    if not marks:
+        full = sizes[0] if len(sizes) > 1 else chunk_size
+        if any(size != sizes[0] for size in sizes[:-1]):
+            return "its chunks are of different sizes"
+        if full is not None and sizes[-1] >= full:
+            return "it was cut off: its last chunk is as long as the others"
+        return ""
+    for what, count in (("chunks", len(sizes)), ("bytes", sum(sizes))):
+        if marks.get(what) != str(count):
+            return f"it has {count} {what} where its last one counts {marks.get(what)}"
     etags = [item.etag for item in items]
-    plain = "opaque" not in ours and all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags)
-    if plain and "md5" in ours and digest_of_digests(etags) != ours["md5"]:
+    plain = "opaque" not in marks and all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags)
+    if plain and "md5" in marks and digest_of_digests(etags) != marks["md5"]:
         return "its chunks are not those that were uploaded together"
     return ""
-
-
-def _unmarked_fault(items: Sequence[StoredObject], chunk_size: int | None) -> str:
-    if missing := _missing(items, _number(items[-1]) + 1):
-        return missing
-    full = items[0].size if len(items) > 1 else chunk_size
-    if any(item.size != items[0].size for item in items[:-1]):
-        return "its chunks are of different sizes"
-    if full is not None and items[-1].size >= full:
-        return "it was cut off: its last chunk is as long as the others"
-    return ""
-
-
-def _missing(items: Sequence[StoredObject], count: int) -> str:
-    numbers = sorted({_number(item) for item in items})
-    absent = count - len(numbers)
-    if not absent:
-        return ""
-    # A number may be anything that someone wrote into a key: nothing is counted up to it.
-    first = next((n for n, number in enumerate(numbers) if n != number), len(numbers))
-    more = f" and {absent - 1} more" if absent > 1 else ""
-    return f"chunk {first}{more} is missing"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3895,9 +3842,6 @@ class CatalogEntry:
         """The state that it leads to, "" where it says none."""
         return self.archive.metadata.get("state", "").partition(":")[2]
 
-    def without_chunks(self) -> CatalogEntry:
-        return replace(self, archive=replace(self.archive, chunks=()))
-
     @property
     def self_contained(self) -> bool:
         """Whether it needs no other archive: a FULL, a dump, or a DIFF that had nothing before."""
@@ -3915,6 +3859,9 @@ class CatalogEntry:
             is_number = re.fullmatch("[0-9]{1,18}", self.before)
             return str(int(self.before) - 1) if is_number else f"none: {self.before}"
         return self.before
+
+    def without_chunks(self) -> CatalogEntry:
+        return replace(self, archive=replace(self.archive, chunks=()))
 
 
 # Storage classes of objects that cannot be read at once.
@@ -4187,16 +4134,12 @@ def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
             f" has: it lost them, or its date is that of a copy: {unknown}"
         )
     # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
-    dates = [(at, one.archive.name) for one, at, _ in History(found).rows() if one.marked]
-    if len(dates) > 1:
-        (first, oldest), (second, _) = dates[:2]
-        (last_but_one, _), (last, newest) = dates[-2:]
-        if second - first > _FAR_OFF:
-            doubts.append(f"{oldest} is dated {_moment_text(local, first)}, long before all others,"
-                          " and may be newer, if that clock was wrong")
-        if last - last_but_one > _FAR_OFF:
-            doubts.append(f"{newest} is dated {_moment_text(local, last)}, long after all others,"
-                          " and may be older, if that clock was wrong")
+    dates = [(at, one) for one, at, _ in History(found).rows() if one.marked]
+    for ends, side, age in ((dates[:2], "before", "newer"), (dates[:-3:-1], "after", "older")):
+        if len(ends) > 1 and abs(ends[0][0] - ends[1][0]) > _FAR_OFF:
+            at, one = ends[0]
+            doubts.append(f"{one} is dated {_moment_text(local, at)}, long {side} all others,"
+                          f" and may be {age}, if that clock was wrong")
     return doubts
 
 
@@ -4250,6 +4193,22 @@ class FileStream:
 
     def check(self) -> None:
         """Nothing runs behind a file."""
+
+
+@dataclass(frozen=True)
+class UploadResult:
+    """What an upload left in the bucket.
+
+    ref: the archive, for the DIFF that continues it.
+    chunks: number of them.
+    size: bytes.
+    old_chunks_removed: whether it is in its place, and alone there.
+    """
+
+    ref: ArchiveRef
+    chunks: int
+    size: int
+    old_chunks_removed: bool = True
 
 
 class _SentChunk(NamedTuple):
@@ -4486,40 +4445,38 @@ def confirm(
     for pause in (*_LISTING_PAUSES, None):
         objects = archive_objects(store, archive)
         listed = {item.key: item for item in objects}
-        doubtful = [
-            key for key, (size, etag) in sent.items()
-            if not (item := listed.get(key)) or item.size != size or item.etag != etag
-        ]
-        absent = [key for key in doubtful if key not in listed]
-        for key in doubtful:
-            if key in absent:
+        absent = []
+        for key, told in sent.items():
+            item = listed.get(key)
+            if item and (item.size, item.etag) == told:
                 continue
             # ETags that differ although the chunk is ours: encryption with a key of AWS's KMS.
-            mark = (store.head(key) or {}).get(f"{META}archive")
+            mark = (store.head(key) or {}).get(f"{META}archive") if item else None
             if mark and mark != identity:
                 last = list(sent)[-1]
                 if (store.head(last) or {}).get(f"{META}archive") == identity:
                     store.delete([last])
                 raise Failure(f"another machine stored {archive} at the same time: {key} is not"
                               " from here, and the backup is not whole", _ONE_SLOT_EACH)
-            if not mark and sent[key][1] and listed[key].etag:
-                absent.append(key)  # the listing shows what was there before
+            # Without a mark, the listing shows what was there before.
+            if not item or (not mark and told[1] and item.etag):
+                absent.append(key)
         if not absent:
             return objects
         if pause is not None:
             time.sleep(pause)
-    raise _unlisted_failure(store, archive, sent, absent)
+    raise _unlisted_failure(store, archive, sent, absent[0])
 
 
 def _unlisted_failure(
-    store: Store, archive: str, sent: Mapping[str, tuple[int, str]], absent: Sequence[str]
+    store: Store, archive: str, sent: Mapping[str, object], absent: str
 ) -> Failure:
-    if not is_there(store, absent[0]):
-        return Failure(f"another machine stores {archive} at the same time: {absent[0]} was stored"
+    if not is_there(store, absent):
+        return Failure(f"another machine stores {archive} at the same time: {absent} was stored"
                        " and is gone", _ONE_SLOT_EACH)
-    text = f"{store.bucket} does not list what was stored in it: {absent[0]}"
+    text = f"{store.bucket} does not list what was stored in it: {absent}"
     bare = archive.lstrip("/")
-    if bare != archive and sent.keys() & {f"/{i.key}" for i in archive_objects(store, bare)}:
+    if bare != archive and any(f"/{i.key}" in sent for i in archive_objects(store, bare)):
         return Failure(f"{text}; the service strips the leading slash of keys",
                        "set Prefix to a word: it then comes before the slash")
     return Failure(text, "run verify: where the service lists late, it may be there by then")
@@ -4617,63 +4574,59 @@ def download(
 ) -> Generator[memoryview, None, None]:
     """The chunks' data in order, each chunk checked before a byte of it is handed on.
 
-    What is handed on is valid until the next is asked for. Memory: chunk size × (parallel + 1),
+    What is handed on is valid until the next is asked for. Memory: chunk size * (parallel + 1),
     for large chunks room in the folder (see `Buffer`). progress: told the bytes of each chunk.
     Raises Failure for a chunk that is not the one listed. A chunk that lost its mark (a tool that
     copies large objects in parts does not copy metadata) is proved by the archive's own digest,
     before the last chunk is handed on.
     """
-    mine = archive.metadata.get("archive")
-    digests: dict[str, str] = {}
-    bare: set[str] = set()
-
-    def fetch(item: StoredObject, buffer: Buffer) -> Buffer:
-        metadata = store.fetch(item.key, buffer)
-        if len(buffer) != item.size:
-            raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced",
-                          "somebody is writing this archive: try again when that is done")
-        digests[item.key] = buffer.md5()
-        mark = metadata.get(f"{META}archive")
-        if mine and mark and mark != mine:
-            raise Failure(f"{item.key} belongs to another upload of {archive.name}")
-        if mine and not mark:
-            bare.add(item.key)
-        progress(len(buffer))
-        return buffer
-
-    room = 0
-    for item in archive.chunks:
-        if item.size > MAX_CHUNK:
-            raise Failure(f"{item.key} has {item.size} bytes, more than a chunk can have")
-        room = max(room, item.size)
-    running: deque[Future[Buffer]] = deque()
+    largest = max(archive.chunks, key=lambda item: item.size, default=None)
+    room = largest.size if largest else 0
+    if largest and room > MAX_CHUNK:
+        raise Failure(f"{largest.key} has {room} bytes, more than a chunk can have")
+    waiting = deque(archive.chunks)
+    running: deque[Future[tuple[Buffer, str]]] = deque()
     spare: list[Buffer] = []
-
-    def hand_on() -> Iterator[memoryview]:
-        buffer = running.popleft().result()
-        if bare and len(digests) == len(archive.chunks) and not running:
-            whole = digest_of_digests(digests[item.key] for item in archive.chunks)
-            if whole != archive.metadata.get("md5"):
-                raise Failure(f"{archive.name} is not what was stored: {min(bare)} has no mark, and"
-                              " the digest of the whole is another")
-        yield from buffer.pieces()
-        spare.append(buffer)
-
+    digests: list[str] = []
+    unmarked = ""
     # In this order: the buffers are closed when the threads that fill them have ended.
     with contextlib.ExitStack() as buffers, workers(store, parallel, "download") as pool:
-        for item in archive.chunks:
-            # Besides these, one chunk is with the consumer.
-            while len(running) == parallel or (
-                # Those that are on their way have not yet taken their room.
-                running and not has_room(room, folder, 1 + len(running))
+        while waiting or running:
+            # Besides these, one chunk is with the consumer. They have not all taken their room yet.
+            if waiting and len(running) < parallel and (
+                not running or has_room(room, folder, 1 + len(running))
             ):
-                yield from hand_on()
-            if not spare:
-                spare.append(Buffer(room, folder))
-                buffers.callback(spare[-1].close)
-            running.append(pool.submit(fetch, item, spare.pop()))
-        while running:
-            yield from hand_on()
+                if not spare:
+                    spare.append(Buffer(room, folder))
+                    buffers.callback(spare[-1].close)
+                item = waiting.popleft()
+                running.append(pool.submit(_fetch_chunk, archive, item, store, spare.pop()))
+                continue
+            buffer, without_mark = running.popleft().result()
+            digests.append(buffer.md5())
+            unmarked = unmarked or without_mark
+            is_last = not waiting and not running
+            if unmarked and is_last and digest_of_digests(digests) != archive.metadata.get("md5"):
+                raise Failure(f"{archive.name} is not what was stored: {unmarked} has no mark, and"
+                              " the digest of the whole is another")
+            progress(len(buffer))
+            yield from buffer.pieces()
+            spare.append(buffer)
+
+
+def _fetch_chunk(
+    archive: Archive, item: StoredObject, store: Store, buffer: Buffer
+) -> tuple[Buffer, str]:
+    """(the buffer with the chunk's data, the key of one that should have a mark and has none)."""
+    metadata = store.fetch(item.key, buffer)
+    if len(buffer) != item.size:
+        raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced",
+                      "somebody is writing this archive: try again when that is done")
+    buffer.md5()  # here, beside others
+    identity, mark = archive.metadata.get("archive"), metadata.get(f"{META}archive")
+    if identity and mark and mark != identity:
+        raise Failure(f"{item.key} belongs to another upload of {archive.name}")
+    return buffer, item.key if identity and not mark else ""
 
 
 # ==================================================================================================
@@ -5656,7 +5609,7 @@ def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]
     """A DIFF is worth what it continues: the chain, or a plan that holds everything."""
     plan, chain = seen.plan, []
     for ref in plan.sidecar.archives if plan.sidecar else ():
-        checked = ref.checked(chunks(ref.archive), run.store.head)
+        checked = ref.refreshed(chunks(ref.archive), run.store.head)
         if checked is None and plan.mode == FULL:
             why = f"the bucket was there before, and {ref.archive} is not in it any more"
             return replace(seen, plan=replace(plan, chain_broken=(logging.WARNING, why)))
