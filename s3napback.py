@@ -195,13 +195,13 @@ class Failure(Exception):
     code: S3's, of an answer that refuses
     """
 
-    code = ""
-
     def __init__(
-        self, message: str, hint: str = "", *, where: str = "", status: int = EXIT_FAILED
+        self, message: str, hint: str = "", *, where: str = "", status: int = EXIT_FAILED,
+        code: str = "",
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.where, self.status = message, hint, where, status
+        self.code = code
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -3234,9 +3234,7 @@ def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
     region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.get("Region")
     if region and (300 <= status < 400 or code == "AuthorizationHeaderMalformed"):
         hint = f"the bucket is in another region: set S3Region {region}"
-    failure = kind(text, hint)
-    failure.code = code
-    return failure
+    return kind(text, hint, code=code)
 
 
 def _unknown_host(url: str) -> str:
