@@ -7716,7 +7716,7 @@ class _Check:
             _try_to_write(folder)
             yield _room(folder, _LITTLE_TEMP_ROOM)
 
-    # ---- the bucket ----
+    # ---- the bucket, encryption ----
 
     def key_file(self) -> Iterator[Finding]:
         path = self._settings.s3_keyfile
@@ -7732,88 +7732,33 @@ class _Check:
             yield _ok(f"{path} is private")
 
     def bucket(self, retries: Retries) -> Iterator[Finding]:
-        name, endpoint = self._settings.bucket, self._settings.s3_endpoint
-        store = open_store(name, access_of(self._settings), self._run.clock, retries)
+        settings = self._settings
+        store = open_store(settings.bucket, access_of(settings), self._run.clock, retries)
         there = store.exists()
-        skew = store.skew() if isinstance(store, S3Store) else None
-        if skew is not None:
-            level = "error" if abs(skew) >= _SKEW_ERROR else "warning"
-            level = "ok" if abs(skew) < _SKEW_WARNING else level
-            yield Finding(
-                level, "clock",
-                f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's",
-                "" if level == "ok" else "set the clock of this machine",
-            )
-        if not there:
-            yield from self._new_bucket(store)
+        if isinstance(store, S3Store):
+            yield from _clock(store.skew())
+        if not there:  # to know that it can be made, it is made and taken away again
+            store.create()
+            yield from findings_of("", _probe(store, settings))
+            with contextlib.suppress(Failure):  # without the right to remove it, it stays
+                store.remove()
+            now = "was not there, and is there now" if store.exists() else "is not there"
+            yield _ok(f"{store.bucket} {now}; it can be made: the first run makes it")
             return
         if isinstance(store, S3Store):
-            yield from _bucket_facts(name, store.about())
+            yield from _bucket_facts(store.bucket, store.about())
         else:
-            yield _ok(f"{name} is a folder of {endpoint}")
-            yield _room(folder_root(endpoint) or "", _LITTLE_TEMP_ROOM)
-        yield from self._probe(store)
+            yield _ok(f"{store.bucket} is a folder of {settings.s3_endpoint}")
+            yield _room(folder_root(settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
+        yield from _probe(store, settings)
         self._store = store
-
-    def _new_bucket(self, store: Store) -> Iterator[Finding]:
-        """Makes the bucket, to know that it can be made, and takes it away again."""
-        store.create()
-        yield from findings_of("", self._probe(store))
-        with contextlib.suppress(Failure):  # without the right to remove it, it stays
-            store.remove()
-        now = "was not there, and is there now" if store.exists() else "is not there"
-        yield _ok(f"{store.bucket} {now}; it can be made: the first run makes it")
-
-    def _probe(self, store: Store) -> Iterator[Finding]:
-        """An object under as awkward a key as names can make, there and away again."""
-        prefix, safe = self._settings.prefix, self._settings.safe_replace
-        name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
-        try:
-            _store_and_fetch(store, archive_start(DIRECTORY, name, prefix), safe)
-        except Failure as failure:
-            try:
-                if prefix:
-                    raise
-                _store_and_fetch(store, archive_start(DIRECTORY, name[1:]), safe)
-            except Failure:
-                raise failure from None  # the slash is not at fault
-            raise Failure(
-                f"the service does not keep keys that begin with a slash: {failure.message}",
-                "set Prefix, to the name of this machine for example",
-            ) from failure
-        copied = ", copied" if safe else ""
-        yield _ok(f"a probe object was stored{copied}, read, listed and deleted")
-
-    # ---- encryption ----
 
     def encryption(self) -> Iterator[Finding]:
         if not self._settings.gpg_recipients:
             yield _ok("none: archives are not encrypted")
         for recipient in self._settings.gpg_recipients:
-            yield from findings_of("", self._recipient(recipient))
-
-    def _recipient(self, recipient: str) -> Iterator[Finding]:
-        keyring, env = self._settings.gpg_keyring, self._env
-        check_recipient(recipient, keyring, env)
-        with run_filter(gpg_stage([recipient], keyring), [b"probe"], env) as output:
-            sealed = b"".join(output)
-        if not is_openpgp(sealed) or b"probe" in sealed:
-            raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
-        # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
-        usable = [
-            (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
-            for key in _public_keys(recipient, keyring, env)
-            for sub in encryption_keys(key)
-        ]
-        if not usable:
-            raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
-        end, ending, key = max(usable, key=lambda one: one[0])
-        if end - self._now.epoch < _SOON * 86400:
-            what = "key" if ending is key else "subkey"
-            yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
-                           f" {_day_of(ending)}", _edit_key(key, "expire"))
-        else:
-            yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
+            check = _recipient(recipient, self._settings.gpg_keyring, self._run)
+            yield from findings_of("", check)
 
     # ---- what is to be backed up ----
 
@@ -7919,6 +7864,18 @@ def size_of_tree(path: str) -> int:
     return size
 
 
+def _clock(skew: float | None) -> Iterator[Finding]:
+    """skew: seconds that the clock of this machine is ahead of the server's."""
+    if skew is None:
+        return
+    text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
+    if abs(skew) < _SKEW_WARNING:
+        yield _ok(text, "clock")
+    else:
+        tell = _error if abs(skew) >= _SKEW_ERROR else _warning
+        yield tell(text, "set the clock of this machine", "clock")
+
+
 def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
     yield _ok(f"{bucket} is in {facts.region or 'an unknown region'}")
     if facts.versioned:
@@ -7930,6 +7887,27 @@ def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
                        "plan room for it")
     if facts.unknown:
         yield _ok(f"the service does not say whether it has {' and '.join(facts.unknown)}")
+
+
+def _probe(store: Store, settings: Settings) -> Iterator[Finding]:
+    """An object under as awkward a key as names can make, there and away again."""
+    prefix, safe = settings.prefix, settings.safe_replace
+    name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
+    try:
+        _store_and_fetch(store, archive_start(DIRECTORY, name, prefix), safe)
+    except Failure as failure:
+        try:
+            if prefix:
+                raise
+            _store_and_fetch(store, archive_start(DIRECTORY, name[1:]), safe)
+        except Failure:
+            raise failure from None  # the slash is not at fault
+        raise Failure(
+            f"the service does not keep keys that begin with a slash: {failure.message}",
+            "set Prefix, to the name of this machine for example",
+        ) from failure
+    copied = ", copied" if safe else ""
+    yield _ok(f"a probe object was stored{copied}, read, listed and deleted")
 
 
 def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
@@ -7959,6 +7937,29 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
     store.delete(keys)
     if is_there(store, keys[0]):
         raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+
+
+def _recipient(recipient: str, keyring: str | None, run: RunOptions) -> Iterator[Finding]:
+    check_recipient(recipient, keyring, run.env)
+    with run_filter(gpg_stage([recipient], keyring), [b"probe"], run.env) as output:
+        sealed = b"".join(output)
+    if not is_openpgp(sealed) or b"probe" in sealed:
+        raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
+    # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
+    usable = [
+        (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
+        for key in _public_keys(recipient, keyring, run.env)
+        for sub in encryption_keys(key)
+    ]
+    if not usable:
+        raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
+    end, ending, key = max(usable, key=lambda one: one[0])
+    if end - run.moment.epoch < _SOON * 86400:
+        what = "key" if ending is key else "subkey"
+        yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
+                       f" {_day_of(ending)}", _edit_key(key, "expire"))
+    else:
+        yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
 
 
 # ==================================================================================================
@@ -8180,15 +8181,6 @@ _PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
 }
 
 
-def _periods(patterns: str) -> str:
-    """A strftime pattern whose value changes when the log is to be rotated. Raises ValueError."""
-    names = [re.sub("[-:. ]+", "-", part.strip()) for part in patterns.split(";") if part.strip()]
-    for name in names:
-        if name.lower() not in _PERIODS:
-            raise ValueError(f"DatePattern {name} is unknown")
-    return " ".join(_PERIODS[name.lower()] for name in names)
-
-
 class _LogFile(
     _Appender, logging.handlers.RotatingFileHandler, logging.handlers.WatchedFileHandler
 ):
@@ -8207,7 +8199,11 @@ class _LogFile(
                 os.chmod(path, 0o666 & ~_perl_integer(options["umask"]))
             if options.get("header_text"):
                 file.write(options["header_text"] + "\n")
-        self._periods = _periods(options.get("DatePattern", ""))
+        patterns = [re.sub("[-:. ]+", "-", pattern.strip()).lower()
+                    for pattern in options.get("DatePattern", "").split(";") if pattern.strip()]
+        if unknown := set(patterns) - set(_PERIODS):
+            raise ValueError(f"DatePattern {unknown.pop()} is unknown")
+        self._periods = " ".join(_PERIODS[pattern] for pattern in patterns)
         self._zone: tzinfo | None = None
         if options.get("TZ"):
             from dateutil import tz
@@ -8515,21 +8511,20 @@ class LogConfig:
 
 def read_logconfig() -> LogConfig:
     """The s3napback.logconfig beside the script; where there is none, the screen at INFO."""
-    for folder in dict.fromkeys((os.path.dirname(os.path.abspath(__file__)),
-                                 os.path.dirname(os.path.realpath(__file__)))):
-        path = os.path.join(folder, "s3napback.logconfig")
+    config = LogConfig()
+    for script in (os.path.abspath(__file__), os.path.realpath(__file__)):
+        path = os.path.join(os.path.dirname(script), "s3napback.logconfig")
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 return LogConfig(file.read(), path, os.environ)
         except FileNotFoundError:
             continue
         except OSError as error:
-            config = LogConfig()
             config.problems.append(
                 f"cannot read {path}: {error.strerror}; logging to the screen only"
             )
-            return config
-    return LogConfig()
+            break
+    return config
 
 
 def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) -> list[str]:
