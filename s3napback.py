@@ -7954,7 +7954,7 @@ def _recipient(recipient: str, keyring: str | None, run: RunOptions) -> Iterator
     if not usable:
         raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
     end, ending, key = max(usable, key=lambda one: one[0])
-    if end - run.moment.epoch < _SOON * 86400:
+    if end - run.now.epoch < _SOON * 86400:
         what = "key" if ending is key else "subkey"
         yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
                        f" {_day_of(ending)}", _edit_key(key, "expire"))
