@@ -612,7 +612,7 @@ def test_a_secret_key_with_a_passphrase(
     assert (done.returncode, done.stdout) == (0, b"SELECT 1;"), done.stderr
     done = command(*words, str(tmp_path / "wrong"), env={"GNUPGHOME": str(bare)})
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"the passphrase is wrong (--passphrase-file FILE" in done.stderr
+    assert b"the passphrase is wrong: --passphrase-file FILE" in done.stderr
     # Without one, in any language.
     done = command(*words[:-1], env={"GNUPGHOME": str(bare), "LANGUAGE": "de"})
     assert (done.returncode, done.stdout) == (1, b"")
