@@ -232,6 +232,39 @@ class Memory:
         self.put(target, *self.objects[source])
 
 
+def inventory(top: Path, *, links: bool = True, unit: int = 1) -> dict[str, tuple[Any, ...]]:
+    """Everything at and below a path: mode, owner, time, attributes, content.
+
+    links: also how many names a file has (tar keeps those that are in one archive)
+    unit: nanoseconds to which times count, 0: they do not
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in [top, *sorted(top.rglob("*"))] if top.is_dir() and not top.is_symlink() else [top]:
+        if not os.path.lexists(path):
+            continue
+        info = path.lstat()
+        content: Any = info.st_rdev
+        attributes = []
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+            attributes = [(name, os.getxattr(path, name)) for name in os.listxattr(path)]
+        found[str(path.relative_to(top))] = (
+            oct(info.st_mode), info.st_uid, info.st_gid, unit and info.st_mtime_ns // unit,
+            info.st_nlink if links and path.is_file() and not path.is_symlink() else 0,
+            attributes, content,
+        )
+    return found
+
+
+def differences(one: Path | str, other: Path | str) -> str:
+    """What `diff` says of the contents of two folders."""
+    argv = ["diff", "-r", "--no-dereference", str(one), str(other)]
+    done = subprocess.run(argv, capture_output=True, text=True, errors="replace")
+    return done.stdout + done.stderr
+
+
 def files(tar: bytes) -> list[str]:
     done = subprocess.run(["tar", "tz"], input=tar, capture_output=True, check=True)
     return done.stdout.decode().splitlines()
@@ -551,6 +584,25 @@ class Site:
 
     def run(self, *words: str, now: datetime = NIGHT) -> int:
         return s3napback.main([*words, "-c", str(self.write())], now=now)
+
+    def restore(self, place: Path | str, *words: str, name: Path | str = "") -> int:
+        """Restores the data, or NAME, to PLACE. Returns the exit status."""
+        source = str(name or self.data)
+        return s3napback.main(["restore", "-c", str(self.write()), source, "--to", str(place),
+                               *words])
+
+    def restored(self, *words: str, name: Path | str = "", after: datetime | None = None) -> Path:
+        """Where the data, or those of NAME, are once restored, as of the night AFTER."""
+        place = self.folder / f"back{len(list(self.folder.glob('back*')))}"
+        if after:
+            words = *words, "--at", (after + timedelta(minutes=1)).isoformat(" ")
+        assert self.restore(place, *words, name=name) == 0
+        return Path(f"{place}{name or self.data}")
+
+    @property
+    def bucket(self) -> list[str]:
+        """Words that name the bucket, for a command that is given no config."""
+        return ["-b", "bkt", "--endpoint", self.settings["S3Endpoint"]]
 
     def store(self) -> s3napback.Store:
         endpoint = self.settings["S3Endpoint"]

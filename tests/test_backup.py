@@ -286,8 +286,7 @@ def test_a_repository_whose_chain_is_torn(
     (archive,) = site.archives().values()
     assert archive.metadata["state"] == "0:3"
     back = site.folder / "back"
-    words = ["restore", "-c", str(site.write()), str(repository), "--to", str(back)]
-    assert s3napback.main(words) == 0
+    assert site.restore(back, name=repository) == 0
     assert run(["svnlook", "youngest", str(back)]).strip() == "3"
 
 

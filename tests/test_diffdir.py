@@ -68,10 +68,7 @@ def test_a_diff_whose_chain_is_torn_is_self_contained(
     assert {"file", "night0", "night1", "night2"} <= {os.path.basename(name) for name in names}
     # From here on there is a chain again.
     assert site.run(now=night + timedelta(days=1)) == 0
-    back = site.folder / "back"
-    words = ["restore", "-c", str(site.write()), str(site.data), "--to", str(back)]
-    assert s3napback.main(words) == 0
-    assert (back / str(site.data)[1:] / "file").read_text() == "one"
+    assert (site.restored() / "file").read_text() == "one"
 
 
 @pytest.mark.parametrize("notes", ["none", "damaged", "empty"])
@@ -155,10 +152,7 @@ def test_a_forced_run_that_ends_before_its_state_is_kept(
         assert site.run("-f", now=night - timedelta(hours=23)) == 143
     assert site.content(name) == before
     assert site.run(now=night) == 3  # what DiffDir tells of is gone, so all is stored
-    back = site.folder / "back"
-    words = ["restore", "-c", str(site.write()), str(site.data), "--to", str(back)]
-    assert s3napback.main(words) == 0
-    assert (back / str(site.data)[1:] / "file").read_text() == "one"
+    assert (site.restored() / "file").read_text() == "one"
 
 
 def test_a_snapshot_that_is_cut_short_is_not_kept(

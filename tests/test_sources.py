@@ -127,7 +127,7 @@ def test_directories_of_any_name(
     assert archive.complete
     target = site.folder / "back"
     assert s3napback.main(
-        ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "--to", str(target),
+        ["restore", *site.bucket, "--to", str(target),
          stored]
     ) == 0
     assert (Path(str(target) + str(place)) / "file").read_text() == "here"

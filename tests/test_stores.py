@@ -434,7 +434,7 @@ def test_a_folder_with_more_in_it_than_chunks(site: Site, capsys: Any) -> None:
     (bucket / "link").symlink_to("/etc/passwd")
     (bucket / "dangling").symlink_to("/nowhere")
     os.mkfifo(bucket / "fifo")
-    words = ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    words = site.bucket
     assert s3napback.main(["list", *words]) == 0
     assert f"{site.data}-" in capsys.readouterr().out
     assert s3napback.main(["verify", "--deep", *words]) == 0
@@ -445,7 +445,7 @@ def bucket_of(site: Site) -> tuple[Path, list[str]]:
     """A bucket with one good archive: its folder, and the options that name it."""
     assert site.run() == 0
     return site.folder / "buckets" / "bkt", [
-        "-b", "bkt", "--endpoint", site.settings["S3Endpoint"]
+        *site.bucket
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ESC, NIGHT, Site, leave_out, program, tmpfs
+from conftest import ESC, NIGHT, Site, inventory, leave_out, program, tmpfs
 
 import s3napback
 from s3napback import META
@@ -51,7 +51,7 @@ def attack(site: Site, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
     target = site.folder / "to"
     (site.folder / "outside").mkdir()
     (site.folder / "outside" / "kept").write_text("kept")
-    return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "/data", "--to",
+    return ["restore", *site.bucket, "/data", "--to",
             str(target)]
 
 
@@ -171,19 +171,8 @@ def put_chain(site: Site, *archives: bytes) -> list[str]:
         mode = "DIFF" if slot else "FULL"
         store.put(f"/data-{slot}-{mode}:0000000000000", data, {})
         time.sleep(0.01)
-    return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "/data", "--to",
+    return ["restore", *site.bucket, "/data", "--to",
             str(site.folder / "to")]
-
-
-def seen(folder: Path) -> dict[str, Any]:
-    """What is in a folder, with everything that a restore could change of it."""
-    return {
-        str(path.relative_to(folder)): (
-            os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "",
-            *(getattr(path.lstat(), name) for name in ("st_mode", "st_uid", "st_mtime_ns")),
-        )
-        for path in [folder, *folder.rglob("*")]
-    }
 
 
 SECOND = {
@@ -207,9 +196,9 @@ def test_a_link_of_one_archive_is_no_way_out_for_the_next(
         "by another link": [link("other", str(outside)), link("link", "other")],
     }[target]
     words = put_chain(trap, packed(*first), packed(*SECOND[what]))
-    before = seen(outside)
+    before = inventory(outside, links=False)
     status = s3napback.main(words)
-    assert seen(outside) == before
+    assert inventory(outside, links=False) == before
     assert status in (0, 1, 3)  # 3: what tar would not do is told, and the rest comes back
     said = capsys.readouterr().err
     assert status != 1 or said.startswith("s3napback: /data-1-DIFF: tar ended with status 2")
@@ -220,10 +209,10 @@ def test_a_link_from_an_earlier_restore_is_no_way_out(trap: Site, capsys: Any) -
     words = put_chain(trap, packed(plain("link/new")))
     (trap.folder / "to").mkdir()
     (trap.folder / "to" / "link").symlink_to(outside)
-    before = seen(outside)
+    before = inventory(outside, links=False)
     assert s3napback.main([*words, "--overwrite"]) == 1
     assert "to/link is no folder" in capsys.readouterr().err
-    assert seen(outside) == before
+    assert inventory(outside, links=False) == before
     assert os.readlink(trap.folder / "to" / "link") == str(outside)
 
 
@@ -265,11 +254,9 @@ def test_links_come_back_as_they_were(site: Site) -> None:
             (data / "later").symlink_to("/later")
         assert site.run("-f", now=NIGHT.replace(day=21 + night)) == 0
     assert len(site.archives()) == 3
-    target = site.folder / "back"
-    words = ["restore", "-c", str(site.write()), str(data), "--to", str(target)]
-    assert s3napback.main(words) == 0
-    assert seen(Path(f"{target}{data}")) == seen(data)
-    links = (f"{target}{data}/stays", f"{target}{data}/second name")
+    back = site.restored()
+    assert inventory(back, links=False) == inventory(data, links=False)
+    links = back / "stays", back / "second name"
     assert os.lstat(links[0]).st_ino == os.lstat(links[1]).st_ino
 
 
@@ -311,10 +298,10 @@ def test_what_a_pax_header_can_say(trap: Site, what: str, capsys: Any) -> None:
         + bytes(1024)
     )
     words = put_chain(trap, gzip.compress(archive))
-    before = seen(outside)
+    before = inventory(outside, links=False)
     status = s3napback.main(words)
     err = capsys.readouterr().err
-    assert seen(outside) == before
+    assert inventory(outside, links=False) == before
     assert status in (0, 3) or (status, err.count("\n")) == (1, 1), err
     assert "\x1b" not in err
 
@@ -328,7 +315,7 @@ def bomb(site: Site, gigabytes: int) -> list[str]:
     store.create()
     blanks = gzip.compress(b" " * 100_000_000, 9)
     store.put("MySQL/bomb-0:0000000000000", blanks * (gigabytes * 10), {})
-    return ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], "MySQL/bomb"]
+    return ["restore", *site.bucket, "MySQL/bomb"]
 
 
 @pytest.mark.slow
@@ -443,7 +430,7 @@ def fill(site: Site) -> None:
 )
 def test_a_bucket_full_of_lies(site: Site, words: list[str], capsys: Any) -> None:
     fill(site)
-    place = ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    place = site.bucket
     if words == ["js3tream", "-o"]:
         place[1] = "bkt:a-0-FULL"
     words = [str(site.folder / "to") if word == "TO" else word for word in words]
@@ -462,7 +449,7 @@ def test_a_bucket_full_of_lies(site: Site, words: list[str], capsys: Any) -> Non
 
 def test_json_is_json(site: Site, capsys: Any) -> None:
     fill(site)
-    place = ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    place = site.bucket
     assert s3napback.main(["list", "--json", *place]) == 0
     assert json.loads(capsys.readouterr().out)["bucket"] == "bkt"
 
@@ -479,7 +466,7 @@ def put_forged(site: Site) -> list[str]:
     store.put(f"{FORGED}-0-FULL:0000000000000", gzip.compress(b""), {"tag": f"x\ny{ESC}"})
     store.put("/€-0-FULL:0000000000000", packed(plain("file")), {})
     store.put("/€-1-DIFF:0000000000001", gzip.compress(b""), {})
-    return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    return site.bucket
 
 
 @pytest.mark.slow

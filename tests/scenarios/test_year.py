@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bad_compressor
+from conftest import bad_compressor, inventory
 
 import s3napback
 
@@ -22,13 +22,6 @@ CYCLES = {
     "SimpleCycle": "Frequency 1\nDiffs 4\nFulls 5",
     "HanoiCycle": "CycleType HanoiCycle\nDiscs 6",
 }
-
-
-def contents(root: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
-        for path in root.rglob("*")
-    }
 
 
 def change(tree: Path, chance: random.Random, day: int) -> None:
@@ -58,7 +51,7 @@ def test_any_moment_of_a_year(
         f"DiffDir {tmp_path}/diffs\nS3Endpoint file://{tmp_path}/buckets\nBucket b\n"
         f"ChunkSize 700\n<Cycle c>\n{CYCLES[cycle]}\nDirectory {tree}\n</Cycle>\n"
     )
-    nights: dict[datetime, dict[str, bytes | None]] = {}
+    nights: dict[datetime, dict[str, Any]] = {}
     for day in range(NIGHTS):
         change(tree, chance, day)
         night = FIRST + timedelta(days=day)
@@ -72,7 +65,7 @@ def test_any_moment_of_a_year(
             assert s3napback.main(["-c", str(conf)], now=night) == 1
             continue
         assert s3napback.main(["-c", str(conf)], now=night) == 0
-        nights[night] = contents(tree)
+        nights[night] = inventory(tree, links=False, unit=0)
     conf.write_text(text)
     capsys.readouterr()
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), lambda: 0.0)
@@ -91,7 +84,7 @@ def test_any_moment_of_a_year(
         before = [night for night in held if night <= at]
         if status == 0:
             newest = max(before)
-            assert contents(place / str(tree)[1:]) == nights[newest]
+            assert inventory(place / str(tree)[1:], links=False, unit=0) == nights[newest]
             equal += 1
             shutil.rmtree(place)
         else:
@@ -108,7 +101,7 @@ def test_any_moment_of_a_year(
             ["restore", "-c", str(conf), str(tree), "--at", f"{night:%Y-%m-%d %H:%M:%S}", "--to",
              str(place)], now=FIRST,
         ) == 0
-        assert contents(place / str(tree)[1:]) == nights[night]
+        assert inventory(place / str(tree)[1:], links=False, unit=0) == nights[night]
         shutil.rmtree(place)
     left = sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path / "diffs"))
     assert left == ["chain", "diff"]

@@ -121,7 +121,7 @@ def test_where_the_decoder_is_missing_it_is_named(
     assert tar
     (folder / "tar").symlink_to(tar)
     monkeypatch.setenv("PATH", str(folder))
-    words = ["restore", "-b", "bkt", "--endpoint", site.settings["S3Endpoint"], str(site.data)]
+    words = ["restore", *site.bucket, str(site.data)]
     assert s3napback.main([*words, "--to", f"{tmp_path}/back"]) == 1
     assert "xz is not on PATH" in capsys.readouterr().err
 

@@ -6,7 +6,6 @@ what runs with every test run is a sample.
 
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from conftest import NIGHT, Site, require_tool
+from conftest import NIGHT, Site, inventory, require_tool
 from hypothesis import strategies as st
 
 import s3napback
@@ -95,26 +94,6 @@ def apply(root: Path, change: tuple[str, str, str]) -> None:
         path.symlink_to(other)
 
 
-def snapshot(top: Path, *, seconds: bool = False) -> dict[str, Any]:
-    """Everything about a file, or all that is in a folder."""
-    found: dict[str, Any] = {}
-    if not os.path.lexists(top):
-        return found
-    below = top.rglob("*") if top.is_dir() and not top.is_symlink() else ()
-    for path in [top, *below]:
-        info = path.lstat()
-        content: Any = None
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[str(path.relative_to(top))] = (
-            stat.filemode(info.st_mode), info.st_uid,
-            info.st_mtime_ns // (10**9 if seconds else 1), content,
-        )
-    return found
-
-
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A fast folder."""
@@ -149,7 +128,8 @@ def test_a_path_is_what_the_whole_restore_has_there(
     backed_up: Any, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(s3napback, "read_logconfig", lambda: s3napback.LogConfig("", ""))
-    by_tar = backed_up is backed_up_by_tar  # whose plain format has no fractions of a second
+    by_tar = backed_up is backed_up_by_tar
+    unit = 10**9 if by_tar else 1  # tar's plain format has no fractions of a second
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     @hypothesis.settings(
@@ -171,19 +151,20 @@ def test_a_path_is_what_the_whole_restore_has_there(
                 apply(site.data, change)
             backed_up(site, night)
             if night == wanted:
-                kept = snapshot(site.data, seconds=by_tar)
+                kept = inventory(site.data, links=False, unit=unit)
         at = (NIGHT if by_tar else NIGHT.replace(day=21)) + timedelta(days=wanted)
         words = ["restore", "-c", str(site.write()), str(site.data), "--at", f"{at:%Y-%m-%d}"]
         whole, part = place / "whole", place / "part"
         status = s3napback.main([*words, "--to", str(whole)])
         assert status == 0, capsys.readouterr().err
-        assert snapshot(Path(f"{whole}{site.data}"), seconds=by_tar) == kept
+        assert inventory(Path(f"{whole}{site.data}"), links=False, unit=unit) == kept
         members = [f"{site.data}/{name}" for name in names]
         status = s3napback.main([*words, "--to", str(part), *members])
         there = [m for m in members if os.path.lexists(f"{whole}{m}")]
         assert status == (0 if len(there) == len(members) else 1)
         for member in members:
-            assert snapshot(Path(f"{part}{member}")) == snapshot(Path(f"{whole}{member}"))
+            alone, among = Path(f"{part}{member}"), Path(f"{whole}{member}")
+            assert inventory(alone, links=False) == inventory(among, links=False)
         beside = {p for p in part.rglob("*") if not any(
             p == Path(f"{part}{m}") or Path(f"{part}{m}") in p.parents
             or p in Path(f"{part}{m}").parents for m in members)}

@@ -21,7 +21,7 @@ def command(site: Site, *words: str, now: datetime = NIGHT) -> int:
 
 
 def bucket(site: Site) -> list[str]:
-    return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    return site.bucket
 
 
 def restored(site: Site, *words: str) -> dict[str, str]:

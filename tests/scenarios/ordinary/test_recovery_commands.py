@@ -27,7 +27,7 @@ def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 def place(site: Site) -> list[str]:
     """Where the archives of one night are."""
     assert site.run("-f", now=NIGHT) == 0
-    return ["-b", "bkt", "--endpoint", site.settings["S3Endpoint"]]
+    return site.bucket
 
 
 @pytest.mark.parametrize("command", ["list", "restore", "restore-script", "verify", "check"])

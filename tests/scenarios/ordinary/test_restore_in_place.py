@@ -12,11 +12,6 @@ from conftest import NIGHT, Site, leave_out, require_tool, run_as_nobody, tmpfs
 import s3napback
 
 
-def restore(site: Site, place: Path, *words: str) -> int:
-    return s3napback.main(["restore", "-c", str(site.write()), str(site.data), "--overwrite",
-                           "--to", str(place), *words])
-
-
 @pytest.mark.parametrize("how", ["not backed up", "a file in the backup", "bind"])
 def test_what_is_mounted_in_a_folder_that_goes_is_not_deleted(
     site: Site, how: str, capsys: Any
@@ -37,7 +32,7 @@ def test_what_is_mounted_in_a_folder_that_goes_is_not_deleted(
                 (mounted / "precious").write_text("mine")
             else:
                 (mounted / "precious").write_text("mine")
-            assert restore(site, place) == 3
+            assert site.restore(place, "--overwrite") == 3
             said = capsys.readouterr().err
             assert "data/other is left as it is: another file system" in said
             assert (mounted / "precious").read_text() == "mine"
@@ -52,13 +47,13 @@ def test_what_a_killed_restore_left_goes_with_the_next(site: Site) -> None:
     (inner / "file").write_text("stored")
     assert site.run() == 0
     place = site.folder / "place"
-    assert restore(site, place) == 0
+    assert site.restore(place, "--overwrite") == 0
     there = Path(f"{place}{inner}")
     (there / ".s3napback-restore-0123").mkdir()
     (there / ".s3napback-restore-4567").write_text("copy")
     (place / ".s3napback-restore-89ab").mkdir()
-    assert restore(site, place, str(inner / "file")) == 0
-    assert restore(site, place) == 0
+    assert site.restore(place, "--overwrite", str(inner / "file")) == 0
+    assert site.restore(place, "--overwrite") == 0
     assert not list(place.rglob(".s3napback*"))
 
 
@@ -111,7 +106,7 @@ def test_a_file_that_is_mounted_stays_and_the_rest_comes_back(site: Site, capsys
     if subprocess.run(mount, capture_output=True).returncode:
         leave_out("mounting needs root")
     try:
-        assert restore(site, place) == 3
+        assert site.restore(place, "--overwrite") == 3
         assert f"{there}/file is left as it is" in capsys.readouterr().err
         assert (there / "file").read_bytes() == site.conf.read_bytes()
     finally:
@@ -133,7 +128,7 @@ def test_the_bucket_and_the_diffdir_in_a_source_outlive_its_restore(
     before = sorted(backup.rglob("*"))
     (site.data / "file").write_text("mine")
     (site.data / "more").write_text("mine")
-    assert restore(site, Path("/")) == 3
+    assert site.restore(Path("/"), "--overwrite") == 3
     assert sorted(backup.rglob("*")) == before
     assert sorted(os.listdir(site.data)) == ["backup", "file"]
     assert (site.data / "file").read_text() == "one"

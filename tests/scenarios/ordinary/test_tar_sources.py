@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Capture, Site, leave_out, run_as_nobody, tmpfs
+from conftest import NIGHT, Capture, Site, differences, leave_out, run_as_nobody, tmpfs
 
 import s3napback
 
@@ -19,21 +19,6 @@ Bind = Callable[[Path, Path], None]
 
 def night(number: int) -> datetime:
     return FIRST + timedelta(days=number)
-
-
-def restored(site: Site, number: int, name: str = "") -> Path:
-    """What the directory was after a night, by `restore`."""
-    back = site.folder / f"back{number}"
-    back.mkdir(exist_ok=True)
-    at = (FIRST + timedelta(days=number, minutes=1)).isoformat(" ")
-    words = ["restore", "-c", str(site.write()), name or str(site.data), "--at", at]
-    assert s3napback.main([*words, "--to", str(back)]) == 0
-    return Path(f"{back}{site.data}")
-
-
-def same(one: Path, other: Path) -> bool:
-    done = subprocess.run(["diff", "-r", "--no-dereference", one, other], capture_output=True)
-    return done.returncode == 0
 
 
 def members(site: Site, archive: str) -> list[str]:
@@ -80,7 +65,7 @@ def test_a_directory_that_is_empty_and_was_not_fails(
     assert site.archives() == before
     assert site.run("-f", now=night(3)) == 3
     assert len(site.archives()) == 2
-    assert not list(restored(site, 3).iterdir())
+    assert not list(site.restored(after=night(3)).iterdir())
     assert site.run(now=night(4)) == 0  # it was empty at its last backup, too
 
 
@@ -286,7 +271,8 @@ def test_a_directory_under_two_names_comes_back_whole_under_both(
         assert site.run(now=night(number)) == 0
         shutil.copytree(site.data, site.folder / f"copy{number}", symlinks=True)
     for number in range(5):
-        assert same(restored(site, number), site.folder / f"copy{number}"), number
+        back = site.restored(after=night(number))
+        assert not differences(back, site.folder / f"copy{number}"), number
     last = max(site.archives().items(), key=lambda item: item[1].modified)
     assert not any(m.endswith("file") for m in members(site, last[0]))  # unchanged, so not stored
 
@@ -301,7 +287,9 @@ def test_one_of_several_names_mounted_at_another(site: Site, bind: Bind) -> None
     for number in range(2):
         (one / f"file{number}").touch()
         assert site.run(now=night(number)) == 0
-    assert same(restored(site, 1, f"{site.data}/*"), site.data)
+    back = site.folder / "back"
+    assert site.restore(back, name=f"{site.data}/*") == 0
+    assert not differences(f"{back}{site.data}", site.data)
 
 
 # ---- holes ----
@@ -320,13 +308,13 @@ def test_holes_take_no_room_and_come_back_as_holes(site: Site) -> None:
     assert site.run(now=FIRST) == 0
     ((name, archive),) = site.archives().items()
     assert archive.size < 5000
-    back = restored(site, 0) / "image"
+    back = site.restored(after=night(0)) / "image"
     assert subprocess.run(["cmp", back, image]).returncode == 0
     assert back.stat().st_blocks < 1000
     by_hand = site.folder / "by hand"
     by_hand.mkdir()
     subprocess.run(["tar", "xz", "-C", by_hand], input=site.content(name), check=True)
-    assert same(Path(f"{by_hand}{site.data}"), site.data)
+    assert not differences(Path(f"{by_hand}{site.data}"), site.data)
 
 
 def test_on_fuse_no_hole_is_believed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Capture, Site, fake_tool, leave_out, run_as_nobody
-
-import s3napback
+from conftest import NIGHT, Capture, Site, differences, fake_tool, leave_out, run_as_nobody
 
 NAMES = [b"plain", b"a b", b"c:d", b"e\nf", b"g\\h", b"\xff\xfe", "\u00fc".encode(), b"t\tq",
          b"'q'", b" lead", b"trail ", b"\x7f\x01", b"a: Cannot open: x", b"x\\303", b"\\", b"dir"]
@@ -18,20 +16,6 @@ NAMES = [b"plain", b"a b", b"c:d", b"e\nf", b"g\\h", b"\xff\xfe", "\u00fc".encod
 
 def night(number: int) -> datetime:
     return NIGHT + timedelta(days=number)
-
-
-def restored(site: Site, number: int) -> Path:
-    back = site.folder / f"back{number}"
-    back.mkdir()
-    at = (night(number) + timedelta(minutes=1)).isoformat(" ")
-    words = ["restore", "-c", str(site.write()), str(site.data), "--at", at]
-    assert s3napback.main([*words, "--to", str(back)]) == 0
-    return Path(f"{back}{site.data}")
-
-
-def differences(one: Path, other: Path) -> str:
-    argv = ["diff", "-r", "--no-dereference", str(one), str(other)]
-    return subprocess.run(argv, capture_output=True, text=True, errors="replace").stdout
 
 
 def members(site: Site, end: str) -> list[str]:
@@ -60,7 +44,7 @@ def test_a_file_that_can_be_read_later_is_in_the_next_archive(nobodys: Site, loc
     assert "open" not in members(site, "-19-DIFF")  # and the others are not stored again
     assert site.run(now=night(2)) == 0  # as one who may read it, like a group that changed
     assert members(site, "-20-DIFF").count("closed") == len(NAMES)
-    assert not differences(site.data, restored(site, 2))
+    assert not differences(site.data, site.restored(after=night(2)))
 
 
 def test_a_folder_that_can_be_read_later_is_in_the_next_archive(nobodys: Site) -> None:
@@ -72,7 +56,7 @@ def test_a_folder_that_can_be_read_later_is_in_the_next_archive(nobodys: Site) -
     assert as_nobody(site, 0) == 3
     assert as_nobody(site, 1) == 3
     assert site.run(now=night(2)) == 0
-    assert not differences(site.data, restored(site, 2))
+    assert not differences(site.data, site.restored(after=night(2)))
 
 
 def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
@@ -85,7 +69,7 @@ def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
     assert as_nobody(site, 1) == 3
     folder.chmod(0o755)
     assert as_nobody(site, 2) == 0
-    assert not differences(site.data, restored(site, 2))
+    assert not differences(site.data, site.restored(after=night(2)))
 
 
 @pytest.mark.slow
@@ -97,7 +81,7 @@ def test_more_messages_than_are_kept(nobodys: Site) -> None:
     assert as_nobody(site, 0) == 3
     assert site.run(now=night(1)) == 0
     assert len(members(site, "-19-DIFF")) == 20_012
-    assert not differences(site.data, restored(site, 1))
+    assert not differences(site.data, site.restored(after=night(1)))
 
 
 def compressor(site: Site, script: str) -> None:
@@ -155,9 +139,9 @@ def test_what_moves_away_and_back_while_tar_reads(
     site.settings["Compressor"] = "gzip"
     bring_back(site)
     assert site.run(now=night(number + 1)) == 0
-    assert not differences(site.data, restored(site, number + 1))
+    assert not differences(site.data, site.restored(after=night(number + 1)))
     assert site.run(now=night(number + 2)) == 0
-    assert not differences(site.data, restored(site, number + 2))
+    assert not differences(site.data, site.restored(after=night(number + 2)))
     last = members(site, f"-{18 + number + 2}-DIFF" if number < 1 else "-FULL")
     assert mode == "DIFF" or "file" not in last
 
@@ -197,4 +181,4 @@ def test_a_changed_list_of_excludes_stores_everything_once(
         end = f"-{18 + number}-" + ("FULL" if number == 3 else "DIFF")
         assert ("file" in members(site, end)) == (number in (0, 2, 3))
         if "tmp" not in patterns:
-            assert not differences(site.data, restored(site, number))
+            assert not differences(site.data, site.restored(after=night(number)))

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, leave_out, require_tool, tmpfs
+from conftest import NIGHT, Site, differences, fake_tool, leave_out, require_tool, tmpfs
 
 import s3napback
-
-
-def restore(site: Site, name: str, place: Path, *words: str) -> int:
-    return s3napback.main(["restore", "-c", str(site.write()), name, "--to", str(place), *words])
 
 
 def script_of(site: Site, name: str, capfdbinary: Any) -> Path:
@@ -42,7 +38,7 @@ def test_capabilities_and_other_attributes_come_back(
     assert site.run() == 0
     place = site.folder / "back"
     if by == "restore":
-        assert restore(site, str(site.data), place) == 0
+        assert site.restore(place) == 0
     else:
         script = script_of(site, str(site.data), capfdbinary)
         subprocess.run(["sh", script, place], check=True)
@@ -64,7 +60,7 @@ def test_a_log_message_with_a_carriage_return_is_loaded(
     assert site.run() == 0
     place = site.folder / "again"
     if by == "restore":
-        assert restore(site, str(repo), place) == 0
+        assert site.restore(place, name=repo) == 0
     else:
         script = script_of(site, str(repo), capfdbinary)
         subprocess.run(["sh", script, place], check=True)
@@ -102,7 +98,7 @@ def test_a_home_that_was_deleted_does_not_come_back(
     three_nights(site, lambda: shutil.rmtree(homes / "bert"), lambda: None)
     place = site.folder / "back"
     words = [f"{homes}/bert"] if wanted == "path" else []
-    status = restore(site, f"{homes}/*", place, *words)
+    status = site.restore(place, *words, name=f"{homes}/*")
     if wanted == "path":
         assert status == 1
         assert "not in the backup as of 2026-11-23 03:00:00" in capsys.readouterr().err
@@ -111,7 +107,7 @@ def test_a_home_that_was_deleted_does_not_come_back(
         assert status == 0
         assert sorted(os.listdir(f"{place}{homes}")) == ["anna", "cleo"]
         assert (Path(f"{place}{homes}") / "cleo" / "docs" / "file").read_text() == "cleo"
-    assert restore(site, f"{homes}/*", site.folder / "then", "--at", "2026-11-21") == 0
+    assert site.restore(site.folder / "then", "--at", "2026-11-21", name=f"{homes}/*") == 0
     assert (Path(f"{site.folder}/then{homes}") / "bert" / "docs" / "file").exists()
 
 
@@ -121,7 +117,7 @@ def test_files_given_by_name_are_kept_while_they_do_not_change(site: Site) -> No
     site.jobs = f"Directory {site.data}/*"
     three_nights(site, lambda: (site.data / "changed").write_text("two"), lambda: None)
     place = site.folder / "back"
-    assert restore(site, f"{site.data}/*", place) == 0
+    assert site.restore(place, name=f"{site.data}/*") == 0
     found = {path.name: path.read_text() for path in Path(f"{place}{site.data}").iterdir()}
     assert found == {"file": "one", "kept": "one", "changed": "two"}
 
@@ -134,7 +130,7 @@ def test_a_file_given_by_name_that_was_deleted_does_not_come_back(site: Site) ->
     three_nights(site, (site.data / "gone").unlink, lambda: None)
     for words in ([], [str(site.data)]):
         place = site.folder / f"back{len(words)}"
-        assert restore(site, f"{site.data}/*", place, *words) == 0
+        assert site.restore(place, *words, name=f"{site.data}/*") == 0
         assert sorted(os.listdir(f"{place}{site.data}")) == ["file", "folder", "kept"]
 
 
@@ -152,7 +148,7 @@ def test_a_folder_given_by_name_that_could_not_be_read_is_kept(
     assert site.run("-f", now=NIGHT.replace(day=22)) == 0
     for words in ([], [f"{site.data}/shut/file"], [f"{site.data}/shut"]):
         place = site.folder / f"back{words[0].count('/') if words else ''}"
-        assert restore(site, f"{site.data}/*", place, *words) == 0
+        assert site.restore(place, *words, name=f"{site.data}/*") == 0
         assert (Path(f"{place}{site.data}") / "shut" / "file").read_text() == "shut"
 
 
@@ -205,12 +201,12 @@ def test_renames_of_the_perl_script_come_back(site: Site, change: Any) -> None:
         (file,) = (site.folder / "buckets" / "bkt").glob(f"*-{night}-{mode}*")
         os.utime(file, (1e9 + night * 86400, 1e9 + night * 86400))
     whole = site.folder / "whole"
-    assert restore(site, str(site.data), whole) == 0
-    subprocess.run(["diff", "-r", "--no-dereference", site.data, f"{whole}{site.data}"], check=True)
+    assert site.restore(whole) == 0
+    assert not differences(site.data, f"{whole}{site.data}")
     for number, path in enumerate(site.data.iterdir()):
         part = site.folder / f"part{number}"
-        assert restore(site, str(site.data), part, str(path)) == 0
-        subprocess.run(["diff", "-r", "--no-dereference", path, f"{part}{path}"], check=True)
+        assert site.restore(part, str(path)) == 0
+        assert not differences(path, f"{part}{path}")
         assert os.listdir(f"{part}{site.data}") == [path.name]
 
 
@@ -247,7 +243,7 @@ def test_a_hard_link_whose_other_name_lies_outside_of_the_path(site: Site) -> No
     os.link(site.data / "a" / "first", site.data / "b" / "second")
     three_nights(site, lambda: (site.data / "b" / "more").write_text("more"))
     place = site.folder / "back"
-    assert restore(site, str(site.data), place, f"{site.data}/b") == 0
+    assert site.restore(place, f"{site.data}/b") == 0
     assert (Path(f"{place}{site.data}") / "b" / "second").read_text() == "content"
     assert os.listdir(f"{place}{site.data}") == ["b"]
 
@@ -307,7 +303,7 @@ def test_a_full_disk_is_a_failure_all_the_same(site: Site, capsys: Any) -> None:
     assert site.run() == 0
     (site.folder / "small").mkdir()
     with tmpfs(site.folder / "small", "size=2m") as small:
-        assert restore(site, str(site.data), small / "back") == 1
+        assert site.restore(small / "back") == 1
         assert "free some room there" in capsys.readouterr().err
 
 
@@ -386,7 +382,7 @@ def test_a_restore_that_fails_leaves_a_folder_as_it_was(site: Site) -> None:
     place = site.folder / "there"
     place.mkdir()
     (place / "mine").write_text("mine")
-    assert restore(site, str(site.data), place, "--overwrite", "--force-partial") != 3
+    assert site.restore(place, "--overwrite", "--force-partial") != 3
     assert (place / "mine").read_text() == "mine"
     assert not [name for name in os.listdir(place) if name.startswith(".s3napback")]
 
@@ -402,5 +398,5 @@ def test_a_part_of_a_mounted_file_system_is_restored_into_it(site: Site) -> None
     with tmpfs(mounted, "size=1m"):
         (mounted / "file").write_text("mine")
         (mounted / "more").write_text("mine")
-        assert restore(site, str(site.data), place, "--overwrite") == 0
+        assert site.restore(place, "--overwrite") == 0
         assert entries(mounted) == {"file": "stored"}

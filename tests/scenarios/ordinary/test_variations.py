@@ -22,7 +22,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import leave_out, require_tool, run
+from conftest import inventory, leave_out, require_tool, run
 
 import s3napback
 
@@ -184,27 +184,6 @@ def third_day(data: Path, _: bool) -> None:
 
 
 Inventory = dict[str, tuple[Any, ...]]
-
-
-def inventory(top: Path, links: bool = True) -> Inventory:
-    """Everything at and below a path: mode, owner, time, attributes, content; links: how many
-    names a file has, too (tar keeps those that are in one archive)."""
-    found: Inventory = {}
-    for path in [top, *sorted(top.rglob("*"))] if top.is_dir() and not top.is_symlink() else [top]:
-        info = path.lstat()
-        content: Any = info.st_rdev
-        attributes = []
-        if stat.S_ISLNK(info.st_mode):
-            content = os.readlink(path)
-        elif stat.S_ISREG(info.st_mode):
-            content = path.read_bytes()
-            attributes = [(name, os.getxattr(path, name)) for name in os.listxattr(path)]
-        count = info.st_nlink if links and stat.S_ISREG(info.st_mode) else 0
-        found[str(path.relative_to(top))] = (
-            oct(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, count, attributes,
-            content,
-        )
-    return found
 
 
 # ---- the machine ----
