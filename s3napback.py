@@ -4604,7 +4604,7 @@ def _fetch_chunk(
 # job's name.
 _DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
 
-_in_diff_dir = os_failures("write in DiffDir")
+_in_diff_dir = os_failures("write in DiffDir")  # as a decorator
 
 
 @dataclass(frozen=True)
@@ -5294,14 +5294,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """One archive that a job is to make now, or why not: then `archive` is empty.
+    """One archive that a job is to make now; `archive` is empty where none is due, or can be made.
 
     name: of the source: of a SubversionDir, that of one of its repositories.
     sidecar: of the diff file, if all that it names has to be in the bucket.
     chain_broken: log level and reason, where it continues nothing though it could have.
     todays: the archive that the diff file describes, if that is of today.
     saved, youngest: revisions: the last one that is stored, the last one that there is; -1: none.
-    heading: to be told before it is made.
     failure: why it cannot be made.
     twin, clash: the place of an earlier job: with the same archives, with this very archive now.
     replaced: an archive that it continues, and that is replaced now.
@@ -5312,13 +5311,11 @@ class Plan:
     name: str
     mode: str = FULL
     archive: str = ""
-    is_due: bool = True
     sidecar: Sidecar | None = None
     chain_broken: tuple[int, str] | None = None
     todays: ArchiveRef | None = None
     saved: int = -1
     youngest: int = -1
-    heading: str = ""
     failure: Exception | None = None
     twin: str = ""
     clash: str = ""
@@ -5355,10 +5352,9 @@ def plans_of(run: Run, job: Job) -> list[Plan]:
     Raises Failure where the config's numbers make no rotation.
     """
     day = run.options.now.day
-    heading = f"{job.kind.lower()} => {job.name}" if job.is_block else ""
     with failures_at(job.where):
         if not run.options.force and not is_backup_day(job.cycle, day):
-            return [Plan(job, job.kind, job.name, is_due=False, heading=heading)]
+            return [Plan(job, job.kind, job.name)]
         slot, mode = slot_and_mode(job.cycle, day, job.kind in DUMPS)
     kind, names = job.kind, [job.name]
     if job.kind == SUBVERSION_DIR:
@@ -5369,10 +5365,10 @@ def plans_of(run: Run, job: Job) -> list[Plan]:
                 raise Failure(f"there is no repository in {job.name}",
                               "mount it, or correct the name")
         except Failure as failure:
-            return [Plan(job, kind, job.name, failure=failure, heading=heading)]
-    plans: list[Plan] = []
+            return [Plan(job, kind, job.name, failure=failure)]
+    plans = []
     for name in names:
-        plan = Plan(job, kind, name, mode, heading="" if plans else heading)
+        plan = Plan(job, kind, name, mode)
         try:
             plans.append(plan_archive(run, plan, slot, facts_of(run, kind, name, mode)))
         except Exception as error:  # a bug, too, is one job's
@@ -5499,7 +5495,7 @@ class Seen:
     @property
     def is_skipped(self) -> bool:
         """Whether there is nothing to be made."""
-        return not self.plan.is_due or self.is_repeated or self.plan.has_nothing_new
+        return not self.plan.archive or self.is_repeated or self.plan.has_nothing_new
 
 
 def survey_all(run: Run, plans: Sequence[Plan]) -> list[Seen]:
@@ -5942,7 +5938,11 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
     for plan in doubles:
         plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
                          plan.job.where, plan.twin)
-    outcomes = [run_task(run, seen, make) for seen in surveyed]
+    outcomes = []
+    for job, of_job in itertools.groupby(surveyed, key=lambda seen: seen.plan.job):
+        if job.is_block:
+            log.info("%s => %s", job.kind.lower(), job.name)
+        outcomes += [run_task(run, seen, make) for seen in of_job]
     text, status = summary(outcomes, time.monotonic() - started)
     log.info("Finished: %s", "test mode, nothing was done" if run.options.test else text)
     return worst_status((status, EXIT_WARNINGS if doubles else EXIT_OK))
@@ -5950,12 +5950,9 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
 
 def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
-    plan = seen.plan
-    if plan.heading:
-        log.info("%s", plan.heading)
     try:
-        if plan.failure:
-            raise plan.failure
+        if seen.plan.failure:
+            raise seen.plan.failure
         if seen.is_skipped:
             return _skip(seen)
         return _make(run, seen, make)
@@ -5965,7 +5962,7 @@ def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
 
 def _skip(seen: Seen) -> Outcome:
     plan = seen.plan
-    if not plan.is_due:
+    if not plan.archive:
         log.warning("Skipping %s %s", plan.kind, plan.name)
     elif seen.is_repeated and plan.kind == DIRECTORY:
         plan.log.warning("Skipping %s; diff was already performed today", plan.name)
