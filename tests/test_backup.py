@@ -1,4 +1,4 @@
-"""Section 12 for real: real tools, real S3 over HTTP, and what happens when something goes wrong.
+"""Backups for real: real tools, real S3 over HTTP, and what happens when something goes wrong.
 
 Only time is made up (`now`), and failures (a stage that dies is a real process that dies).
 """
@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -364,3 +366,74 @@ def test_a_run_asks_the_same_of_a_bucket_of_a_million(
     assert counts[2] == counts[1] <= 12
     listed = sum(1 for _ in s3napback.iter_objects(site.store()))
     assert listed >= 1_000_000  # so the crowd is there for who asks for it
+
+
+# ---- plans and summaries ----
+
+TODAY = NIGHT.date()
+KNOWN = s3napback.Sidecar("p", "here", (s3napback.ArchiveRef("/a-3-DIFF", "x"),), ("*.o",))
+RUN: Any = SimpleNamespace(
+    place="here", today=TODAY, settings=SimpleNamespace(prefix=""),
+    options=SimpleNamespace(force=False),
+)
+
+
+def planned(facts: s3napback.Facts, *, mode: str = "DIFF", kind: str = "Directory") -> Any:
+    job = s3napback.Job(kind, "/a", "conf:1", False, s3napback.CycleSpec(), False, ("*.o",), ())
+    return s3napback.plan_archive(RUN, s3napback.Plan(job, kind, "/a", mode), 4, facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        (s3napback.Facts((), TODAY), "the Perl script's"),
+        (s3napback.Facts((KNOWN,), TODAY, "q"), "not the one that the last backup left"),
+        (s3napback.Facts((replace(KNOWN, place="there"),), TODAY, "p"), "another bucket (there)"),
+        (s3napback.Facts((KNOWN,), TODAY, "p", is_ahead=True), "the clock was ahead"),
+        (s3napback.Facts((replace(KNOWN, excludes=()),), TODAY, "p"), "its Excludes are not"),
+    ],
+)
+def test_what_a_diff_cannot_continue_makes_it_hold_everything(
+    facts: s3napback.Facts, why: str
+) -> None:
+    plan = planned(facts)
+    assert plan.archive == "/a-4-DIFF"
+    assert plan.self_contained
+    assert why in plan.chain_broken[1]
+
+
+def test_a_diff_continues_the_backup_whose_diff_file_is_there() -> None:
+    older = replace(KNOWN, position="o")
+    plan = planned(s3napback.Facts((KNOWN, older), TODAY - timedelta(days=1), "o"))
+    assert plan.sidecar == older
+    assert not plan.self_contained
+    assert not plan.todays
+    assert planned(s3napback.Facts((KNOWN,), TODAY, "p")).todays == KNOWN.archives[0]
+
+
+def test_a_repository_is_stored_from_the_revision_after_the_last_one() -> None:
+    known = replace(KNOWN, position="41")
+    plan = planned(s3napback.Facts((known,), TODAY, "41", youngest=42), kind="Subversion")
+    assert (plan.archive, plan.revisions) == ("/a-4-DIFF", (42, 42))
+    plan = planned(s3napback.Facts((), None, "", youngest=42), kind="Subversion")
+    assert (plan.archive, plan.revisions) == ("/a-4-FULL", (0, 42))
+    plan = planned(s3napback.Facts((known,), TODAY, "41", youngest=41), kind="Subversion")
+    assert plan.has_nothing_new
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text", "status"),
+    [
+        ([], "0 stored, 0 skipped, 0 failed; 0 bytes in 3.0 s", 0),
+        ([s3napback.Outcome("stored", 7), s3napback.Outcome("skipped")],
+         "1 stored, 1 skipped, 0 failed; 7 bytes in 3.0 s", 0),
+        ([s3napback.Outcome("stored", 7, is_warned=True)],
+         "1 stored (1 with warnings), 0 skipped, 0 failed; 7 bytes in 3.0 s", 3),
+        ([s3napback.Outcome("stored", 7, is_warned=True), s3napback.Outcome("failed")],
+         "1 stored (1 with warnings), 0 skipped, 1 failed; 7 bytes in 3.0 s", 1),
+    ],
+)
+def test_the_closing_line_and_the_exit_status_follow_from_the_outcomes(
+    outcomes: list[s3napback.Outcome], text: str, status: int
+) -> None:
+    assert s3napback.summary(outcomes, 3.0) == (text, status)
