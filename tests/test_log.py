@@ -365,6 +365,24 @@ def test_a_mail_that_cannot_be_sent_is_one_line(capsys: pytest.CaptureFixture[st
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_mail_by_sendmail(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sendmail = tmp_path / "sendmail"
+    sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/mail; cat >> {tmp_path}/mail\n'
+                        f"exit {status}\n")
+    sendmail.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name, path="": str(sendmail))
+    opened("log4perl.rootLogger = INFO, M\n" + appender(
+        "M", "Log::Dispatch::Email::MailSend", to="a@example.com"))
+    log.info("żółć")
+    s3napback.close_log()
+    assert (tmp_path / "mail").read_text().startswith("-t -oi\nTo: a@example.com\nFrom: root@")
+    failed = f"cannot send the log to a@example.com: {sendmail} ended with status 1"
+    assert (failed in capsys.readouterr().err) == bool(status)
+
+
 def test_syslog(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "log"))
