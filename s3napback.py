@@ -1933,33 +1933,31 @@ class Pipeline:
             errors.close()
 
     def _start(self) -> None:
-        source: IO[bytes] | int | None
-        source = subprocess.DEVNULL if self._input is None else subprocess.PIPE
+        feeds: dict[int, Iterable[Piece]] = {} if self._input is None else {0: self._input}
+        for number, stage in enumerate(self._stages[:-1], 1):
+            if stage.watched:
+                feeds[number] = self._output_of(number - 1)
+        source: IO[bytes] | None = None
         for number, stage in enumerate(self._stages):
             is_last = number == len(self._stages) - 1
             self._errors.append(temp_file())
             with _starting(stage.argv):
                 process = subprocess.Popen(
-                    stage.argv, stdin=source, stderr=self._errors[-1], bufsize=0,
+                    stage.argv, env=stage.environment(self._env), bufsize=0,
+                    stdin=subprocess.PIPE if number in feeds else source or subprocess.DEVNULL,
                     stdout=self._output if is_last and self._output else subprocess.PIPE,
-                    env=stage.environment(self._env),
+                    stderr=self._errors[-1],
                 )
             self._processes.append(process)
-            if isinstance(source, io.FileIO):
+            if source and number not in feeds:
                 source.close()
+            source = process.stdout
             for pipe in filter(None, (process.stdin, process.stdout)):
                 widen_pipe(pipe)
-            source = subprocess.PIPE if stage.watched else process.stdout
-        if self._input is not None:
-            self._start_feeder(0, self._input)
-        for number, stage in enumerate(self._stages[:-1]):
-            if stage.watched:
-                self._start_feeder(number + 1, self._output_of(number))
-
-    def _start_feeder(self, number: int, blocks: Iterable[Piece]) -> None:
-        feeder = threading.Thread(target=self._feed, args=(number, blocks), daemon=True)
-        feeder.start()
-        self._feeders[number] = feeder
+        for number, blocks in feeds.items():
+            feeder = threading.Thread(target=self._feed, args=(number, blocks), daemon=True)
+            feeder.start()
+            self._feeders[number] = feeder
 
     def _feed(self, number: int, blocks: Iterable[Piece]) -> None:
         process = self._processes[number]
@@ -2203,14 +2201,9 @@ def repositories_in(folder: str) -> list[str]:
         names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
     except OSError as error:
         raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
-    found = []
-    for name in names:
-        # What svnadmin leaves in every repository; other entries are nobody's failure.
-        if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db"):
-            found.append(name)
-        else:
-            _LOGS[SUBVERSION].debug("%s is not a repository", name)
-    return found
+    # What svnadmin leaves in every repository; other entries are nobody's failure.
+    return [name for name in names
+            if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db")]
 
 
 def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
@@ -2225,12 +2218,6 @@ def revision_identity(repository: str, revision: int, env: Mapping[str, str]) ->
     at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
     results = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
     return " ".join(result.output.strip() for result in results if not result.status)
-
-
-def verify_repository(repository: str, env: Mapping[str, str]) -> None:
-    """Raises Failure for a repository that svnadmin finds damaged."""
-    result = run_tool(("svnadmin", "verify", "-q", repository), env)
-    result.required(f"the repository {repository} does not verify")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2286,41 +2273,36 @@ def _key_fault(
     recipient: str, keys: Sequence[Mapping[str, Any]], reason: str
 ) -> tuple[str, str]:
     """Why gpg does not encrypt with a recipient's keys, and what to do. reason: gpg's own words."""
-    key = next((key for key in keys if encryption_keys(key)), keys[0])
+    key = next(filter(encryption_keys, keys), keys[0])
     name, trust = f"the key {key['keyid']} of GPG recipient {recipient}", key.get("trust", "")
+    edit = f"run: gpg --edit-key {key['keyid']}"
     if trust == "e":
-        return f"{name} expired on {_day_of(key)}", _edit_key(key, "expire")
+        return f"{name} expired on {_day_of(key)}", f"{edit} expire"
     if trust == "r":
         return f"{name} is revoked", "set GpgRecipient to a valid one"
     if trust == "d" or "D" in key.get("cap", ""):  # doc/DETAILS of GnuPG, fields 2 and 12
-        return f"{name} is disabled", _edit_key(key, "enable")
+        return f"{name} is disabled", f"{edit} enable"
+    if encryption_keys(key) and trust not in "mfu":
+        return f"{name} is not trusted", f"{edit} trust"
     if encryption_keys(key):
-        if trust not in "mfu":
-            return f"{name} is not trusted", _edit_key(key, "trust")
         return f"gpg cannot encrypt for {recipient}: {reason}", ""
     ends = ", ".join(
         f"{sub['keyid']} {_ENDED.get(sub['trust'], 'cannot be used')}"
         + (f" on {_day_of(sub)}" if sub["trust"] == "e" else "")
-        for sub in _subkeys(key) if "e" in sub["cap"]
+        for sub in key.get("subkey_info", {}).values() if "e" in sub["cap"]
     )
     return (f"{name} has no subkey for encryption" + (f" that is valid: {ends}" if ends else ""),
             f"where the secret key is: gpg --quick-add-key {key['fingerprint']}; then import the"
             " public key here again")
 
 
-def _subkeys(key: Mapping[str, Any]) -> list[Mapping[str, str]]:
-    return list(key.get("subkey_info", {}).values())
-
-
 def encryption_keys(key: Mapping[str, Any]) -> list[Mapping[str, str]]:
-    """The key itself and its subkeys, as far as gpg would encrypt with them: those that end last
-    first."""
+    """The key itself and its subkeys, as far as gpg would encrypt with them."""
     if key.get("trust") in _ENDED:
         return []
     # Of the key itself small letters tell, of the whole capitals (doc/DETAILS, field 12).
-    own = [one for one in (key, *_subkeys(key))
-           if "e" in one.get("cap", "") and one.get("trust") not in _ENDED]
-    return sorted(own, key=_end_of, reverse=True)
+    return [one for one in (key, *key.get("subkey_info", {}).values())
+            if "e" in one.get("cap", "") and one.get("trust") not in _ENDED]
 
 
 def _end_of(key: Mapping[str, str]) -> float:
@@ -2330,10 +2312,6 @@ def _end_of(key: Mapping[str, str]) -> float:
 
 def _day_of(key: Mapping[str, str]) -> str:
     return date.fromtimestamp(_end_of(key)).isoformat()
-
-
-def _edit_key(key: Mapping[str, Any], command: str) -> str:
-    return f"run: gpg --edit-key {key['keyid']} {command}"
 
 
 def _public_keys(
@@ -5138,10 +5116,9 @@ def mounts() -> list[Mount]:
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields = line.split()
-            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
-            kind = fields[fields.index(b"-") + 1]
-            mount = Mount(fields[2].decode(), os.fsdecode(place), kind.decode())
-            found[mount.place] = mount  # the last one hides those below it
+            place = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
+            kind = fields[fields.index(b"-") + 1].decode()
+            found[place] = Mount(fields[2].decode(), place, kind)  # the last one hides the others
     return list(found.values())
 
 
@@ -5976,7 +5953,8 @@ def _skip(seen: Seen) -> Outcome:
 def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
     plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
     if plan.job.kind == SUBVERSION_DIR:
-        verify_repository(plan.name, run.options.env)
+        verified = run_tool(("svnadmin", "verify", "-q", plan.name), run.options.env)
+        verified.required(f"the repository {plan.name} does not verify")
     plan.log.info("%s %s -> %s", plan.kind, stored_name(plan.kind, plan.name), path)
     if plan.clash:
         raise Failure(f"the job at {plan.clash} writes to the same archive",
@@ -7896,7 +7874,7 @@ def _recipient(recipient: str, keyring: str | None, run: RunOptions) -> Iterator
     if end - run.now.epoch < _SOON * 86400:
         what = "key" if ending is key else "subkey"
         yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
-                       f" {_day_of(ending)}", _edit_key(key, "expire"))
+                       f" {_day_of(ending)}", f"run: gpg --edit-key {key['keyid']} expire")
     else:
         yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
 
