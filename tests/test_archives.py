@@ -53,7 +53,7 @@ def no_head(key: str) -> dict[str, str]:
         (objects(10, 10) + objects(3, start=5), None, "chunk 2 and 2 more is missing"),
     ],
 )
-def test_archives_of_the_original(
+def test_archives_of_the_original_are_judged_by_their_sizes(
     items: list[StoredObject], chunk_size: int | None, fault: str
 ) -> None:
     archive = s3napback.resolve_archive("a", items, no_head, chunk_size)
@@ -66,7 +66,7 @@ def test_nothing_is_no_archive() -> None:
     assert s3napback.resolve_archive("a", [], no_head) is None
 
 
-def test_both_widths_the_complete_one_counts(store: Store) -> None:
+def test_of_two_widths_of_numbers_the_complete_archive_counts(store: Store) -> None:
     memory = Memory()
     send(memory, b"n" * 2500)
     torn = dict(memory.objects)
@@ -137,7 +137,7 @@ def test_thousands_of_ends_take_no_thousands_of_requests() -> None:
 # ---- marks ----
 
 
-def test_etags_that_are_no_md5(s3_server: Any) -> None:
+def test_an_etag_that_is_no_md5_is_not_taken_for_one(s3_server: Any) -> None:
     """Objects under a KMS key have ETags of 32 hex digits that are no MD5."""
     digits = ["0" * 32, "1" * 32]
     objects = [StoredObject(f"a:{n:013d}", 10, digits[n], 0.0) for n in range(2)]
@@ -200,7 +200,7 @@ random_objects = st.lists(
 
 
 @given(random_objects, random_marks)
-def test_any_listing_and_any_metadata(
+def test_no_listing_and_no_metadata_break_the_judgement(
     found: list[tuple[str, int, int, int, str, int]], said: dict[str, str]
 ) -> None:
     items = {
@@ -241,7 +241,7 @@ PERL = [found(f.slot, f.mode, f.made) for f in PORT]
 
 
 @pytest.mark.parametrize("archives", [PORT, PERL])
-def test_chains_by_state_and_by_date(archives: list[CatalogEntry]) -> None:
+def test_chains_follow_the_states_or_else_the_dates(archives: list[CatalogEntry]) -> None:
     assert [chain(archives, at) for at in (1, 2.5, 3, 4, 99)] == [
         [1], [1, 2], [1, 2, 3], [4], [4, 5]
     ]
@@ -285,7 +285,7 @@ def test_a_self_contained_diff_needs_no_full() -> None:
     assert chain(archives) == [1, 2]
 
 
-def test_from_the_perl_script_to_the_port() -> None:
+def test_a_chain_goes_on_from_the_perl_script_to_the_port() -> None:
     archives = [PERL[0], PERL[1], found(2, "DIFF", 3, "x:y"), found(3, "DIFF", 4, "y:z")]
     assert chain(archives) == [1, 2, 3, 4]
 

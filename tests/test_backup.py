@@ -47,7 +47,7 @@ def name_of(site: Site, end: str) -> str:
 # ---- what is stored ----
 
 
-def test_a_directory_full_then_diff(site: Site) -> None:
+def test_a_directory_is_stored_full_and_then_as_a_diff(site: Site) -> None:
     assert site.run(now=NIGHT - timedelta(days=2)) == 0
     (site.data / "new").write_text("two")
     assert site.run(now=NIGHT - timedelta(days=1)) == 0
@@ -98,7 +98,7 @@ def test_a_second_run_of_the_day_does_nothing(
     assert "Finished: 0 stored, 1 skipped, 0 failed" in said
 
 
-def test_done_today_asks_for_a_complete_archive(site: Site, mariadb: Any) -> None:
+def test_only_a_complete_archive_makes_a_day_done(site: Site, mariadb: Any) -> None:
     site.settings["ChunkSize"] = "100000"
     site.jobs = f"MySQL {mariadb.socket}:mysql"
     now = datetime.now()
@@ -113,7 +113,7 @@ def test_done_today_asks_for_a_complete_archive(site: Site, mariadb: Any) -> Non
     assert site.archives()[name].complete  # made again
 
 
-def test_forced(site: Site) -> None:
+def test_a_forced_run_stores_what_is_done_already(site: Site) -> None:
     site.run()
     ((name, archive),) = site.archives().items()
     assert site.run("-f") == 0
@@ -150,7 +150,7 @@ def has_data(pid: int, folder: Path) -> bool:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("temp", [False, True])
-def test_ended_by_a_signal(site: Site, signum: int, temp: bool) -> None:
+def test_a_signal_ends_a_run_and_leaves_nothing(site: Site, signum: int, temp: bool) -> None:
     (site.data / "big").write_bytes(os.urandom(100_000))
     site.jobs = f"<Directory {site.data}>\nUseTempFile {int(temp)}\n</Directory>"
     site.settings["Compressor"] = bad_compressor(site.folder, "head -c 3000; sleep 60")
@@ -272,7 +272,7 @@ def test_a_chain_among_more_keys_than_a_page(s3_site: Site, s3_server: Any) -> N
     assert s3_site.run(now=night + timedelta(days=1)) == 3
 
 
-def test_a_repository_whose_chain_is_torn(
+def test_a_repository_whose_chain_is_torn_is_stored_whole(
     site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = svn_repo_factory(site.folder / "repo", 2)

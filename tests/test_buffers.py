@@ -72,12 +72,12 @@ def test_a_buffer_that_was_full_goes_on_where_it_stopped(spooling: None, tmp_pat
     assert buffer.md5() == hashlib.md5(data).hexdigest()
 
 
-def test_a_folder_that_is_not_there(spooling: None, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_a_failure(spooling: None, tmp_path: Path) -> None:
     with pytest.raises(Failure, match=f"cannot keep a chunk on its way in {tmp_path}"):
         Buffer(2000, str(tmp_path / "no"))
 
 
-def test_a_file_that_cannot_be_read_back(spooling: None, tmp_path: Path) -> None:
+def test_a_buffer_that_cannot_be_read_back_is_a_failure(spooling: None, tmp_path: Path) -> None:
     buffer = Buffer(2000, str(tmp_path))
     buffer.fill(io.BytesIO(b"x").readinto)
     buffer._file.close()  # type: ignore[union-attr]
@@ -137,7 +137,7 @@ def test_a_disk_for_one_chunk_holds_one_at_a_time(
         assert slow.most > 2_000_000
 
 
-def test_a_disk_that_others_fill_meanwhile(
+def test_a_disk_that_others_fill_meanwhile_only_slows_an_upload(
     store: Store, spooling: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There seems to be room; there is none in the middle of a chunk, until another is sent."""
@@ -151,7 +151,7 @@ def test_a_disk_that_others_fill_meanwhile(
         assert content(store) == data
 
 
-def test_a_disk_that_is_too_small_for_a_chunk(
+def test_a_disk_that_is_too_small_for_a_chunk_is_a_failure(
     store: Store, spooling: None, tmp_path: Path
 ) -> None:
     (tmp_path / "temp").mkdir()
@@ -184,7 +184,9 @@ def test_what_is_downloaded_waits_for_room_on_the_disk(
 # ---- TempDir ----
 
 
-def test_a_full_temp_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_temp_dir_fails_the_job_and_not_the_run(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     with tmpfs(site.folder / "temp", "size=64k") as place:
         (site.data / "big").write_bytes(os.urandom(500_000))
         site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
@@ -197,7 +199,7 @@ def test_a_full_temp_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None
     assert not list((site.folder / "diffs").iterdir())
 
 
-def test_a_temp_dir_that_cannot_be_written(site: Site, capsys: Capture) -> None:
+def test_a_temp_dir_that_cannot_be_written_is_told(site: Site, capsys: Capture) -> None:
     site.settings["TempDir"] = "/proc"
     site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
     assert site.run() == 1

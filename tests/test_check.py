@@ -43,7 +43,9 @@ def check(site: Site, capsys: pytest.CaptureFixture[str]) -> Check:
     return run
 
 
-def test_all_is_well(s3_site: Site, s3_server: Any, check: Check, gpg_home: Any) -> None:
+def test_a_set_up_that_will_work_is_all_well(
+    s3_site: Site, s3_server: Any, check: Check, gpg_home: Any
+) -> None:
     s3_site.settings |= {"GpgRecipient": gpg_home.recipient, "SafeReplace": "On"}
     os.environ["GNUPGHOME"] = str(gpg_home.home)
     try:
@@ -60,7 +62,7 @@ def test_all_is_well(s3_site: Site, s3_server: Any, check: Check, gpg_home: Any)
     assert any("//s3napback-check//a b%41+?&=é:" in path for path in probes)
 
 
-def test_the_lines_and_the_status(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_worst_finding_is_the_status(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.jobs = f"Directory {site.data}\nDirectory /absent"
     assert s3napback.main(["check", "-c", str(site.write())]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -72,7 +74,7 @@ def test_the_lines_and_the_status(site: Site, capsys: pytest.CaptureFixture[str]
     assert "the first run makes it" in capsys.readouterr().out
 
 
-def test_the_call(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_call_of_check_is_told(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert s3napback.main(["check", "-h"]) == 0
     assert "usage: s3napback.py check" in capsys.readouterr().out
     assert s3napback.main(["check"]) == 2
@@ -81,7 +83,7 @@ def test_the_call(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "see: s3napback.py check -h" in capsys.readouterr().err
 
 
-def test_as_cron(site: Site) -> None:
+def test_as_cron_the_same_is_found(site: Site) -> None:
     """A tool that is only on our PATH, a variable that is only in our shell: cron has neither."""
     (site.folder / "bin").mkdir()
     (site.folder / "bin" / "squeeze").symlink_to("/bin/gzip")
@@ -178,7 +180,7 @@ def test_as_cron_a_bad_call_is_told(site: Site) -> None:
         ({"Parallell": "3"}, "config", "Parallell", "warning"),
     ],
 )
-def test_bad_settings(
+def test_a_setting_that_will_not_work_is_told(
     s3_site: Site, check: Check, change: dict[str, str], subject: str, text: str, level: str
 ) -> None:
     s3_site.settings |= change
@@ -209,13 +211,13 @@ def test_every_error_is_told_at_once(site: Site, check: Check) -> None:
     assert wrong == {"GpgRecipient", "TempDir", "Directory /absent"}
 
 
-def test_jobs_in_each_others_way(site: Site, check: Check) -> None:
+def test_jobs_in_each_others_way_are_told(site: Site, check: Check) -> None:
     site.jobs = f"Directory {site.data}\n<Cycle a>\nDirectory {site.data}\n</Cycle>"
     found = check()
     assert "writes to the same archives" in found[f"Directory {site.data}"]["text"]
 
 
-def test_a_key_file_that_others_can_read(s3_site: Site, check: Check) -> None:
+def test_a_key_file_that_others_can_read_is_a_warning(s3_site: Site, check: Check) -> None:
     Path(s3_site.settings["S3Keyfile"]).chmod(0o644)
     found = check()
     assert found["S3Keyfile"]["level"] == "warning"
@@ -223,12 +225,12 @@ def test_a_key_file_that_others_can_read(s3_site: Site, check: Check) -> None:
     assert found["status"] == 3
 
 
-def test_without_a_key_file(s3_site: Site, check: Check) -> None:
+def test_without_a_key_file_it_says_where_the_key_is_from(s3_site: Site, check: Check) -> None:
     s3_site.settings["S3Keyfile"] = ""
     assert "no S3 credentials" in check()["bucket"]["text"]
 
 
-def test_another_run_at_work(site: Site, check: Check) -> None:
+def test_another_run_at_work_is_a_warning(site: Site, check: Check) -> None:
     state = s3napback.State(site.settings["DiffDir"] + "/", Moment.of(NIGHT))
     with state.lock():
         found = check()
@@ -241,7 +243,9 @@ def test_what_comes_and_goes_in_diff_dir_is_no_fault(site: Site, check: Check) -
     assert check()["status"] == 0
 
 
-def test_little_room(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_room_is_a_warning(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3napback, "_LITTLE_ROOM", 1 << 60)
     monkeypatch.setattr(s3napback, "_LITTLE_TEMP_ROOM", 1 << 60)
     site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
@@ -251,7 +255,9 @@ def test_little_room(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) 
         assert "are free" in found[subject]["text"]
 
 
-def test_a_tar_that_is_another(site: Site, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_that_is_not_gnus_is_an_error(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_tool(site, monkeypatch, "tar", "echo bsdtar 3.6")
     assert "is not GNU tar" in check()["tar"]["text"]
 
@@ -268,7 +274,7 @@ def test_a_tar_that_is_another(site: Site, check: Check, monkeypatch: pytest.Mon
         ("GET", (403, "SignatureDoesNotMatch", "no"), "the secret in S3Keyfile is wrong"),
     ],
 )
-def test_rights_that_are_missing(
+def test_each_right_that_is_missing_is_named(
     s3_site: Site, s3_server: Any, check: Check, where: str, answer: tuple[int, str, str],
     text: str,
 ) -> None:
@@ -320,7 +326,7 @@ def test_an_object_lock_is_noted(s3_site: Site, s3_server: Any, capsys: Any) -> 
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(5, "ok"), (100, "warning"), (-2000, "error")])
-def test_the_clock(
+def test_a_clock_that_is_wrong_is_told(
     s3_site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, seconds: int, level: str
 ) -> None:
     ours = SimpleNamespace(**{**vars(time), "time": lambda: time.time() + seconds})
@@ -330,7 +336,7 @@ def test_the_clock(
     assert ("ahead of" if seconds > 0 else "behind") in found["clock"]["text"]
 
 
-def test_a_service_that_alters_what_it_stores(
+def test_a_service_that_alters_what_it_stores_is_an_error(
     site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (site.folder / "buckets" / "bkt").mkdir()
@@ -350,7 +356,9 @@ def test_a_service_that_alters_what_it_stores(
     assert "is not listed" in check()["bucket"]["text"]
 
 
-def test_a_probe_that_stays(site: Site, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_stays_is_told(
+    site: Site, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (site.folder / "buckets" / "bkt").mkdir()
     monkeypatch.setattr(s3napback.FolderStore, "delete", lambda self, keys: None)
     assert s3napback.main(["check", "-c", str(site.write())]) == 1
@@ -422,7 +430,7 @@ def test_an_absent_bucket_is_absent_afterwards(
     assert not s3_server.client().list_buckets()["Buckets"]
 
 
-def test_an_absent_bucket_that_must_stay(
+def test_an_absent_bucket_that_cannot_be_removed_again_is_told(
     s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3_server.fail = lambda method, path, *_: (
@@ -453,7 +461,7 @@ def test_a_service_without_metadata_is_an_error(
     assert "does not keep the metadata" in found["bucket"]["text"]
 
 
-def test_a_service_that_strips_the_leading_slash(
+def test_a_service_that_strips_the_leading_slash_is_an_error(
     s3_site: Site, s3_server: Any, check: Check, between: Callable[..., None]
 ) -> None:
     s3_server.client().create_bucket(Bucket="bkt")
@@ -468,7 +476,7 @@ def test_a_service_that_strips_the_leading_slash(
 
 
 @pytest.mark.parametrize("sign", ["%", "+", "?", "é", " "])
-def test_a_service_that_cannot_take_a_letter(
+def test_a_service_that_cannot_take_a_letter_is_an_error(
     s3_site: Site, s3_server: Any, check: Check, sign: str
 ) -> None:
     s3_server.client().create_bucket(Bucket="bkt")
@@ -483,7 +491,7 @@ def test_a_service_that_cannot_take_a_letter(
 # ---- gpg ----
 
 
-def test_a_key_that_expires_soon(
+def test_a_key_that_expires_soon_is_a_warning(
     site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = "soon@example.com"
@@ -497,7 +505,7 @@ def test_a_key_that_expires_soon(
     assert check()["GpgRecipient"]["level"] == "ok"
 
 
-def test_a_gpg_that_does_not_encrypt(
+def test_a_gpg_that_does_not_encrypt_is_an_error(
     site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
@@ -509,7 +517,7 @@ def test_a_gpg_that_does_not_encrypt(
 # ---- sources ----
 
 
-def test_databases_and_repositories(
+def test_databases_and_repositories_are_asked(
     site: Site, check: Check, mariadb: Any, postgres: Any, svn_repo_factory: Any
 ) -> None:
     (site.folder / "repos").mkdir()
@@ -537,7 +545,7 @@ def test_databases_and_repositories(
     assert levels[f"SubversionDir {site.folder}/empty"] == "warning"
 
 
-def test_a_database_that_hangs(
+def test_a_database_that_hangs_is_not_waited_for(
     site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_tool("mysqldump")
@@ -550,7 +558,7 @@ def test_a_database_that_hangs(
 # ---- New Year ----
 
 
-def test_a_plan_that_loses_at_new_year(site: Site, check: Check) -> None:
+def test_a_plan_that_loses_at_new_year_is_told(site: Site, check: Check) -> None:
     site.jobs = f"<Directory {site.data}>\nFulls 2\nDiffs 20\n</Directory>\n"
     found = check()
     assert "at New Year the rotation starts anew" in found[f"Directory {site.data}"]["text"]
@@ -558,7 +566,7 @@ def test_a_plan_that_loses_at_new_year(site: Site, check: Check) -> None:
     assert check()["status"] == 1
 
 
-def test_a_log_that_cannot_be_written(
+def test_a_log_that_cannot_be_written_is_told(
     site: Site, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -620,7 +628,7 @@ def test_a_filter_of_the_log_that_is_not_understood(
     [("Nowhere/Land", False), (":%%", False), ("Europe/Berlin", True), (":Europe/Berlin", True),
      ("CET-1CEST,M3.5.0,M10.5.0/3", True), ("<+0330>-3:30", True), ("UTC", True), ("", True)],
 )
-def test_a_time_zone_that_is_not_known(
+def test_a_time_zone_that_is_not_known_is_told(
     site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, zone: str, known: bool
 ) -> None:
     monkeypatch.setenv("TZ", zone)
@@ -633,7 +641,7 @@ def test_numbers_that_make_no_rotation_are_told_by_check(site: Site, capsys: Cap
     assert "make" in capsys.readouterr().out
 
 
-def test_a_database_without_its_tool(
+def test_a_database_without_its_tool_is_told(
     site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(site.folder))

@@ -76,7 +76,9 @@ def test_every_recorded_archive_comes_back(edge: Path, golden: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_recorded_listing_over_http(s3_server: Any, golden: Path, tmp_path: Path) -> None:
+def test_every_recorded_listing_is_printed_as_the_original_did(
+    s3_server: Any, golden: Path, tmp_path: Path
+) -> None:
     s3_server.load(golden / "perl-archives" / "edge")
     keyfile = str(s3_server.write_keyfile(tmp_path / "key"))
     manifest = json.loads((golden / "perl-archives" / "edge" / "manifest.json").read_text())
@@ -105,7 +107,9 @@ def test_every_recorded_listing_over_http(s3_server: Any, golden: Path, tmp_path
     assert compared == 18
 
 
-def test_the_manuals_recovery_line(s3_server: Any, gpg_home: Any, tmp_path: Path) -> None:
+def test_the_recovery_line_of_the_manual_brings_an_archive_back(
+    s3_server: Any, gpg_home: Any, tmp_path: Path
+) -> None:
     """tar | gpg | js3tream -i, and back with the manual's own options."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_text("hello\n" * 9999)
@@ -130,7 +134,7 @@ def at(folder: Path) -> tuple[str, str]:
     return ("--endpoint", f"file://{folder}")
 
 
-def test_send_list_fetch_delete(tmp_path: Path) -> None:
+def test_js3tream_sends_lists_fetches_and_deletes(tmp_path: Path) -> None:
     done = js3tream("-i", "-b", "b:x", "-z", "3", "-t", "a note", *at(tmp_path), stdin=b"1234567")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = js3tream("--list", "--bucket", "b", *at(tmp_path))
@@ -217,7 +221,9 @@ def test_a_closed_input_is_an_error(tmp_path: Path) -> None:
         (("-l", "-b", "nothing"), 1, "nothing"),
     ],
 )
-def test_bad_calls(tmp_path: Path, words: tuple[str, ...], status: int, message: str) -> None:
+def test_js3tream_tells_a_bad_call_in_a_sentence(
+    tmp_path: Path, words: tuple[str, ...], status: int, message: str
+) -> None:
     (tmp_path / "b").mkdir()
     done = js3tream(*words, *(at(tmp_path) if words else ()))
     assert done.returncode == status, done.stderr
@@ -319,7 +325,7 @@ def test_an_input_that_has_nothing_yet_has_not_ended(store: Store, tmp_path: Pat
 
 @given(st.lists(st.sampled_from(["-i", "-o", "-z", "-z5", "--tag", "-K", "--", "-vn", "-x"])
                 | st.text(max_size=5), max_size=5))
-def test_any_words_for_js3tream(words: list[str]) -> None:
+def test_no_words_for_js3tream_end_in_a_traceback(words: list[str]) -> None:
     import getopt
 
     try:
@@ -333,7 +339,7 @@ DIGITS = "9" * 5000  # int() takes 4300 (Python's limit for conversions from tex
 
 
 @pytest.mark.parametrize("words", [["-z", DIGITS], ["--parallel", DIGITS]])
-def test_an_option_of_any_length(
+def test_a_number_of_any_length_in_an_option_is_refused(
     words: list[str], site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x")))
@@ -345,7 +351,7 @@ def test_an_option_of_any_length(
 # ---- main ----
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_are_shown_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert s3napback.main(["-h"]) == 2
     assert s3napback.main(["--help"]) == 0
     assert s3napback.main(["--version"]) == 0
@@ -354,7 +360,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "option -c requires argument" in capsys.readouterr().err
 
 
-def test_two_configs_and_the_worst_status(
+def test_of_two_configs_the_worst_status_counts(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (site.folder / "etc").mkdir()
@@ -365,7 +371,7 @@ def test_two_configs_and_the_worst_status(
     assert "unable to parse line" in capsys.readouterr().err
 
 
-def test_from_cron(site: Site) -> None:
+def test_a_run_from_cron_needs_no_terminal_and_little_environment(site: Site) -> None:
     """The README's call, in the environment that cron gives."""
     done = subprocess.run(
         ["env", "-i", "PATH=/usr/bin:/bin", f"HOME={site.folder}", sys.executable,
@@ -385,12 +391,12 @@ def test_a_closed_standard_error_does_not_end_a_backup(site: Site) -> None:
     assert len(site.archives()) == 1
 
 
-def test_debug_logs_every_command(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_debug_every_command_is_logged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert site.run("-d") == 0
     assert "DEBUG tar -f - -g " in capsys.readouterr().err
 
 
-def test_the_progress_bar_on_a_terminal(site: Site) -> None:
+def test_on_a_terminal_a_progress_bar_is_shown(site: Site) -> None:
     (site.data / "big").write_bytes(os.urandom(50_000))
     line = f"{sys.executable} {s3napback.__file__} -c {site.write()}"
     done = subprocess.run(
@@ -412,7 +418,9 @@ def test_an_unexpected_error_is_not_hidden(site: Site, monkeypatch: pytest.Monke
     logging.getLogger("Backup").handlers.clear()
 
 
-def test_a_command_that_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_command_that_is_ended_by_a_signal_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     def command(*_: Any) -> int:
         raise s3napback.Interrupted(15)
 
@@ -421,7 +429,7 @@ def test_a_command_that_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: Captur
     assert "ended by SIGTERM" in capsys.readouterr().err
 
 
-def test_an_output_that_is_closed(site: Site) -> None:
+def test_a_closed_output_of_list_ends_without_a_traceback(site: Site) -> None:
     for n in range(60):
         (site.folder / f"d{n}").mkdir()
     site.jobs = "\n".join(f"Directory {site.folder}/d{n}" for n in range(60))
@@ -543,7 +551,9 @@ def test_a_crash_leaves_no_core(site: Site) -> None:
 # ---- demo ----
 
 
-def test_the_demo(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_backs_up_and_restores(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert s3napback.main(["demo"]) == 0
     assert "A throwaway folder" in capsys.readouterr().out

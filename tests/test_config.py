@@ -125,7 +125,7 @@ def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
             assert " ".join(job.mysql_options).startswith((first or "").replace("'", ""))
 
 
-def test_all_recordings_are_looked_at() -> None:
+def test_every_recording_of_a_config_is_looked_at() -> None:
     assert len(CASES) == 189
     assert set(DIFFERENCES) < set(CASES)
 
@@ -148,7 +148,9 @@ def parse(text: str, folder: Path) -> Block:
         ("cycle_directive_then_block", [("/a", 4)]),
     ],
 )
-def test_differences(name: str, jobs: list[tuple[str, float]], tmp_path: Path) -> None:
+def test_what_differs_from_the_original_is_in_a_table(
+    name: str, jobs: list[tuple[str, float]], tmp_path: Path
+) -> None:
     config = parse(CASES[name]["text"], tmp_path)
     found = s3napback.jobs_of(config)
     assert [(job.name, job.cycle.fulls) for job in found] == jobs
@@ -189,7 +191,7 @@ def test_warnings_name_their_place(
         assert warnings[0].startswith(f"{tmp_path}/x.conf:")
 
 
-def test_all_words_of_mysqloptions(tmp_path: Path) -> None:
+def test_every_word_of_mysqloptions_is_kept(tmp_path: Path) -> None:
     text = "<MySQL a>\nMySQLOptions \"--where='a b' -x\" --quick\n</MySQL>\n"
     config = parse(text, tmp_path)
     (job,) = s3napback.jobs_of(config)
@@ -228,7 +230,7 @@ def config_with(folder: Path, **directives: str) -> Block:
 
 
 @pytest.mark.parametrize("name", ["DiffDir", "Bucket", "ChunkSize"])
-def test_each_required_directive(name: str, tmp_path: Path) -> None:
+def test_each_required_directive_that_is_missing_is_told(name: str, tmp_path: Path) -> None:
     with pytest.raises(Failure, match=rf"{name} must be defined\.") as caught:
         s3napback.settings_of(config_with(tmp_path, **{name: ""}))
     assert caught.value.status == 2
@@ -252,7 +254,7 @@ def test_each_required_directive(name: str, tmp_path: Path) -> None:
         ("GpgRecipient", '""'),
     ],
 )
-def test_each_malformed_directive(name: str, value: str, tmp_path: Path) -> None:
+def test_each_malformed_directive_is_told(name: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
         s3napback.settings_of(config_with(tmp_path, **{name: value}))
     assert name in caught.value.message
@@ -260,7 +262,7 @@ def test_each_malformed_directive(name: str, value: str, tmp_path: Path) -> None
     assert f"{tmp_path}/x.conf:" in str(caught.value)
 
 
-def test_good_settings(tmp_path: Path) -> None:
+def test_good_settings_are_read(tmp_path: Path) -> None:
     settings = s3napback.settings_of(
         config_with(
             tmp_path, TempDir="/tmp", S3Endpoint="file:///x", Parallel="8", SafeReplace="On",
@@ -277,18 +279,20 @@ def test_good_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/nonexistent.conf", "/", "/x\0y"])
-def test_a_config_that_cannot_be_read(path: str) -> None:
+def test_a_config_that_cannot_be_read_is_a_failure(path: str) -> None:
     with pytest.raises(Failure, match="Unable to open file") as caught:
         s3napback.read_config(path)
     assert caught.value.status == 2
 
 
-def test_an_include_that_includes_itself(tmp_path: Path) -> None:
+def test_an_include_that_includes_itself_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"x\.conf, line 2: .*includes itself"):
         parse(f"# me\nInclude {tmp_path}/x.conf\n", tmp_path)
 
 
-def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_includes_are_read_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d").mkdir()
     for name in ("b1.inc", "a1.inc", "d/2", "d/10", "x.inc"):
@@ -312,7 +316,7 @@ def test_includes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("n*", []),
     ],
 )
-def test_globs(
+def test_a_glob_names_the_files_that_perls_would(
     pattern: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a1.inc", "b1.inc", "c.txt", ".hidden.inc"):

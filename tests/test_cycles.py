@@ -30,7 +30,7 @@ def decision(cycle: CycleSpec, day: Day) -> list[str] | None:
     ]
 
 
-def test_every_recorded_decision(golden: Path) -> None:
+def test_every_recorded_decision_is_made_again(golden: Path) -> None:
     recorded = json.loads(gzip.decompress((golden / "slots.json.gz").read_bytes()))
     days = [
         Moment.of(datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(zone))).day
@@ -49,7 +49,7 @@ def test_every_recorded_decision(golden: Path) -> None:
     assert compared == 213_120
 
 
-def test_doctests() -> None:
+def test_the_examples_in_docstrings_are_true() -> None:
     failed, tried = doctest.testmod(s3napback)
     assert tried > 5
     assert not failed
@@ -60,7 +60,7 @@ def test_doctests() -> None:
     [("7", 7), ("07", 7), (" 3 ", 3), ("-1", -1), ("+2", 2), ("1.5", 1.5), (".5", 0.5), ("2.", 2),
      ("1e1", 10), ("3 weeks", 3), ("weekly", 0), ("", 0), ("0x10", 0), ("1e999", 0)],
 )
-def test_perl_numbers(text: str, number: float) -> None:
+def test_a_text_is_the_number_that_perl_takes_it_for(text: str, number: float) -> None:
     assert s3napback.perl_number(text) == number
 
 
@@ -138,7 +138,7 @@ def test_a_moment_knows_its_local_day() -> None:
 
 
 @pytest.mark.parametrize("line", ["CycleType HanoiCycle\nDiscs 1500", "Frequency 1e-310"])
-def test_numbers_that_make_no_rotation(
+def test_numbers_that_make_no_rotation_fail_the_job(
     site: Site, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
     site.jobs = f"<Directory {site.data}>\n{line}\n</Directory>"
@@ -154,7 +154,7 @@ def days(first: datetime, count: int) -> list[Day]:
     return [Moment.of(first + timedelta(days=n)).day for n in range(count)]
 
 
-def test_restore_points() -> None:
+def test_restore_points_are_the_archives_that_a_chain_reaches() -> None:
     week = days(datetime(2026, 1, 1, 3), 9)
     cycle = CycleSpec(fulls=2, diffs=2)  # FULL DIFF DIFF FULL DIFF DIFF, over and over
     # The seventh night's FULL takes the first one's place, whose two DIFFs are worth nothing then.
@@ -171,5 +171,5 @@ def test_restore_points() -> None:
         (CycleSpec("HanoiCycle"), False),
     ],
 )
-def test_new_year(cycle: CycleSpec, loses: bool) -> None:
+def test_new_year_loses_what_the_rotation_replaces(cycle: CycleSpec, loses: bool) -> None:
     assert bool(s3napback.new_year_loss(cycle, 2026, False)) == loses

@@ -206,7 +206,7 @@ def state(tmp_path: Path) -> State:
     return State(f"{tmp_path}/", Moment.of(NIGHT))
 
 
-def test_a_diff_file_that_is_none(state: State, tmp_path: Path) -> None:
+def test_a_diff_file_that_cannot_be_read_is_told(state: State, tmp_path: Path) -> None:
     path = Path(state.diff_file("/repo"))
     path.write_text("many")
     with pytest.raises(Failure, match="cannot read the revision") as failure:
@@ -230,7 +230,7 @@ def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
     assert state.sidecars("/repo") == ()
 
 
-def test_a_diff_dir_that_went_away(tmp_path: Path) -> None:
+def test_a_diff_dir_that_went_away_is_a_sentence(tmp_path: Path) -> None:
     state = State(f"{tmp_path}/away/", Moment.of(NIGHT))
     for attempt in (state.lock(), state.draft("/x", empty=True)):
         with pytest.raises(Failure, match="DiffDir"), attempt:
@@ -248,7 +248,7 @@ def test_a_directory_in_the_place_of_a_diff_file(site: Site, capsys: Capture) ->
     assert "Is a directory" in capsys.readouterr().err
 
 
-def test_a_snapshot_of_another_program(site: Site) -> None:
+def test_a_snapshot_of_another_program_is_not_continued(site: Site) -> None:
     assert site.run(now=NIGHT - timedelta(days=1)) == 0
     (path,) = site.diff_files()
     content = b"GNU tar-1.34-2\n" + b"x\0" * 12
@@ -261,7 +261,7 @@ def test_a_snapshot_of_another_program(site: Site) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_snapshot_file(content: bytes) -> None:
+def test_no_snapshot_file_breaks_the_reader(content: bytes) -> None:
     for text in (content, b"GNU tar-1.34-2\n" + content, b"GNU tar-1.34-2\n1\0002\0" + content):
         try:
             snapshot = s3napback.Snapshot.read(io.BytesIO(text))
@@ -300,14 +300,18 @@ def test_a_folder_that_cannot_be_locked_is_no_end(
     assert "cannot lock DiffDir" in capsys.readouterr().err
 
 
-def test_a_read_only_diff_dir(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_diff_dir_is_a_failure_before_anything_is_stored(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     with tmpfs(site.folder / "diffs", "ro") as diffs:
         assert site.run() == 2
     assert f"cannot write in DiffDir {diffs}/: Read-only file system" in capsys.readouterr().err
     assert not site.archives()
 
 
-def test_another_run_at_work(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_on_a_diff_dir_is_refused(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     with s3napback.State(f"{site.folder}/diffs/", s3napback.Moment(0)).lock():
         assert site.run() == 75
         assert site.run("-t") == 0  # looks, and waits for no one

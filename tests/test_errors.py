@@ -22,7 +22,7 @@ from s3napback import Failure, Moment
         ("dateutil", lambda site: s3napback.parse_when("2026-11-20", Moment.of(NIGHT))),
     ],
 )
-def test_a_library_that_is_missing(
+def test_a_library_that_is_missing_is_named(
     site: Site, library: str, use: Callable[[Site], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:

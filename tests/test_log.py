@@ -62,7 +62,9 @@ DATE = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
         ("%q and %", "%q and %"),
     ],
 )
-def test_patterns(pattern: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_conversion_of_a_pattern_is_that_of_log4perl(
+    pattern: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     problems = opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
                                f"log4perl.appender.S.layout.ConversionPattern = {pattern}\n")
     assert bool(problems) == ("%q" in pattern)
@@ -72,7 +74,7 @@ def test_patterns(pattern: str, expected: str, capsys: pytest.CaptureFixture[str
     assert re.fullmatch(expected, capsys.readouterr().err)
 
 
-def test_simple_layout_and_level_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simple_layout_shows_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
     opened(SCREEN + "log4perl.appender.S.layout = Log::Log4perl::Layout::SimpleLayout\n", True)
     for level in (5, 10, 20, 30, 40, 50):
         log.log(level, "m")
@@ -128,7 +130,7 @@ def test_the_stock_file_is_good() -> None:
     assert set(config.appenders) == {"Screen", "Logfile", "Detail", "Email", "Syslog"}
 
 
-def test_additivity_and_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+def test_additivity_and_threshold_are_heeded(capsys: pytest.CaptureFixture[str]) -> None:
     opened(
         SCREEN + appender("D", "Log::Log4perl::Appender::Screen", stderr="0", Threshold="ERROR")
         + "log4perl.logger.Backup.S3napback.Directory = INFO, D\n"
@@ -144,7 +146,7 @@ def test_additivity_and_threshold(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(err.splitlines()) == 1
 
 
-def test_debug_wins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_on_the_command_line_wins(capsys: pytest.CaptureFixture[str]) -> None:
     opened(SCREEN + "log4perl.logger.Backup.S3napback.Directory = ERROR\n", debug=True)
     directory.debug("detail")
     assert "DEBUG detail" in capsys.readouterr().err
@@ -216,7 +218,7 @@ def test_a_closed_screen_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     log.info("to nobody")
 
 
-def test_file_modes_and_umask(tmp_path: Path) -> None:
+def test_a_log_file_has_the_mode_and_umask_it_is_given(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     file.write_text("old\n")
     opened("log4perl.rootLogger = INFO, F\n" + appender(
@@ -230,7 +232,7 @@ def test_file_modes_and_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["append", ">>", ">", "write"])
-def test_the_modes_of_log_dispatch(mode: str, tmp_path: Path) -> None:
+def test_a_log_is_appended_to_written_anew_or_clobbered_as_told(mode: str, tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     file.write_text("old\n")
     assert not opened("log4perl.rootLogger = INFO, F\n" + appender(
@@ -239,7 +241,7 @@ def test_the_modes_of_log_dispatch(mode: str, tmp_path: Path) -> None:
     assert ("old" in file.read_text()) == (mode in ("append", ">>"))
 
 
-def test_rotation_by_size(tmp_path: Path) -> None:
+def test_a_log_is_rotated_by_its_size(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     opened("log4perl.rootLogger = INFO, F\n" + appender(
         "F", ROTATE, filename=str(file), size="1_00", max="2", layout="SimpleLayout"))
@@ -252,7 +254,7 @@ def test_rotation_by_size(tmp_path: Path) -> None:
     assert "6 x" in files["x.log.2"]
 
 
-def test_rotation_by_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_rotated_by_the_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.log"
     file.write_text("yesterday's\n")
     os.utime(file, (time.time() - 86400,) * 2)
@@ -331,7 +333,7 @@ class Smtp(socketserver.StreamRequestHandler):
             self.wfile.write(b"250 well\r\n")
 
 
-def test_one_mail_at_the_end() -> None:
+def test_one_mail_is_sent_at_the_end() -> None:
     Smtp.mails.clear()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Smtp) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -383,7 +385,7 @@ def test_a_mail_by_sendmail(
     assert (failed in capsys.readouterr().err) == bool(status)
 
 
-def test_syslog(tmp_path: Path) -> None:
+def test_syslog_gets_its_facility_and_level(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "log"))
         assert not opened("log4perl.rootLogger = INFO, S\n" + appender(
@@ -449,7 +451,9 @@ def pattern(text: str) -> str:
         pattern("%d{'T'yyyy-MM-dd'Z'} %d{yyyy}%n"),
     ],
 )
-def test_the_same_as_log4perl(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_the_same_as_log4perls(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require_tool("perl")
     if subprocess.run(["perl", "-MLog::Log4perl", "-e", "1"], capture_output=True).returncode:
         leave_out("Log::Log4perl is not installed")
@@ -514,7 +518,9 @@ def test_levels_that_go_to_standard_error(capsys: pytest.CaptureFixture[str]) ->
     assert len(out.splitlines()) == 1
 
 
-def test_dates_in_utc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dates_may_be_in_utc(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
     try:
@@ -538,7 +544,9 @@ def test_a_log_folder_is_made(tmp_path: Path) -> None:
     assert "INFO x" in file.read_text()
 
 
-def test_milliseconds_since_the_line_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pattern_shows_the_milliseconds_since_the_line_before(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
     opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
            "log4perl.appender.S.layout.ConversionPattern = %R%n\n")
     log.info("x")
@@ -558,7 +566,7 @@ def test_a_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
     assert "two" not in (tmp_path / "x.log.1").read_text()
 
 
-def test_min_and_max_level_of_log_dispatch(tmp_path: Path) -> None:
+def test_the_least_and_highest_levels_of_log_dispatch_are_heeded(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     opened("log4perl.rootLogger = DEBUG, F\n" + appender(
         "F", "Log::Dispatch::File", filename=str(file), min_level="notice", max_level="critical",

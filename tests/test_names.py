@@ -23,7 +23,9 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
         ("PostgreSQL", "alice@crm", 1, FULL, "PostgreSQL/crm-1"),
     ],
 )
-def test_archive_names(kind: str, name: str, slot: int, mode: str, archive: str) -> None:
+def test_archives_are_named_as_the_original_names_them(
+    kind: str, name: str, slot: int, mode: str, archive: str
+) -> None:
     assert s3napback.archive_name(kind, s3napback.stored_name(kind, name), slot, mode) == archive
 
 
@@ -100,12 +102,12 @@ def test_no_key_or_name_breaks_the_parsers(text: str) -> None:
         ("/etc-5-FULL:٣", None),
     ],
 )
-def test_chunk_keys(key: str, parsed: tuple[str, int] | None) -> None:
+def test_a_chunk_key_is_an_archive_and_a_number(key: str, parsed: tuple[str, int] | None) -> None:
     found = s3napback.parse_chunk_key(key)
     assert (found and found[:2]) == parsed
 
 
-def test_file_names() -> None:
+def test_diff_and_temp_files_are_named_as_the_original_names_them() -> None:
     assert s3napback.diff_file_name("/srv//www/") == "_srv__www_.diff"
     assert s3napback.diff_file_name("/srv", "-1a") == "_srv-1a.diff"
     assert s3napback.temp_file_name("b", "MySQL/x-1") == "b:MySQL_x-1.temp"
@@ -113,7 +115,7 @@ def test_file_names() -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_key(key: str) -> None:
+def test_no_key_breaks_what_reads_keys(key: str) -> None:
     parsed = s3napback.parse_chunk_key(key)
     if parsed:
         archive, number, *_ = parsed

@@ -135,7 +135,7 @@ def test_many_messages_are_counted_not_kept(
 
 
 @pytest.mark.parametrize("tool", ["tar", "gzip", "gpg", "mysqldump", "svnlook"])
-def test_tools_that_are_not_on_path(
+def test_a_tool_that_is_not_on_path_is_named(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], svn_repo_factory: Any, tool: str,
 ) -> None:
@@ -156,7 +156,7 @@ def test_tools_that_are_not_on_path(
     assert not list((site.folder / "diffs").iterdir())
 
 
-def test_a_tar_that_ends_early(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_that_ends_early_stores_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tool(site, monkeypatch, "tar", "echo 'tar: no' >&2; exit 2")
     with pytest.raises(Failure, match="tar ended with status 2: tar: no"):
         s3napback.run_tar(iter([bytes(1 << 20)] * 20), str(site.folder), dict(os.environ))
@@ -173,7 +173,7 @@ def test_the_pipes_between_stages_are_wide() -> None:
 # ---- gpg ----
 
 
-def test_a_gpg_that_does_not_work(
+def test_a_gpg_that_does_not_work_is_told_in_its_words(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -202,7 +202,7 @@ def key_maker(home: Path, recipient: str, expiry: str = "0") -> None:
     )
 
 
-def test_gpg_recipient_absent_expired_untrusted_revoked_disabled(
+def test_a_recipient_that_cannot_be_encrypted_for_is_told_with_its_remedy(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     short_folder: Callable[[str], Path], gpg_home: Any,
 ) -> None:
@@ -250,7 +250,7 @@ def test_gpg_recipient_absent_expired_untrusted_revoked_disabled(
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
 
 
-def test_a_keyring_of_its_own(
+def test_a_keyring_of_its_own_is_used(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     short_folder: Callable[[str], Path], gpg_home: Any,
 ) -> None:
@@ -270,7 +270,7 @@ def test_a_keyring_of_its_own(
     assert "absent.gpg does not exist" in said
 
 
-def test_a_keyring_that_gnupg_ignores(
+def test_a_keyring_that_gnupg_ignores_is_told(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     gpg_home: Any,
 ) -> None:

@@ -22,7 +22,7 @@ COLUMNS = [
 ]
 
 
-def test_the_calendar() -> None:
+def test_the_calendar_is_what_the_cycles_give() -> None:
     section = README.partition("<!-- calendar")[2].partition("\n```\n")[2].partition("```")[0]
     lines = [line.split() for line in section.splitlines() if line.startswith("202")]
     assert len(lines) == 16

@@ -145,13 +145,13 @@ def test_every_recorded_restore_from_the_bucket_alone(
     restore_and_compare(restore, options, tmp_path)
 
 
-def test_all_recorded_restores_are_looked_at() -> None:
+def test_every_recorded_restore_is_looked_at() -> None:
     assert len(RESTORES) == 53
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["plain-day4", "gpg-day4"])
-def test_recorded_restores_over_http_with_the_config(
+def test_every_recorded_restore_comes_back_over_http_with_the_config(
     store: str, s3_server: Any, tmp_path: Path
 ) -> None:
     s3_server.load(ARCHIVES / store)
@@ -185,14 +185,14 @@ def test_recorded_restores_over_http_with_the_config(
         ("11.11.2026", "2026-11-11T23:59:59"),
     ],
 )
-def test_moments_as_people_write_them(text: str, expected: str) -> None:
+def test_moments_are_read_as_people_write_them(text: str, expected: str) -> None:
     moment = s3napback.Moment.of(datetime(2026, 11, 24, 12, tzinfo=timezone.utc))
     at = datetime.fromtimestamp(s3napback.parse_when(text, moment), timezone.utc)
     assert at.replace(microsecond=0, tzinfo=None).isoformat() == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "", "2026-13-45", "9" * 400, "11.12.2026", "11/12/26"])
-def test_moments_that_are_none(text: str) -> None:
+def test_moments_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(Failure, match="cannot read the moment"):
         s3napback.parse_when(text, s3napback.Moment(0))
 
@@ -228,7 +228,7 @@ def two_nights(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_restore_as_of_each_night(two_nights: Callable[..., Path]) -> None:
+def test_each_night_comes_back(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     data, conf = folder / "data", str(folder / "c")
     done = command("restore", "-c", conf, str(data), "--to", str(folder / "now"))
@@ -262,7 +262,7 @@ def test_acls_and_extended_attributes_come_back(
         assert b"12345" in was or b"hello" in was
 
 
-def test_restore_of_one_file(two_nights: Callable[..., Path]) -> None:
+def test_one_file_comes_back_alone(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     data, conf = folder / "data", str(folder / "c")
     done = command("restore", "-c", conf, str(data), "--to", f"{folder}/one", f"{data}/kept")
@@ -274,7 +274,7 @@ def test_restore_of_one_file(two_nights: Callable[..., Path]) -> None:
     assert b"not in the backup as of 20" in done.stderr
 
 
-def test_restore_refuses(two_nights: Callable[..., Path]) -> None:
+def test_restore_refuses_what_it_cannot_do(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     data, conf = str(folder / "data"), str(folder / "c")
     for words, status, message in [
@@ -295,7 +295,7 @@ def test_restore_refuses(two_nights: Callable[..., Path]) -> None:
     assert b"no bucket given" in done.stderr
 
 
-def test_list_and_json(two_nights: Callable[..., Path]) -> None:
+def test_list_says_the_same_in_json(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     text = command("list", "-c", str(folder / "c")).stdout.decode()
     assert text.startswith(f"Directory {folder}/data\n")
@@ -347,7 +347,7 @@ def test_restore_scripts_need_nothing_of_ours(
     assert tried >= 4
 
 
-def test_a_restore_script_for_s3(s3_server: Any, tmp_path: Path) -> None:
+def test_a_restore_script_for_s3_needs_aws_alone(s3_server: Any, tmp_path: Path) -> None:
     """`aws s3 cp` is played by a few lines that fetch the same URL from the same server."""
     s3_server.load(ARCHIVES / "plain-day4")
     keyfile = s3_server.write_keyfile(tmp_path / "key")
@@ -410,7 +410,7 @@ def test_foreign_chunks_are_never_given_out(two_nights: Callable[..., Path]) -> 
     assert (folder / f"r{folder}/data" / "kept").read_text() == "kept"
 
 
-def test_verify_samples(two_nights: Callable[..., Path]) -> None:
+def test_verify_reads_a_sample(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     assert command("verify", "-c", str(folder / "c"), "--sample", "100%").returncode == 0
     flip(chunks(folder)[1])
@@ -588,7 +588,7 @@ def test_list_tells_stale_cut_left_over_and_encrypted(tmp_path: Path) -> None:
     assert lines["/c-1-FULL"].endswith("and 1 chunks left over from another upload")
 
 
-def test_a_secret_key_with_a_passphrase(
+def test_a_secret_key_may_have_a_passphrase(
     tmp_path: Path, short_folder: Callable[[str], Path]
 ) -> None:
     home, bare = short_folder(""), short_folder("")
@@ -623,7 +623,7 @@ def test_a_secret_key_with_a_passphrase(
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
 
 
-def test_the_root_folder_only_by_its_name(two_nights: Callable[..., Path]) -> None:
+def test_the_root_folder_is_restored_only_by_its_name(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     words = ["restore", "-c", str(folder / "c"), str(folder / "data"), "--to"]
     done = command(*words, "/tmp/..", "--overwrite")
@@ -662,7 +662,7 @@ def test_restore_shows_its_progress_on_a_terminal(two_nights: Callable[..., Path
     assert b"is in " in done.stdout
 
 
-def test_restore_of_sql_to_standard_output(buckets: Path) -> None:
+def test_sql_is_restored_to_standard_output(buckets: Path) -> None:
     done = command("restore", "-b", "oracle.plain", "--endpoint", f"file://{buckets}",
                    "MySQL/all", "--stdout")
     assert done.returncode == 0
@@ -677,14 +677,14 @@ def test_restore_of_sql_to_standard_output(buckets: Path) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_moment(text: str) -> None:
+def test_no_text_breaks_the_reader_of_moments(text: str) -> None:
     try:
         assert isinstance(s3napback.parse_when(text, s3napback.Moment.of(NIGHT)), float)
     except Failure as failure:
         assert failure.status == 2
 
 
-def test_a_moment_of_digits_alone() -> None:
+def test_a_moment_of_digits_alone_is_refused() -> None:
     """Found by fuzzing: dateutil raises decimal.InvalidOperation."""
     with pytest.raises(Failure, match="cannot read the moment"):
         s3napback.parse_when(f"\n{'2' * 20}:{'2' * 29}", s3napback.Moment.of(NIGHT))
@@ -693,7 +693,7 @@ def test_a_moment_of_digits_alone() -> None:
 @pytest.mark.parametrize(
     "text", ["44:444444444444444444444444444444", "1" * 3000, "2026-11-20 03:00 XYZ", "1.1e9999"]
 )
-def test_a_moment_that_is_none(text: str) -> None:
+def test_a_moment_of_thousands_of_digits_is_refused(text: str) -> None:
     with pytest.raises(Failure, match="cannot read the moment"):
         s3napback.parse_when(text, s3napback.Moment.of(NIGHT))
 
@@ -701,7 +701,7 @@ def test_a_moment_that_is_none(text: str) -> None:
 # ---- where nothing can be restored ----
 
 
-def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
+def test_a_tool_that_a_restore_needs_is_named(tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path)}
     with pytest.raises(Failure, match="no-such is not on PATH"):
         s3napback.run_filter(Stage(("no-such",)), [b"x"], bare).__enter__()
@@ -714,7 +714,7 @@ def test_tools_that_a_restore_needs(tmp_path: Path) -> None:
         os.environ["PATH"] = before
 
 
-def test_places_where_nothing_can_be_restored_to(site: Site, capsys: Capture) -> None:
+def test_a_place_where_nothing_can_be_restored_to_is_refused(site: Site, capsys: Capture) -> None:
     assert site.run() == 0
     words = ["restore", "-c", str(site.write()), str(site.data), "--to"]
     assert s3napback.main([*words, "/proc/new"]) == 1

@@ -22,7 +22,7 @@ import s3napback
 # ---- directories ----
 
 
-def test_awkward_names_and_excludes(site: Site) -> None:
+def test_awkward_names_are_stored_and_excludes_are_not(site: Site) -> None:
     awkward = site.folder / "a b; $(touch x) 'q' \"d\" *"
     awkward.mkdir()
     for name in ("keep", "drop.o", "*.o"):
@@ -49,7 +49,7 @@ def test_wildcards_and_home_as_the_shell_had_them(
     assert [f.rpartition("data/")[2] for f in files(site.content(name))] == ["sub1/", "sub2/"]
 
 
-def test_names_that_are_not_utf8(site: Site) -> None:
+def test_names_that_are_not_utf8_come_back(site: Site) -> None:
     raw = os.fsencode(str(site.folder)) + b"/J\xfcrgen"
     os.mkdir(raw)
     site.jobs = ""
@@ -101,7 +101,7 @@ def test_files_of_any_name_come_back(site: Site, gpg_home: Any, gpg: bool) -> No
 # The others cannot stand in a config, or are in test_backup.py.
 @pytest.mark.parametrize("name", ["command", "dash", "semicolon", "stars", "space", "backslash",
                                   "percent"])
-def test_directories_of_any_name(
+def test_directories_of_any_name_come_back(
     site: Site, name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(site.folder)
@@ -137,7 +137,7 @@ def test_directories_of_any_name(
 # ---- databases and repositories ----
 
 
-def test_mysql_and_postgresql(
+def test_dumps_of_mysql_and_postgresql_hold_their_rows(
     site: Site, mariadb: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -166,7 +166,9 @@ def test_mysql_and_postgresql(
     assert "Dump completed" not in gzip.decompress(site.content(f"MySQL/{sock}/shop-2")).decode()
 
 
-def test_subversion_full_diff_nothing_new(site: Site, svn_repo_factory: Any) -> None:
+def test_a_repository_is_dumped_whole_then_by_what_is_new(
+    site: Site, svn_repo_factory: Any
+) -> None:
     repo = svn_repo_factory(site.folder / "repo", 3)
     site.jobs = f"Subversion {repo}"
     assert site.run() == 0
@@ -181,7 +183,7 @@ def test_subversion_full_diff_nothing_new(site: Site, svn_repo_factory: Any) -> 
     ).read_text() == "5\n"
 
 
-def test_a_subversion_dir(
+def test_each_repository_of_a_subversion_dir_is_a_job(
     site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = site.folder / "svnroot"
@@ -205,7 +207,7 @@ def test_a_subversion_dir(
 
 
 @pytest.mark.parametrize("compressor", ["gzip", "pigz", '"zstd -3"', "cat", ""])
-def test_compressors(site: Site, compressor: str) -> None:
+def test_each_compressor_gives_what_its_decoder_reads(site: Site, compressor: str) -> None:
     if compressor:
         require_tool(compressor.strip('"').split()[0])
     site.settings["Compressor"] = compressor
@@ -220,7 +222,7 @@ def test_compressors(site: Site, compressor: str) -> None:
 
 @pytest.mark.parametrize("temp", [False, True])
 @pytest.mark.parametrize("where", ["folder", "S3"])
-def test_encrypted_with_and_without_a_temp_file(
+def test_what_is_encrypted_comes_back_with_and_without_a_temp_file(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch, temp: bool, where: str,
     request: pytest.FixtureRequest,
 ) -> None:

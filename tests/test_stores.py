@@ -92,7 +92,7 @@ def test_a_put_replaces_data_and_metadata(bucket: Store) -> None:
 
 
 @pytest.mark.parametrize("key", AWKWARD)
-def test_awkward_keys(bucket: Store, key: str) -> None:
+def test_awkward_keys_come_back_as_they_were(bucket: Store, key: str) -> None:
     bucket.put(key, key.encode(), {"n": "v"})
     assert fetched(bucket, key) == (key.encode(), {"n": "v"})
     assert bucket.head(key) == {"n": "v"}
@@ -154,7 +154,7 @@ def test_a_key_that_is_too_long_is_a_failure(bucket: Store) -> None:
         bucket.put("k" * 1025, b"", {})
 
 
-def test_buckets_of_the_account(store: Store, tmp_path: Path, request: Any) -> None:
+def test_the_buckets_of_the_account_are_listed(store: Store, tmp_path: Path, request: Any) -> None:
     store.create()
     endpoint = request.getfixturevalue("s3_server").endpoint if isinstance(
         store, s3napback.S3Store
@@ -254,7 +254,9 @@ def test_who_may_not_is_told_why(
         assert "wrong" not in repr(access) or "wrong" not in str(caught.value).split("(")[0]
 
 
-def test_storage_class_and_any_region(s3_store: Callable[..., Store], s3_server: Any) -> None:
+def test_a_storage_class_is_kept_in_any_region(
+    s3_store: Callable[..., Store], s3_server: Any
+) -> None:
     store = s3_store("there", region="eu-central-1", storage_class="STANDARD_IA")
     store.create()
     store.put("k", b"x", {})
@@ -319,7 +321,7 @@ def test_missing_credentials_are_a_sentence(
     [("", "no line key=…"), ("key=A\n", "no line secret=…"), ("key=\nsecret=b", "no line key=…"),
      ("#key=A\nsecret=b", "no line key=…")],
 )
-def test_key_files_that_lack_something(tmp_path: Path, text: str, message: str) -> None:
+def test_a_key_file_that_lacks_something_is_told(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "key.txt"
     path.write_text(text)
     with pytest.raises(Failure, match=message) as caught:
@@ -502,7 +504,7 @@ def test_a_file_that_may_not_be_read_hides_no_other(
 
 @pytest.mark.parametrize("words", [["list"], ["verify", "--deep"],
                                    ["restore", "/huge", "--to", "TO"]], ids=" ".join)
-def test_a_file_larger_than_memory(site: Site, words: list[str], capsys: Any) -> None:
+def test_a_file_larger_than_memory_is_refused(site: Site, words: list[str], capsys: Any) -> None:
     folder, place = bucket_of(site)
     with open(folder / "%2Fhuge-0-FULL%3A0000000000000", "wb") as file:
         file.truncate(10**13)  # bytes, none of them on the disk
@@ -515,7 +517,9 @@ def test_a_file_larger_than_memory(site: Site, words: list[str], capsys: Any) ->
     assert status == 0 or "more than a chunk can have" in said.out + said.err
 
 
-def test_a_full_bucket_disk(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_of_the_bucket_fails_the_job(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     with tmpfs(site.folder / "buckets", "size=64k"):
         (site.data / "big").write_bytes(os.urandom(500_000))
         assert site.run() == 1
@@ -527,7 +531,7 @@ def test_a_full_bucket_disk(site: Site, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @given(st.binary(max_size=200))
-def test_any_key_file(content: bytes) -> None:
+def test_no_key_file_breaks_the_reader(content: bytes) -> None:
     path = Path(f"/tmp/s3nb-key-{os.getpid()}")
     path.write_bytes(content)
     try:
@@ -572,7 +576,7 @@ def test_credentials_that_expire_are_fetched_anew(
     assert "ExpiredToken" in capsys.readouterr().err
 
 
-def test_a_role_of_the_aws_configuration(
+def test_a_role_of_the_aws_configuration_is_taken_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without S3Keyfile botocore finds the key, and may have to ask another service for it."""
@@ -615,7 +619,7 @@ def test_a_role_of_the_aws_configuration(
         ({"keyfile": None}, "cannot read S3Keyfile", 2),
     ],
 )
-def test_s3_says_no(
+def test_a_refusal_of_s3_comes_with_a_hint(
     s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str],
     change: dict[str, str | None], message: str, status: int,
 ) -> None:
@@ -647,7 +651,7 @@ def test_a_bucket_elsewhere_ends_at_once(
     assert "the bucket is in another region: set S3Region" in capsys.readouterr().err
 
 
-def test_a_server_that_speaks_no_tls(s3_server: Any) -> None:
+def test_a_server_that_speaks_no_tls_is_told(s3_server: Any) -> None:
     endpoint = s3_server.endpoint.replace("http:", "https:")
     store = s3napback.S3Store("bkt", Access(endpoint, "us-east-1", "key", "secret"))
     with pytest.raises(Failure, match="SSL") as failure:
@@ -655,12 +659,14 @@ def test_a_server_that_speaks_no_tls(s3_server: Any) -> None:
     assert not isinstance(failure.value, s3napback.TransientFailure)
 
 
-def test_a_bucket_of_no_possible_name() -> None:
+def test_a_bucket_of_no_possible_name_is_a_failure() -> None:
     with pytest.raises(Failure, match="Invalid bucket name"):
         s3napback.S3Store("no bucket!", NOWHERE).exists()
 
 
-def test_dates_of_another_kind(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dates_of_another_kind_are_understood(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = s3napback.S3Store("bkt", Access(s3_server.endpoint, None, "key", "secret"))
     for headers in ({}, {"date": "yesterday"}):
         answer = {"ResponseMetadata": {"HTTPHeaders": headers}}
@@ -733,7 +739,7 @@ def test_a_body_that_is_cut_off_is_a_transient_failure(
 
 
 @pytest.mark.parametrize("key", ["plain", "chunked"])
-def test_a_body_larger_than_its_room(objects: s3napback.S3Store, key: str) -> None:
+def test_a_body_larger_than_its_room_is_a_failure(objects: s3napback.S3Store, key: str) -> None:
     with pytest.raises(Failure, match=f"{key} is larger than listed"):
         objects.fetch(key, Buffer(2_999_999))
 

@@ -239,7 +239,7 @@ def test_a_partial_backup_that_will_not_go_is_told(caplog: pytest.LogCaptureFixt
     assert not stored(store).complete
 
 
-def test_memory_is_bounded() -> None:
+def test_an_upload_holds_no_more_chunks_than_it_may() -> None:
     store = Memory()
     held: list[int] = []
     waiting: list[str] = []
@@ -339,7 +339,7 @@ def test_a_chunk_that_changed_since_the_listing_is_refused() -> None:
         list(s3napback.download(archive, store, 2))
 
 
-def test_an_object_that_has_grown_since_the_listing(store: Store) -> None:
+def test_an_object_that_has_grown_since_the_listing_is_refused(store: Store) -> None:
     send(store, b"x" * 1500, size=1000)
     archive = stored(store)
     store.put("a:0000000000001", b"x" * 2000, {})
@@ -347,7 +347,7 @@ def test_an_object_that_has_grown_since_the_listing(store: Store) -> None:
         list(s3napback.download(archive, store, 2))
 
 
-def test_an_object_that_has_grown_on_s3(s3_server: Any) -> None:
+def test_an_object_that_has_grown_on_s3_is_refused(s3_server: Any) -> None:
     store = s3napback.S3Store(
         "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
     )
@@ -377,7 +377,7 @@ def test_the_end_that_tar_does_not_need_is_looked_at(tmp_path: Path) -> None:
 # ---- the source, the bucket and the requests ----
 
 
-def test_data_that_cannot_be_read() -> None:
+def test_data_that_cannot_be_read_are_a_failure() -> None:
     with pytest.raises(Failure, match="read the data to be stored"), open("/proc/self/mem", "rb",
                                                                           buffering=0) as file:
         s3napback.FileStream(file).readinto(memoryview(bytearray(10)))

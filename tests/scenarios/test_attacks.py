@@ -282,7 +282,7 @@ PAX: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("what", list(PAX))
-def test_what_a_pax_header_can_say(trap: Site, what: str, capsys: Any) -> None:
+def test_what_a_pax_header_says_leads_to_nowhere_else(trap: Site, what: str, capsys: Any) -> None:
     outside = trap.folder / "outside"
     said = {name: value.replace("OUT", str(outside)) for name, value in PAX[what].items()}
     records = b""
@@ -447,7 +447,7 @@ def test_a_bucket_full_of_lies(site: Site, words: list[str], capsys: Any) -> Non
         assert "where its last one counts 1000000000000" in seen.out
 
 
-def test_json_is_json(site: Site, capsys: Any) -> None:
+def test_names_and_lies_do_not_break_json(site: Site, capsys: Any) -> None:
     fill(site)
     place = site.bucket
     assert s3napback.main(["list", "--json", *place]) == 0

@@ -45,7 +45,7 @@ def make_world(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(0, len(SETTINGS), 3))
-def test_nights_with_faults(number: int, make_world: Make) -> None:
+def test_nights_with_faults_lose_nothing(number: int, make_world: Make) -> None:
     """Two nights at New Year, each with kills and faults at random, and all moments restored."""
     world = make_world(SETTINGS[number])
     assert live_a_month(world, nights=2, kills=2, faults=2, start=START) >= 3
@@ -54,7 +54,7 @@ def test_nights_with_faults(number: int, make_world: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
-def test_killed_at_every_step(safe: bool, make_world: Make) -> None:
+def test_a_kill_at_any_step_loses_nothing(safe: bool, make_world: Make) -> None:
     """SIGKILL before and after every request of a run that replaces archives: `World` checks that
     what was complete still is, with SafeReplace even in the slot that is being rewritten."""
     world = make_world(Setting("HanoiCycle", gpg=False, safe=safe, temp=False))

@@ -198,7 +198,9 @@ def tree(folder: Path) -> dict[str, tuple[float, str]]:
 
 
 @pytest.mark.parametrize("stage", EQUAL, indirect=True)
-def test_the_run_is_the_originals(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_in_test_mode_says_what_the_original_said(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = tree(stage.folder)
     status = stage.play()
     recorded = stage.run["perl"]
@@ -214,7 +216,7 @@ def test_the_run_is_the_originals(stage: Stage, capsys: pytest.CaptureFixture[st
     assert tree(stage.folder) == before  # test mode changes nothing at all
 
 
-def test_all_runs_are_looked_at() -> None:
+def test_every_recorded_run_is_looked_at() -> None:
     assert len(RUNS) == 49
     assert set(DIFFERENCES) < {run["name"] for run in RUNS}
 
@@ -231,7 +233,7 @@ def messages(stage: Stage, level: str) -> list[str]:
     ],
     indirect=["stage"],
 )
-def test_two_jobs_for_one_archive(stage: Stage, archive: str) -> None:
+def test_the_second_of_two_jobs_for_one_archive_is_an_error(stage: Stage, archive: str) -> None:
     assert stage.play() == 1
     (error,) = messages(stage, "ERROR")
     assert f"{archive} failed: " in error
@@ -244,7 +246,7 @@ def test_two_jobs_for_one_archive(stage: Stage, archive: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["a name twice"], indirect=True)
-def test_a_name_twice(stage: Stage) -> None:
+def test_each_line_of_a_name_is_a_job_of_its_own(stage: Stage) -> None:
     stage.play()
     names = [m for m in messages(stage, "INFO") if m.startswith("Directory /a -> ")]
     # The blocks in file order, each with its own Diffs, then the line with the main level's.
@@ -253,7 +255,7 @@ def test_a_name_twice(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("stage", ["blocks inside a cycle"], indirect=True)
-def test_blocks_inside_a_cycle(stage: Stage) -> None:
+def test_each_block_inside_a_cycle_is_a_job_of_its_own(stage: Stage) -> None:
     assert stage.play() == 0
     found = [m.rpartition(":")[2] for m in messages(stage, "INFO") if " -> dev." in m]
     assert found == ["/a-2-FULL", "/b-11-DIFF", "MySQL/m-2"]
@@ -262,7 +264,7 @@ def test_blocks_inside_a_cycle(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "stage", ["top-level directives share the top level's timing"], indirect=True
 )
-def test_lines_and_blocks_at_the_main_level(stage: Stage) -> None:
+def test_lines_and_blocks_work_side_by_side(stage: Stage) -> None:
     assert stage.play() == 0
     found = [m.rpartition(":")[2] for m in messages(stage, "INFO") if " -> dev." in m]
     assert found == ["/etc-2-FULL", "/var-2-FULL", "/srv-2-FULL", "MySQL/one-2", "PostgreSQL/two-2"]
@@ -278,7 +280,7 @@ def test_an_unknown_cycle_type_is_told(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("stage", ["a named config in /etc"], indirect=True)
-def test_a_name_that_is_found_nowhere(stage: Stage) -> None:
+def test_a_name_that_is_found_nowhere_is_an_error(stage: Stage) -> None:
     assert stage.play() == 2
     (error,) = messages(stage, "FATAL")
     assert "no config for missing" in error
@@ -317,7 +319,7 @@ def test_s3keyfile_may_be_left_out(stage: Stage) -> None:
     ],
     indirect=True,
 )
-def test_fatal_messages(stage: Stage) -> None:
+def test_a_fatal_message_comes_with_status_2(stage: Stage) -> None:
     assert stage.play() == 2
     wanted = stage.run["perl"]["stderr"][0].partition(" in pub ")[0]
     assert wanted in messages(stage, "FATAL")[-1]
@@ -382,7 +384,7 @@ def test_a_revision_file_of_the_perl_script_is_not_continued(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("stage", ["an unknown option"], indirect=True)
-def test_an_unknown_option(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert stage.play() == 2
     said = capsys.readouterr().err
     assert "Unknown option: x" in said

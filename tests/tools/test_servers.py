@@ -81,7 +81,7 @@ def test_a_key_has_at_most_1024_bytes(s3: Any) -> None:
         ({"key": "AKIANOBODY"}, "InvalidAccessKeyId"),
     ],
 )
-def test_strangers_are_refused(
+def test_requests_of_strangers_are_refused(
     s3: Any, s3_server: S3Server, credentials: dict[str, Any], code: str
 ) -> None:
     stranger = s3_server.client(**credentials)
@@ -92,7 +92,7 @@ def test_strangers_are_refused(
     assert keys(s3) == []
 
 
-def test_the_bucket_of_someone_else(s3_server: S3Server) -> None:
+def test_the_bucket_of_someone_else_is_denied(s3_server: S3Server) -> None:
     client, bucket = s3_server.client(), "denied-bucket"
     denied = (403, "AccessDenied")
     assert refusal(lambda: client.list_objects_v2(Bucket=bucket)) == denied
@@ -155,7 +155,7 @@ def test_slashes_are_not_merged(s3: Any) -> None:
     assert keys(s3) == variants
 
 
-def test_a_fault(s3: Any, s3_server: S3Server) -> None:
+def test_a_fault_is_answered_as_told(s3: Any, s3_server: S3Server) -> None:
     def fail(
         method: str, path: str, query: dict[str, str], body: bytes | None
     ) -> tuple[int, str, str] | None:
@@ -168,7 +168,7 @@ def test_a_fault(s3: Any, s3_server: S3Server) -> None:
     assert keys(s3) == ["1"]
 
 
-def test_a_dropped_connection(s3: Any, s3_server: S3Server) -> None:
+def test_a_connection_can_be_dropped(s3: Any, s3_server: S3Server) -> None:
     def fail(*_: object) -> None:
         raise ConnectionAbortedError
 
@@ -212,7 +212,7 @@ def test_a_missing_tool_skips_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         require_tool("no-such-tool")
 
 
-def test_gpg(gpg_home: GpgHome, golden: Path) -> None:
+def test_gpg_encrypts_for_its_key(gpg_home: GpgHome, golden: Path) -> None:
     secret = gpg_home.run("-a", "-r", gpg_home.recipient, "-e", stdin="text")
     assert gpg_home.run("-d", stdin=secret) == "text"
     gpg_home.import_golden()
@@ -227,7 +227,7 @@ def test_gpg(gpg_home: GpgHome, golden: Path) -> None:
     assert dump.stdout[:2] == b"\x1f\x8b"  # gzip
 
 
-def test_mariadb(mariadb: MariaDb) -> None:
+def test_mariadb_answers(mariadb: MariaDb) -> None:
     mariadb.run("CREATE DATABASE fixture; CREATE TABLE fixture.t (n INT)")
     mariadb.run("INSERT INTO fixture.t VALUES (1), (2)")
     assert mariadb.run("SELECT n, n * n FROM fixture.t ORDER BY n") == "1\t1\n2\t4\n"
@@ -235,14 +235,14 @@ def test_mariadb(mariadb: MariaDb) -> None:
     assert "VALUES\n(1),\n(2)" in dump
 
 
-def test_postgres(postgres: Postgres) -> None:
+def test_postgres_answers(postgres: Postgres) -> None:
     postgres.run("postgres", "CREATE DATABASE fixture")
     postgres.run("fixture", "CREATE TABLE t AS SELECT generate_series(1, 2) AS n")
     assert postgres.run("fixture", "SELECT n, n * n FROM t ORDER BY n") == "1|1\n2|4\n"
     assert "COPY public.t (n)" in run([require_tool("pg_dump"), "fixture"], env=postgres.env)
 
 
-def test_svn(svn_repo_factory: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_svn_commits(svn_repo_factory: Callable[[Path, int], Path], tmp_path: Path) -> None:
     repo = svn_repo_factory(tmp_path / "my repo", 2)
     svn_repo_factory(repo, 1)
     assert run([require_tool("svnlook"), "youngest", str(repo)]) == "3\n"

@@ -72,7 +72,7 @@ def call(
 @pytest.mark.parametrize(
     ("line", "status", "said"), SURROUNDINGS.values(), ids=[*SURROUNDINGS]
 )
-def test_broken_surroundings(
+def test_what_is_broken_around_a_run_is_one_sentence(
     line: str, status: int, said: str, site: Site, script: str
 ) -> None:
     (site.data / "żółć").write_text("outside ASCII")
@@ -86,7 +86,9 @@ def test_broken_surroundings(
 
 
 @pytest.mark.parametrize("words", ["", "check", "list", "verify --deep"])
-def test_no_folder_for_temporary_files(words: str, site: Site, script: str) -> None:
+def test_without_a_folder_for_temporary_files_it_says_so(
+    words: str, site: Site, script: str
+) -> None:
     if os.geteuid():
         leave_out("mounting needs root")
     require_tool("unshare")
@@ -124,7 +126,7 @@ RIGHTS = {
 
 
 @pytest.mark.parametrize("what", [*RIGHTS])
-def test_rights_that_an_ordinary_user_lacks(what: str, site: Site, script: str) -> None:
+def test_rights_that_an_ordinary_user_lacks_are_told(what: str, site: Site, script: str) -> None:
     change, status, status_of_list, said = RIGHTS[what]
     site.jobs = f"<Directory {site.data}>\nUseTempFile On\n</Directory>"
     (site.folder / "log").mkdir()

@@ -49,7 +49,7 @@ def test_options_that_must_be_first_are_first(
     assert f"mysqldump {option.format(options)} --opt --socket" in capsys.readouterr().err
 
 
-def test_no_defaults_too(site: Site, mariadb: MariaDb) -> None:
+def test_no_defaults_stays_first(site: Site, mariadb: MariaDb) -> None:
     site.jobs = job(f"{mariadb.socket}:mysql", "--user=root --no-defaults --no-data")
     assert site.run() == 0
 

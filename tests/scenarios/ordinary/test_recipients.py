@@ -82,7 +82,7 @@ def test_every_recipient_is_checked(
     assert levels == ["error", "ok"]
 
 
-def test_a_comment_behind_a_recipient_is_none(
+def test_a_comment_behind_a_recipient_is_no_recipient(
     site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.settings["GpgRecipient"] = f"{KEYS[0]} # the admin"
@@ -90,7 +90,7 @@ def test_a_comment_behind_a_recipient_is_none(
     assert "GpgRecipient: the list of names ends at #" in capsys.readouterr().err
 
 
-def test_a_key_without_a_subkey_for_encryption(
+def test_a_key_without_a_subkey_for_encryption_is_refused(
     site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.settings["GpgRecipient"] = f"{KEYS[0]} sign@example.com"
@@ -100,7 +100,7 @@ def test_a_key_without_a_subkey_for_encryption(
     assert f"--quick-add-key {fingerprint(keys, 'sign@example.com')}" in said
 
 
-def test_a_subkey_that_has_expired(
+def test_a_subkey_that_has_expired_is_refused(
     site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     who = "past@example.com"

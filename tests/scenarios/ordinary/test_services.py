@@ -150,7 +150,7 @@ def test_what_is_mixed_says_so(bucket: Store) -> None:
 
 
 @pytest.mark.parametrize("safe", ["", "On"])
-def test_a_listing_that_lags(
+def test_a_listing_that_lags_is_waited_for(
     s3_site: Site, s3_server: Any, safe: str
 ) -> None:
     """It is asked again; nothing new is thrown away, and what is stored can be restored."""
@@ -169,7 +169,7 @@ def test_a_listing_that_lags(
     assert archive.made > NIGHT.timestamp()
 
 
-def test_a_listing_that_never_shows_it(
+def test_an_upload_that_is_never_listed_is_a_failure(
     s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert s3_site.run() == 0
@@ -197,7 +197,7 @@ def test_staged_chunks_that_are_half_listed_are_kept(bucket: Store) -> None:
     assert downloaded(archive, bucket, 2) == data
 
 
-def test_a_service_that_strips_the_leading_slash(
+def test_a_service_that_strips_the_leading_slash_stores_nothing_unseen(
     s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3_server.strips_slash = True
@@ -206,7 +206,7 @@ def test_a_service_that_strips_the_leading_slash(
 
 
 @pytest.mark.parametrize("command", [(), ("list",), ("check",)])
-def test_an_endpoint_that_holds_the_buckets_name(
+def test_an_endpoint_that_holds_the_buckets_name_is_told(
     s3_site: Site, s3_server: Any, service: s3napback.S3Store, command: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -221,7 +221,7 @@ def test_an_endpoint_that_holds_the_buckets_name(
     b"", b"<html><body>hello</body></html>", b"<p>hello<br>", b"{}",
     b"<?xml version='1.0'?><ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>",
 ])
-def test_an_answer_that_is_no_listing(
+def test_an_answer_that_is_no_listing_is_refused(
     s3_site: Site, s3_server: Any, service: s3napback.S3Store, body: bytes,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -240,7 +240,9 @@ def test_an_answer_that_is_no_listing(
 
 
 @pytest.mark.parametrize("safe", ["", "On"])
-def test_names_of_metadata_in_capitals(s3_site: Site, s3_server: Any, safe: str) -> None:
+def test_names_of_metadata_may_come_back_in_capitals(
+    s3_site: Site, s3_server: Any, safe: str
+) -> None:
     s3_server.capitals = True
     s3_site.settings["SafeReplace"] = safe
     s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 1\nFulls 1\n</Directory>"
@@ -254,7 +256,7 @@ def test_names_of_metadata_in_capitals(s3_site: Site, s3_server: Any, safe: str)
     assert s3_site.run("verify", "--deep") == 0
 
 
-def test_safe_replace_where_no_metadata_is_kept(
+def test_safe_replace_is_refused_where_no_metadata_is_kept(
     s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is refused before anything old goes; `check` says it beforehand."""
@@ -457,7 +459,7 @@ def test_tls_that_no_further_try_can_mend_is_final(
     assert server.connections == 1
 
 
-def test_a_host_name_that_does_not_exist(
+def test_a_host_name_that_does_not_exist_is_told(
     site: Site, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """It is said at once, with the name, and tried again: name servers come back."""
@@ -477,7 +479,7 @@ def test_a_host_name_that_does_not_exist(
 @pytest.mark.parametrize("refusal", [
     (501, "NotImplemented"), (405, "MethodNotAllowed"), (400, "MalformedXML"), (400, "Unknown"),
 ])
-def test_a_service_without_delete_objects(
+def test_where_delete_objects_is_missing_each_is_deleted_alone(
     service: s3napback.S3Store, s3_server: Any, refusal: tuple[int, str]
 ) -> None:
     def fault(method: str, _: str, query: dict[str, str], __: bytes | None) -> Any:
@@ -493,7 +495,9 @@ def test_a_service_without_delete_objects(
     assert sum(method == "POST" for method, _ in s3_server.requests) == 1
 
 
-def test_a_key_without_the_right_to_delete(service: s3napback.S3Store, s3_server: Any) -> None:
+def test_a_key_without_the_right_to_delete_is_told(
+    service: s3napback.S3Store, s3_server: Any
+) -> None:
     s3_server.fail = lambda method, path, query, body: (
         (403, "AccessDenied", "no") if method == "DELETE" or "delete" in query else None
     )
@@ -547,7 +551,7 @@ def test_a_storage_class_that_is_unknown_costs_no_old_archive(
     ((400, "TooManyBuckets", ""), "set Bucket to another"),
     ((409, "BucketAlreadyExists", ""), "set Bucket to another"),
 ])
-def test_a_bucket_that_cannot_be_made(
+def test_a_bucket_that_cannot_be_made_is_told(
     s3_site: Site, s3_server: Any, answer: tuple[int, str, str], hint: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

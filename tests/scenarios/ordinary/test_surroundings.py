@@ -65,7 +65,9 @@ def test_names_are_utf8_whatever_the_locale(quiet: Site) -> None:
      ({"PYTHONWARNINGS": "error"}, ""), ({"PYTHONIOENCODING": "ascii", "TAR_OPTIONS": "-v"}, "")],
     ids=str,
 )
-def test_an_odd_environment(env: dict[str, str], redirect: str, quiet: Site) -> None:
+def test_an_odd_environment_changes_nothing(
+    env: dict[str, str], redirect: str, quiet: Site
+) -> None:
     conf, back = str(quiet.write()), quiet.folder / "back"
     done = call("-c", conf, env=env, redirect=redirect)
     assert done.returncode == 0, done.stderr

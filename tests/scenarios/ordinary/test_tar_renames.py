@@ -130,7 +130,7 @@ def test_a_directory_that_moved_comes_back_and_so_does_every_later_night(
     life.check()
 
 
-def test_an_inode_number_that_is_used_again(site: Site) -> None:
+def test_an_inode_number_that_is_used_again_is_no_rename(site: Site) -> None:
     """As after `rm -r d; rm x; mkdir x` on ext4: told to the program by its own diff file."""
     life = Life(site)
     data = tree(site)
@@ -173,7 +173,7 @@ def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["{data}/", "{data}//", "/{data}", "{relative}", "{data}/[a-z]*"])
-def test_however_the_name_is_written(site: Site, name: str) -> None:
+def test_renames_come_back_however_the_name_is_written(site: Site, name: str) -> None:
     data = tree(site)
     (data / "v1/file").touch()  # else `old` is empty where it was not, which is an error
     name = name.format(data=data, relative=str(data)[1:])
@@ -189,7 +189,7 @@ def test_however_the_name_is_written(site: Site, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nights_of_random_moves(site: Site, seed: int) -> None:
+def test_nights_of_random_moves_come_back(site: Site, seed: int) -> None:
     chance = random.Random(seed)
     life = Life(site)
     counter = iter(range(10**6))

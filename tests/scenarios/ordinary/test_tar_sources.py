@@ -277,7 +277,7 @@ def test_a_directory_under_two_names_comes_back_whole_under_both(
     assert not any(m.endswith("file") for m in members(site, last[0]))  # unchanged, so not stored
 
 
-def test_one_of_several_names_mounted_at_another(site: Site, bind: Bind) -> None:
+def test_a_name_mounted_at_another_comes_back_under_both(site: Site, bind: Bind) -> None:
     one, two = site.data / "one", site.data / "two"
     for path in (one / "sub", two):
         path.mkdir(parents=True)

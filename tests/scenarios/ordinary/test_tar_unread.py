@@ -73,7 +73,7 @@ def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
 
 
 @pytest.mark.slow
-def test_more_messages_than_are_kept(nobodys: Site) -> None:
+def test_what_more_messages_than_are_kept_tell_of_is_stored_again(nobodys: Site) -> None:
     site = nobodys
     for n in range(20_010):
         handle = os.open(site.data / f"f{n}", os.O_CREAT | os.O_WRONLY, 0o600)

@@ -349,7 +349,7 @@ def machine(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", VARIATIONS, indirect=True, ids=lambda v: v.title)
-def test_a_small_life(machine: Machine, svn_repo_factory: Any) -> None:
+def test_a_small_life_comes_back_on_every_machine(machine: Machine, svn_repo_factory: Any) -> None:
     v, data = machine.variation, machine.data
     nights: list[Inventory] = []
     wild = "*" in v.name
@@ -417,7 +417,9 @@ def test_a_small_life(machine: Machine, svn_repo_factory: Any) -> None:
 
 
 @pytest.mark.slow
-def test_runs_that_cross_midnight(short_folder: Callable[[str], Path]) -> None:
+def test_runs_that_cross_midnight_store_everything_each_night(
+    short_folder: Callable[[str], Path]
+) -> None:
     """Three nights, each begun two seconds before midnight by the script itself: nothing is taken
     for done, whatever the clock says when its turn comes."""
     faketime = [require_tool("faketime"), "-f"]
