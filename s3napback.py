@@ -8134,6 +8134,7 @@ class _LogFile(
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         self.reopenIfNeeded()  # another run, or logrotate, has moved it
+        self.stream = self.stream or self._open()  # its folder was away, and is back
         file = os.stat(self.baseFilename)
         periods = {datetime.fromtimestamp(at, self._zone).strftime(self._periods)
                    for at in (file.st_mtime, record.created)}

@@ -294,6 +294,24 @@ def test_a_rotating_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("kind", [ROTATE, "Log::Log4perl::Appender::File"])
+def test_a_log_whose_folder_comes_back_goes_on(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    opened("log4perl.rootLogger = INFO, F\n" + appender("F", kind, filename=f"{folder}/x.log"))
+    log.info("before")
+    folder.rename(tmp_path / "away")
+    log.info("lost")
+    log.info("lost, too")
+    folder.mkdir()
+    log.info("behind")
+    log.info("and on")
+    assert len((folder / "x.log").read_text().splitlines()) == 2
+    assert capsys.readouterr().err.count("cannot write to the log F") == 1
+
+
 def test_two_runs_rotate_one_log(tmp_path: Path) -> None:
     """Each goes on in the new file when the other one has rotated, and does not rotate again."""
     file = tmp_path / "x.log"
