@@ -5525,8 +5525,7 @@ def _with_todays(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject
         else:
             seen = replace(seen, foreign_host=host)
     if ref := plan.todays:
-        is_same = ref.archive == plan.archive
-        stored = ref.find(seen.existing_chunks if is_same else chunks(ref.archive), head)
+        stored = ref.find(chunks(ref.archive), head)
         if stored and stored.made_on(now) == today:
             seen = replace(seen, done=stored.name, is_repeated=True)
     return seen
@@ -5661,12 +5660,11 @@ def source_of(run: Run, plan: Plan) -> Stage:
 
 def store_archive(run: Run, seen: Seen) -> Outcome:
     """Makes the archive, stores it, and brings DiffDir up to date. Raises Failure."""
-    plan, options = seen.plan, run.options
+    plan, settings, options = seen.plan, run.settings, run.options
     _announce(run, seen)
     size_before = size_of_full_before(run, seen) if plan.mode == FULL else 0
-    boot, before, warnings = boot_clock(), "", list[str]()
+    boot, before, warnings, draft = boot_clock(), "", list[str](), None
     with contextlib.ExitStack() as stack:
-        draft = None
         if plan.kind not in DUMPS:
             draft = stack.enter_context(run.state.draft(plan.name, empty=plan.self_contained))
         if draft and plan.kind == DIRECTORY:
@@ -5674,22 +5672,19 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
         else:
             source = source_of(run, plan)
         began = Moment(options.clock()).utc_text()
-
-        def finish(messages: Sequence[str]) -> dict[str, str]:
-            """What the last chunk says of it. Brings the draft up to date."""
-            warnings.extend(messages)
-            marks = {"made": began, "status": "warnings" if warnings else "ok",
-                     "day": str(run.today), "host": options.host, "kind": plan.kind}
-            if run.settings.prefix:
-                marks["prefix"] = urllib.parse.quote(run.settings.prefix)
-            if draft and plan.kind == DIRECTORY:
-                marks["state"] = f"{before}:{draft.finish(messages)}"
-            elif draft:
-                marks["state"] = "{}:{}".format(*plan.revisions)
-                draft.write(f"{plan.youngest}\n")
-            return marks
-
-        stored, marks = _send(run, seen, source, finish)
+        progress = stack.enter_context(options.progress(plan.archive))
+        pipeline, stream = stack.enter_context(_running(run, plan, source))
+        state = "" if stream is pipeline else _finish_draft(plan, draft, before, pipeline)
+        upload = stack.enter_context(Upload(
+            run.store, plan.archive, seen.existing_chunks,
+            chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
+            safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
+        ))
+        for chunk in upload.chunks(stream):
+            upload.put(chunk)
+        state = state or _finish_draft(plan, draft, before, pipeline)
+        warnings += pipeline.finish()
+        stored = upload.commit(_marks(run, plan, began, state, warnings))
         if draft:
             # Before: the archive is there, DiffDir still describes the one before it, and the next
             # DIFF repeats this one's changes. After: the next DIFF continues this one.
@@ -5697,8 +5692,8 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
                 revision_identity(plan.name, plan.youngest, options.env)
             )
             run.state.commit(plan.name, Sidecar(
-                marks["state"].partition(":")[2], run.place, (*seen.chain, stored.ref),
-                plan.job.excludes, identity, boot,
+                state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.excludes,
+                identity, boot,
             ))
             draft.commit()
     if stored.size * 10 < size_before:
@@ -5707,12 +5702,11 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
     return _account(run, seen, stored, warnings)
 
 
-def _send(
-    run: Run, seen: Seen, source: Stage, finish: Callable[[Sequence[str]], dict[str, str]]
-) -> tuple[UploadResult, dict[str, str]]:
-    """Compresses, encrypts and stores what a source writes; with UseTempFile, all of it is there
-    before. finish: the archive's marks, by the warnings of those that made it."""
-    plan, settings, env = seen.plan, run.settings, run.options.env
+@contextlib.contextmanager
+def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, Stream]]:
+    """What compresses and encrypts a source; and what is to be stored: what it writes, or with
+    UseTempFile the file in which all of that is."""
+    settings, env = run.settings, run.options.env
     compressor = shlex.split(settings.compressor or "") or [
         find_tool(CODECS[0].commands, env) or "gzip"
     ]
@@ -5720,34 +5714,49 @@ def _send(
     if settings.gpg_recipients:
         stages.append(gpg_stage(settings.gpg_recipients, settings.gpg_keyring))
     plan.log.debug("%s", " | ".join(map(str, stages)))
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(run.options.progress(plan.archive))
-        file: IO[bytes] | None = None
-        if plan.job.use_temp_file:
-            # It has no name: no one else can open it, and whatever ends this run, nothing is left.
-            with os_failures("write in TempDir"):
-                file = tempfile.TemporaryFile(buffering=0, dir=settings.temp_dir)  # noqa: SIM115
-            stack.enter_context(file)
-            plan.log.info("Using temp file in %s to buffer before streaming...", settings.temp_dir)
-        with signals_held():  # else one could come before the stack knows what it has to end
-            pipeline = stack.enter_context(Pipeline(stages, env, output=file))
-        stream: Stream = pipeline
-        if file:
-            marks = finish(pipeline.finish())
+    if not plan.job.use_temp_file:
+        watch = _patience(plan) if plan.kind in DUMPS else lambda seconds: None
+        with Pipeline(stages, env) as pipeline, run.store.retries.watched(watch):
+            yield pipeline, pipeline
+        return
+    with os_failures("write in TempDir"):
+        # It has no name: no one else can open it, and whatever ends this run, nothing is left.
+        file = tempfile.TemporaryFile(buffering=0, dir=settings.temp_dir)  # noqa: SIM115
+    with file:
+        plan.log.info("Using temp file in %s to buffer before streaming...", settings.temp_dir)
+        with Pipeline(stages, env, output=file) as pipeline:
+            pipeline.finish()
             file.seek(0)
-            stream = FileStream(file)
-        elif plan.kind in DUMPS:
-            stack.enter_context(run.store.retries.watched(_patience(plan)))
-        upload = stack.enter_context(Upload(
-            run.store, plan.archive, seen.existing_chunks,
-            chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
-            safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
-        ))
-        for chunk in upload.chunks(stream):
-            upload.put(chunk)
-        if not file:
-            marks = finish(pipeline.finish())
-        return upload.commit({META + name: text for name, text in marks.items()}), marks
+            yield pipeline, FileStream(file)
+
+
+def _finish_draft(plan: Plan, draft: Draft | None, before: str, pipeline: Pipeline) -> str:
+    """Waits for the pipeline, and brings the draft up to date: the archive's `s3napback-state`.
+
+    before: the state that the draft had. Raises Failure where the stream is not to be trusted, or
+    the next backup could not continue it.
+    """
+    messages = pipeline.finish()
+    if draft and plan.kind == DIRECTORY:
+        return f"{before}:{draft.finish(messages)}"
+    if draft:
+        draft.write(f"{plan.youngest}\n")
+    return "{}:{}".format(*plan.revisions) if draft else ""
+
+
+def _marks(
+    run: Run, plan: Plan, began: str, state: str, warnings: Sequence[str]
+) -> dict[str, str]:
+    """What the last chunk of an archive says of it."""
+    marks = {
+        "made": began, "status": "warnings" if warnings else "ok", "day": run.today.isoformat(),
+        "host": run.options.host, "kind": plan.kind,
+    }
+    if state:
+        marks["state"] = state
+    if run.settings.prefix:
+        marks["prefix"] = urllib.parse.quote(run.settings.prefix)
+    return {META + name: text for name, text in marks.items()}
 
 
 def _announce(run: Run, seen: Seen) -> None:
