@@ -1554,7 +1554,9 @@ def tar_stage(
         # A file that is given by name is stored only when it has changed.
         asked = base64.b64encode(b"\0".join(map(os.fsencode, names))).decode()
         if len(asked) < _MAX_WORD:
-            words.append(f"--pax-option=comment={ASKED_FOR}{asked}")
+            # Without the time of day, so that the same content is the same bytes.
+            dateless = "globexthdr.mtime={2000-01-01}"
+            words.append(f"--pax-option={dateless},comment={ASKED_FOR}{asked}")
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
