@@ -6425,7 +6425,11 @@ class Layer:
     def __init__(self, paths: Sequence[str], extra: set[str], dumpdirs: IO[bytes] | None) -> None:
         """paths: what is wanted, () for all; extra: further members, to which hard links lead;
         dumpdirs: an unnamed file for them, None for the first archive, of which none is needed."""
-        self.paths, self._extra, self._dumpdirs = paths, extra, dumpdirs
+        self.paths, self._dumpdirs = paths, dumpdirs
+        self._wanted, self._folders = {*paths, *extra}, tuple(f"{path}/" for path in paths)
+        self._above = {""}  # the folders that have one of the paths in them
+        for path in paths:
+            self._above.update(itertools.accumulate(path.split("/")[:-1], "{}/{}".format))
         self._places: dict[str, tuple[int, int]] = {}  # directory → its dumpdir in the file
         self._untold, self._awaited = set(paths), set[str]()
         self._last: str | None = None  # a directory that is one of `tops`, or below one
@@ -6446,8 +6450,7 @@ class Layer:
 
     def wants(self, path: str) -> bool:
         """Whether a member is to be unpacked."""
-        return (not self.paths or path in self._extra
-                or any(is_below(path, wanted) for wanted in self.paths))
+        return not self.paths or path in self._wanted or path.startswith(self._folders)
 
     def note(self, path: str, dumpdir: bytes | None, *, folder: bool, link: str | None) -> bool:
         """Takes down a member; whether it is wanted. link: where a hard link leads."""
@@ -6457,7 +6460,9 @@ class Layer:
         elif not folder:
             self._last = above  # the next one is most likely in the same directory
         wanted = self.wants(path)
-        below = [p for p in self.paths if p != path and is_below(p, path)]
+        below: list[str] = []
+        if path in self._above:
+            below = [p for p in self.paths if p != path and is_below(p, path)]
         if not folder:
             self._awaited.discard(path)
             self.gone.update(below)
@@ -6524,15 +6529,16 @@ def tar_number(text: bytes) -> int:
 def is_tar_header(block: bytes) -> bool:
     """Whether a block is the header of a member: the sum of its bytes tells, its own field blank.
 
-    The lower half of Adler-32 is one more than that sum, modulo 65521 (RFC 1950), and takes a
-    twentieth of the time of `sum`, which was a third of all that is done here for a member.
+    The lower half of Adler-32 is one more than the sum of all, modulo 65521 (RFC 1950), and takes a
+    twentieth of the time of `sum`.
     """
+    own = block[148:156]
     try:
-        told = tar_number(block[148:156])
+        told = int(own.strip(b" \0") or b"0", 8)
     except ValueError:
         return False
-    seen = zlib.adler32(block[:148] + b" " * 8 + block[156:]) & 0xFFFF
-    return len(block) == _TAR_BLOCK and seen == (told + 1) % 65521
+    seen = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(own) & 0xFFFF) + 8 * ord(" ")
+    return len(block) == _TAR_BLOCK and (seen - told) % 65521 == 0
 
 
 def pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -6551,6 +6557,8 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
 
 def member_path(name: bytes) -> str | None:
     """A member's name as a path below the folder; None where `..` leads out of it."""
+    if name[:1] not in b"./" and b"/." not in name and b"//" not in name:  # most, and faster
+        return os.fsdecode(name.rstrip(b"/"))
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     return None if b".." in parts else os.fsdecode(b"/".join(parts))
 
@@ -6558,34 +6566,34 @@ def member_path(name: bytes) -> str | None:
 class TarStream:
     """An archive's content on its way to tar: the members that are wanted, as they are.
 
-    layer: takes down what each member tells; once that has all that is wanted, the stream ends.
+    layer: takes down what each member tells; once all that is wanted has come, the stream ends.
     From a block on that should be a header and is none (the end, or damage) everything is handed
-    on: what is wrong with it, tar says.
+    on: what is wrong with it, tar says. Of a million members a microsecond each is felt.
     """
 
     def __init__(self, blocks: Iterable[Piece], layer: Layer) -> None:
         self._blocks, self._layer = iter(blocks), layer
-        self._rest = memoryview(b"")
-        self._headers = bytearray()
+        self._block, self._at = b"", 0
+        self._headers: list[bytes] = []
 
     def __iter__(self) -> Iterator[Piece]:
         out = bytearray()  # tar is not to be written to for each header
         while not self._layer.is_plain and (member := self._member()) is not None:
             size, wanted = member
             if wanted:
-                out += self._headers
+                out += b"".join(self._headers)
+            self._headers.clear()
             for piece in self._pieces(-(-size // _TAR_BLOCK) * _TAR_BLOCK):
                 if wanted:
                     out += piece
                 if len(out) >= _BLOCK:
                     yield memoryview(out)
                     out = bytearray()
-            self._headers.clear()
             if self._layer.is_done:
                 yield bytes(out) + bytes(2 * _TAR_BLOCK)  # the end of an archive (tar(5))
                 return
-        yield bytes(out + self._headers)
-        yield self._rest
+        yield bytes(out) + b"".join(self._headers)
+        yield self._block[self._at :]
         yield from self._blocks
 
     def _member(self) -> tuple[int, bool] | None:
@@ -6598,7 +6606,6 @@ class TarStream:
         more = kind == b"S" and header[482]  # GNU's old map of holes goes on in blocks of its own
         while more:
             block = self._take(_TAR_BLOCK)
-            self._headers += block
             more = len(block) == _TAR_BLOCK and block[504]
         if kind in (b"V", b"M"):  # a label, a part of another volume
             return size, True
@@ -6607,34 +6614,28 @@ class TarStream:
         elif fields.get(b"size", b"").isdigit():
             size = int(fields[b"size"])
         name = header[:100].partition(b"\0")[0]
-        if header[257:263] == b"ustar\0" and header[345]:
+        if header[345] and header[257:263] == b"ustar\0":
             name = header[345:500].partition(b"\0")[0] + b"/" + name
         name = fields.get(b"GNU.sparse.name", fields.get(b"path", name))
         path = member_path(name)
         if path is None:
             return size, not self._layer.paths  # tar knows how to deal with ".."
-        link = fields.get(b"linkpath", header[157:257].partition(b"\0")[0])
-        return size, self._layer.note(
-            path, fields.get(b"GNU.dumpdir"), folder=kind in (b"5", b"D") or name.endswith(b"/"),
-            link=member_path(link) if kind == b"1" else None,
-        )
+        link = None
+        if kind == b"1":
+            link = member_path(fields.get(b"linkpath", header[157:257].partition(b"\0")[0]))
+        folder = kind in (b"5", b"D") or name.endswith(b"/")
+        return size, self._layer.note(path, fields.get(b"GNU.dumpdir"), folder=folder, link=link)
 
     def _header(self) -> tuple[bytes, int, dict[bytes, bytes]] | None:
         """(header, bytes of data, what extended headers say) of the next member; None: no more."""
         fields: dict[bytes, bytes] = {}
-        while True:
-            header = self._take(_TAR_BLOCK)
-            self._headers += header
-            if not is_tar_header(header):
-                return None
+        while is_tar_header(header := self._take(_TAR_BLOCK)):
             kind, size = header[156:157], tar_number(header[124:136])
             if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
                 return header, size, fields
             if size > _MAX_TAR_HEADER:
                 raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
-            data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)
-            self._headers += data
-            data = data[:size]
+            data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)[:size]
             if kind == b"D":
                 return header, 0, {**fields, b"GNU.dumpdir": data}
             if kind in (b"L", b"K"):
@@ -6643,22 +6644,32 @@ class TarStream:
                 self._layer.note_names(pax_records(data).get(b"comment", b""))
             elif _PAX_OF_INTEREST.search(data):
                 fields.update(pax_records(data))
+        return None
 
     def _take(self, size: int) -> bytes:
-        """So many bytes, fewer at the end of the stream."""
-        if size <= len(self._rest):  # nearly always, and fast
-            piece, self._rest = self._rest[:size], self._rest[size:]
-            return bytes(piece)
-        return b"".join(map(bytes, self._pieces(size)))  # a block's memory is used again
+        """So many bytes of headers, fewer at the end of the stream."""
+        taken = b"".join(self._pieces(size))
+        self._headers.append(taken)
+        return taken
 
-    def _pieces(self, size: int) -> Iterator[memoryview]:
+    def _pieces(self, size: int) -> Iterable[bytes]:
+        """So many bytes; nearly always they are in the block that is at hand."""
+        end = self._at + size
+        if end > len(self._block):
+            return self._pieces_of_more(size)
+        piece = self._block[self._at : end]
+        self._at = end
+        return (piece,)
+
+    def _pieces_of_more(self, size: int) -> Iterator[bytes]:
         while size > 0:
-            if not self._rest:
-                self._rest = memoryview(next(self._blocks, b""))
-                if not self._rest:
+            if self._at == len(self._block):
+                # Its memory is used again for the next one.
+                self._block, self._at = bytes(next(self._blocks, b"")), 0
+                if not self._block:
                     return
-            piece = self._rest[:size]
-            self._rest = self._rest[len(piece) :]
+            piece = self._block[self._at : self._at + size]
+            self._at += len(piece)
             size -= len(piece)
             yield piece
 
