@@ -83,6 +83,36 @@ def three_nights(site: Site, *changes: Any) -> None:
         assert site.run("-f", now=NIGHT.replace(day=21 + night)) == 0
 
 
+# ---- a part of an archive is restored by what is needed of it ----
+
+
+@pytest.mark.parametrize("wanted", ["a/one", "a", "b/link"])
+def test_what_follows_the_wanted_paths_in_an_archive_is_not_read(
+    site: Site, wanted: str, capsys: Any
+) -> None:
+    """The dumpdirs at an archive's start tell what is to come, so the end of it may be damaged:
+    what lies further away than pipes and chunks that are fetched ahead."""
+    for folder in ("a/inner", "b", "z"):
+        (site.data / folder).mkdir(parents=True)
+    for name in ("a/one", "a/inner/two"):
+        (site.data / name).write_text(name)
+    os.link(site.data / "a" / "one", site.data / "b" / "link")
+    (site.data / "z" / "big").write_bytes(os.urandom(10_000_000))
+    site.settings["ChunkSize"] = "100000"
+    three_nights(site, lambda: (site.data / "z" / "big").write_bytes(os.urandom(10_000_000)))
+    for night in ("16", "17"):
+        last = max((site.folder / "buckets" / "bkt").glob(f"*-{night}-DIFF*"))
+        info = last.stat()
+        last.write_bytes(b"x" * info.st_size)
+        os.utime(last, ns=(info.st_atime_ns, info.st_mtime_ns))
+    back = site.folder / "back"
+    assert restore(site, str(site.data), back, f"{site.data}/{wanted}") == 0
+    source, place = site.data / wanted, Path(f"{back}{site.data}") / wanted
+    subprocess.run(["diff", "-r", source, place], check=True)
+    assert restore(site, str(site.data), site.folder / "all") == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
 # ---- what is gone stays gone ----
 
 
