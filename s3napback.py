@@ -6044,22 +6044,14 @@ class Recovery:
     progress: Callable[[int], None] = lambda size: None
 
     @contextlib.contextmanager
-    def stored(self, archive: Archive) -> Iterator[Iterator[Piece]]:
-        """The bytes of an archive within the block. Leaving it ends the download."""
-        with contextlib.closing(
-            download(archive, self.store, self.parallel, self.progress, self.temp_dir)
-        ) as blocks:
-            yield blocks
-
-    @contextlib.contextmanager
     def content(self, one: CatalogEntry) -> Iterator[Iterator[Piece]]:
-        """What was backed up, within the block."""
-        with self.stored(one.archive) as stored:
-            if one.kind == STREAM:
-                yield stored
-                return
-            with decoded(stored, self.env, self.gpg) as blocks:
-                yield blocks
+        """What was backed up, within the block; leaving that ends the download."""
+        with contextlib.ExitStack() as stack:
+            blocks: Iterator[Piece] = stack.enter_context(contextlib.closing(
+                download(one.archive, self.store, self.parallel, self.progress, self.temp_dir)))
+            if one.kind != STREAM:
+                blocks = stack.enter_context(decoded(blocks, self.env, self.gpg))
+            yield blocks
 
 
 @contextlib.contextmanager
@@ -6162,17 +6154,18 @@ def parse_when(text: str, moment: Moment) -> float:
     except ImportError as error:
         raise missing_library(error) from error
     words = text.strip().lower()
-    match = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
+    ago = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
     wall = moment.local().replace(tzinfo=None, fold=0)
     end_of_day = wall.replace(hour=23, minute=59, second=59, microsecond=999999)
     try:
         if words == "now":
             return moment.epoch
-        if match and match[2] in ("minute", "hour"):
-            return moment.epoch - int(match[1]) * {"minute": 60, "hour": 3600}[match[2]]
-        if match:  # days have 23 hours, or 25, where the clock is changed
-            days = int(match[1]) * {"day": 1, "week": 7}[match[2]]
-            return moment.epoch_of(wall - timedelta(days=days))
+        if ago:
+            back = timedelta(**{f"{ago[2]}s": int(ago[1])})
+            if ago[2] in ("minute", "hour"):
+                return moment.epoch - back.total_seconds()
+            # days have 23 hours, or 25, where the clock is changed
+            return moment.epoch_of(wall - back)
         if words in ("today", "yesterday"):
             return moment.epoch_of(end_of_day - timedelta(days=words == "yesterday"))
         with catch_warnings():
@@ -6186,10 +6179,8 @@ def parse_when(text: str, moment: Moment) -> float:
                 raise ValueError
         return at.timestamp() if at.tzinfo else moment.epoch_of(at)
     except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:
-        raise Failure(
-            f"cannot read the moment {text!r}", 'write "2026-11-20 03:00", or "3 days ago"',
-            status=EXIT_USAGE,
-        ) from error
+        raise UsageFailure(f"cannot read the moment {text!r}",
+                           'write "2026-11-20 03:00", or "3 days ago"') from error
 
 
 class Source(NamedTuple):
@@ -6293,45 +6284,27 @@ def _chain_after(
     failure: Failure, recovery: Recovery, found: Sequence[CatalogEntry], at: float,
     moment: Moment, partial: bool,
 ) -> Chain:
-    """What can be restored where the chain that is wanted is not whole: if the source begins with a
+    """What can be restored where the chain that is wanted is not whole. If the source begins with a
     DIFF, that is read to see whether it holds everything. Raises the failure where nothing can."""
-    first, lacking, hint = begun_with(found), None, ""
-    if first:
-        try:
-            lacking = missing_file(recovery, first)
-        except Failure as unread:
-            hint = f"{first} may hold everything, but cannot be read: {unread}"
-    chain = second_choice(found, at, moment, lacking, partial=partial)
-    if chain is None:
+    first, hint = begun_with(found), ""
+    try:
+        lacking = missing_file(recovery, first) if first else ""
+        if first and (partial or not lacking):
+            begun = [replace(one, holds_all=True) if one is first else one for one in found]
+            with contextlib.suppress(Failure):
+                chain = choose_chain(begun, at, moment)
+                text = f"partial: {chain.archives[0]} does not hold {lacking}"
+                return replace(chain, warnings=(*chain.warnings, text)) if lacking else chain
         if lacking:
             hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
                     " that is gone; --force-partial does without")
-        raise failure.at(hint=hint) from failure
-    return chain
-
-
-def second_choice(
-    found: Sequence[CatalogEntry], at: float, local: Moment, lacking: str | None, *, partial: bool
-) -> Chain | None:
-    """What can be restored where the chain that is wanted is not whole, None for nothing.
-
-    lacking: what a DIFF that the source begins with does not hold, "" if it holds everything, None
-    if there is no such; partial: whether less than was asked for will do.
-    """
-    if lacking is not None and (partial or not lacking):
-        first = begun_with(found)
-        begun = [replace(one, holds_all=True) if one is first else one for one in found]
-        with contextlib.suppress(Failure):
-            chain = choose_chain(begun, at, local)
-            if not lacking:
-                return chain
-            text = f"partial: {chain.archives[0]} does not hold {lacking}"
-            return replace(chain, warnings=(*chain.warnings, text))
+    except Failure as unread:
+        hint = f"{first} may hold everything, but cannot be read: {unread}"
     good = [m for m in restorable_moments(found) if m <= at]
     if not partial or not good:
-        return None
+        raise failure.at(hint=hint) from failure
     chain = choose_chain(found, good[-1])
-    text = f"partial: as of {_moment_text(local, good[-1])}, the last good moment"
+    text = f"partial: as of {_moment_text(moment, good[-1])}, the last good moment"
     return replace(chain, warnings=(*chain.warnings, text))
 
 
@@ -6598,11 +6571,26 @@ class TarStream:
 
     def _member(self) -> tuple[int, bool] | None:
         """(bytes of its data, whether it is wanted) of the next member; None at the end."""
-        found = self._header()
-        if found is None:
+        fields: dict[bytes, bytes] = {}
+        while is_tar_header(header := self._take(_TAR_BLOCK)):
+            kind, size = header[156:157], tar_number(header[124:136])
+            if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
+                break
+            if size > _MAX_TAR_HEADER:
+                raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
+            data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)[:size]
+            if kind == b"D":
+                fields[b"GNU.dumpdir"] = data
+                size = 0
+                break
+            if kind in (b"L", b"K"):
+                fields[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
+            elif kind == b"g":
+                self._layer.note_names(pax_records(data).get(b"comment", b""))
+            elif _PAX_OF_INTEREST.search(data):
+                fields.update(pax_records(data))
+        else:
             return None
-        header, size, fields = found
-        kind = header[156:157]
         more = kind == b"S" and header[482]  # GNU's old map of holes goes on in blocks of its own
         while more:
             block = self._take(_TAR_BLOCK)
@@ -6613,38 +6601,23 @@ class TarStream:
             size = 0
         elif fields.get(b"size", b"").isdigit():
             size = int(fields[b"size"])
+        return size, self._is_wanted(header, fields)
+
+    def _is_wanted(self, header: bytes, fields: Mapping[bytes, bytes]) -> bool:
+        """Has a member taken down. fields: what its extended headers say."""
+        kind = header[156:157]
         name = header[:100].partition(b"\0")[0]
         if header[345] and header[257:263] == b"ustar\0":
             name = header[345:500].partition(b"\0")[0] + b"/" + name
         name = fields.get(b"GNU.sparse.name", fields.get(b"path", name))
         path = member_path(name)
         if path is None:
-            return size, not self._layer.paths  # tar knows how to deal with ".."
+            return not self._layer.paths  # tar knows how to deal with ".."
         link = None
         if kind == b"1":
             link = member_path(fields.get(b"linkpath", header[157:257].partition(b"\0")[0]))
-        folder = kind in (b"5", b"D") or name.endswith(b"/")
-        return size, self._layer.note(path, fields.get(b"GNU.dumpdir"), folder=folder, link=link)
-
-    def _header(self) -> tuple[bytes, int, dict[bytes, bytes]] | None:
-        """(header, bytes of data, what extended headers say) of the next member; None: no more."""
-        fields: dict[bytes, bytes] = {}
-        while is_tar_header(header := self._take(_TAR_BLOCK)):
-            kind, size = header[156:157], tar_number(header[124:136])
-            if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
-                return header, size, fields
-            if size > _MAX_TAR_HEADER:
-                raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
-            data = self._take(-(-size // _TAR_BLOCK) * _TAR_BLOCK)[:size]
-            if kind == b"D":
-                return header, 0, {**fields, b"GNU.dumpdir": data}
-            if kind in (b"L", b"K"):
-                fields[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
-            elif kind == b"g":
-                self._layer.note_names(pax_records(data).get(b"comment", b""))
-            elif _PAX_OF_INTEREST.search(data):
-                fields.update(pax_records(data))
-        return None
+        return self._layer.note(path, fields.get(b"GNU.dumpdir"), link=link,
+                                folder=kind in (b"5", b"D") or name.endswith(b"/"))
 
     def _take(self, size: int) -> bytes:
         """So many bytes of headers, fewer at the end of the stream."""
@@ -6678,9 +6651,12 @@ class TarStream:
 # Unpacking
 # --------------------------------------------------------------------------------------------------
 
-# Reasons after which the rest does not come out either (strerror(3)).
-_TAR_HOPELESS = ("No space left on device", "Disk quota exceeded", "Input/output error",
-                 "Read-only file system", "Cannot allocate memory", "Too many open files")
+# What tar could not do, and goes on: attributes, and single entries, unless the reason is one after
+# which the rest does not come out either (strerror(3)).
+_TAR_PASSED_OVER = re.compile(
+    ": Cannot set |more messages of tar|: Cannot (?!.*(No space left on device|Disk quota exceeded"
+    "|Input/output error|Read-only file system|Cannot allocate memory|Too many open files)$)"
+)
 
 
 def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> list[str]:
@@ -6696,26 +6672,15 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
     with Pipeline([stage], env, blocks=pieces) as unpacking:
         for _ in unpacking.blocks():
             pass
-        (result,) = unpacking.results()
-    return judge_unpacking(result)
-
-
-def judge_unpacking(end: StageResult) -> list[str]:
-    """What tar could not do, by its messages; Failure where that is not all (see `run_tar`)."""
-    said = [s for s in end.stderr_lines if "due to previous errors" not in s]
-
-    def is_passed_over(text: str) -> bool:
-        if ": Cannot set " in text or "more messages of tar" in text:  # attributes
-            return True
-        return ": Cannot " in text and not text.endswith(_TAR_HOPELESS)
-
-    fatal = [s for s in said if not is_passed_over(s)]
+        (end,) = unpacking.results()
+    said = [line for line in end.stderr_lines if "due to previous errors" not in line]
+    fatal = [line for line in said if not _TAR_PASSED_OVER.search(line)]
     if end.status and (end.status not in (1, 2) or end.unrecoverable or fatal or not said):
         why = (fatal or said or ["it said nothing"])[0]
         # tar's words for a disk that is full in the middle of its block.
         hint = "free some room there" if ": Wrote only " in why else end.hint
         raise Failure(f"tar ended with status {end.status}: {why}", hint)
-    return [s.removeprefix("tar: ") for s in said]
+    return [line.removeprefix("tar: ") for line in said]
 
 
 class RenamedFolders(Exception):
@@ -6975,8 +6940,9 @@ class Unpacker:
                     inner = f"{path}/{name}" if path else name
                     with self._or_told(inner):
                         self._discard(name, there, f"{target.top}/{inner}", name in kept)
-                copy_attributes(new, there, info, source.mode(path, info))
-                target.forget_mode(path)
+                mode = source.modes.get(path, stat.S_IMODE(info.st_mode))
+                copy_attributes(new, there, info, mode)
+                target.modes.pop(path, None)
 
     def _put(self, name: str, new: int, there: int, path: str) -> None:
         """Gives an entry its place; what was there goes to the private folder. path: the new's."""
@@ -7066,12 +7032,13 @@ class Unpacker:
 class Tree:
     """A folder and all that is below it, opened name by name, so that links lead nowhere.
 
-    A folder that its owner may not use is unlocked; `lock` gives each of them its mode back.
+    A folder that its owner may not use is unlocked; modes: of those, before; `lock` gives them
+    back.
     """
 
     def __init__(self, top: str) -> None:
         self.top = top
-        self._modes: dict[str, int] = {}
+        self.modes: dict[str, int] = {}
 
     @contextlib.contextmanager
     def opened(self, path: str, *, make: bool = False, follow: bool = False
@@ -7105,7 +7072,7 @@ class Tree:
                 if not stat.S_ISDIR(mode):
                     raise
                 os.chmod(name, 0o700, dir_fd=above)
-                self._modes.setdefault(path, stat.S_IMODE(mode))
+                self.modes.setdefault(path, stat.S_IMODE(mode))
                 return os.open(name, flags, dir_fd=above)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -7116,24 +7083,16 @@ class Tree:
             ".", os.W_OK | os.X_OK, dir_fd=handle, effective_ids=True
         ):
             os.fchmod(handle, mode | 0o700)
-            self._modes.setdefault(path, mode)
+            self.modes.setdefault(path, mode)
         return handle
-
-    def mode(self, path: str, info: os.stat_result) -> int:
-        """The mode of an open folder, as it was before it was unlocked."""
-        return self._modes.get(path, stat.S_IMODE(info.st_mode))
-
-    def forget_mode(self, path: str) -> None:
-        """Lets a folder keep the mode that it has now."""
-        self._modes.pop(path, None)
 
     def lock(self) -> None:
         """Gives the folders that were unlocked their modes back."""
-        for path, mode in sorted(self._modes.items(), reverse=True):
+        for path, mode in sorted(self.modes.items(), reverse=True):
             with self.opened(path) as handle:
                 if handle is not None:
                     os.fchmod(handle, mode)
-        self._modes.clear()
+        self.modes.clear()
 
 
 def entries(folder: int) -> dict[str, bool]:
@@ -9360,11 +9319,10 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
                 if "deep" in options:
                     read_to_the_end(recovery, one)
                 else:
-                    chosen = [c for c in one.archive.chunks
-                              if random.uniform(0, 100) < float(sample)]
-                    with recovery.stored(replace(one.archive, chunks=tuple(chosen))) as blocks:
-                        for _ in blocks:
-                            pass
+                    chosen = tuple(item for item in one.archive.chunks
+                                   if random.uniform(0, 100) < float(sample))
+                    read_to_the_end(recovery, replace(
+                        one, kind=STREAM, archive=replace(one.archive, chunks=chosen)))
             except Failure as failure:
                 faults.append(f"{one}: {failure}")
     if not found:
