@@ -1634,7 +1634,6 @@ _FIRST_OPTIONS = re.compile(
 # Options that leave nothing to be stored; `--result_file` and `--result` are the same to mysqldump.
 _NO_OUTPUT = re.compile("--(res[a-z_-]*|tab|print.defaults|help|version)(=|$)|-[rTV?]")
 
-
 # The two names of one program, which dumps MySQL and MariaDB.
 MYSQL_TOOLS = ("mysqldump", "mariadb-dump")
 
@@ -1710,11 +1709,7 @@ CODECS = (
 
 
 def codec_of(start: bytes) -> Codec | None:
-    """The format of data that starts so; None for what is not compressed, or in no format of ours.
-
-    >>> codec_of(b"BZh91AY&SY").commands
-    ('bzip2',)
-    """
+    """The format of data that starts so; None for what is not compressed, or in none of ours."""
     return next((codec for codec in CODECS if start.startswith(codec.starts)), None)
 
 
@@ -2225,7 +2220,6 @@ def revision_identity(repository: str, revision: int, env: Mapping[str, str]) ->
 # --------------------------------------------------------------------------------------------------
 # Keys
 # --------------------------------------------------------------------------------------------------
-
 
 # How a key or subkey ended, by its validity (doc/DETAILS of GnuPG, field 2).
 _ENDED = {"e": "expired", "r": "is revoked", "d": "is disabled", "i": "is invalid"}
@@ -5154,7 +5148,7 @@ def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.st
         seen.add(mount.device)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Survey:
     """What is to be said of a Directory's names before tar reads them, beside what it saw last.
 
@@ -5162,34 +5156,35 @@ class Survey:
     from what they were; unknown: all are empty, and what they were is not known.
     """
 
-    faults: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    renumbered: list[str] = field(default_factory=list)
-    unknown: bool = False
+    faults: list[str]
+    links: list[str]
+    warnings: list[str]
+    renumbered: list[str]
+    unknown: bool
 
 
 def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
     """Looks at the places that a Directory stands for; folders: as tar saw them last."""
-    survey = Survey([*filter(None, map(access_fault, names))], [*links_among(names)])
+    faults = [fault for name in names if (fault := access_fault(name))]
+    warnings: list[str] = []
+    renumbered: list[str] = []
     tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
-    survey.unknown = all(tops.values())
+    unknown = all(tops.values())
     for folder in folders:
-        survey.unknown = False
+        unknown = False
+        path = folder.path
         if folder.name not in tops:
-            if folder.entries and folder.is_on_another() and is_empty_folder(folder.path):
-                survey.warnings.append(f"{folder.path} was on another file system at the last"
-                                       " backup, and is empty: is it not mounted?")
+            if folder.entries and folder.is_on_another() and is_empty_folder(path):
+                warnings.append(f"{path} was on another file system at the last backup, and is"
+                                " empty: is it not mounted?")
         elif tops[folder.name] and folder.entries not in (b"", b"Dlost+found"):
-            survey.faults.append(
-                f"directory {folder.path} is empty, and was not at its last backup"
-            )
+            faults.append(f"directory {path} is empty, and was not at its last backup")
         elif folder.is_on_another():
-            survey.warnings.append(f"{folder.path} was on another file system at the last backup:"
-                                   " is that not mounted?")
+            warnings.append(f"{path} was on another file system at the last backup: is that not"
+                            " mounted?")
         elif folder.now()[1] == folder.inode and not folder.is_in_place():
-            survey.renumbered.append(folder.path)
-    return survey
+            renumbered.append(path)
+    return Survey(faults, [*links_among(names)], warnings, renumbered, unknown)
 
 
 # ==================================================================================================
@@ -5793,10 +5788,11 @@ def _directory(
     env = run.options.env
     names = expand_name(plan.name, env)
     found = survey_names(names, run.state.last_seen(plan.name))
-    if found.unknown and not found.faults and any(run.archives_of(plan)):
-        found.faults.append(f"directory {plan.name} is empty, and archives of it are in the bucket")
-    if found.faults and not run.options.force:
-        raise Failure(found.faults[0], "mount it, or see who may read it; -f stores it as it is")
+    faults = found.faults
+    if found.unknown and not faults and any(run.archives_of(plan)):
+        faults = [f"directory {plan.name} is empty, and archives of it are in the bucket"]
+    if faults and not run.options.force:
+        raise Failure(faults[0], "mount it, or see who may read it; -f stores it as it is")
     for path in () if plan.self_contained else found.renumbered:
         plan.log.info("the device of %s has another number: everything that was there is stored"
                       " again", path)
@@ -5816,7 +5812,7 @@ def _directory(
         left_out=left_out,
         sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
     )
-    return stage, before, [*found.links, *found.warnings, *found.faults]
+    return stage, before, [*found.links, *found.warnings, *faults]
 
 
 def _patience(plan: Plan) -> Callable[[float], None]:
