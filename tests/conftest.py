@@ -17,6 +17,7 @@ import io
 import logging
 import os
 import pwd
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -681,6 +682,17 @@ def newest(site: Site) -> s3napback.Archive:
     return max(ours, key=lambda archive: archive.modified)
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program as it is installed, to be copied: compiled, without a logconfig, which would
+    write to /var/log, and with `run`, which starts it."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copy2(s3napback.__file__, folder)
+    (folder / "run").write_text("import s3napback\n\ns3napback.run_as_script()\n")
+    py_compile.compile(str(folder / "s3napback.py"))
+    return folder
+
+
 NOBODY = 65534
 
 
@@ -704,17 +716,22 @@ def _as_nobody() -> list[str]:
     return [require_tool("setpriv"), *who, sys.executable]
 
 
+@functools.cache
+def _is_for_everybody() -> bool:
+    trial = [*_as_nobody(), "-c", "import boto3"]
+    return not subprocess.run(trial, cwd="/", capture_output=True).returncode
+
+
 @pytest.fixture
-def nobodys(site: Site, short_folder: Callable[[str], Path]) -> Site:
+def nobodys(site: Site, short_folder: Callable[[str], Path], compiled: Path) -> Site:
     """A site of an ordinary user, outside pytest's folders, which are root's alone."""
     if os.geteuid():
         leave_out("to be another user needs root")
-    trial = [*_as_nobody(), "-c", "import boto3"]
-    if subprocess.run(trial, cwd="/", capture_output=True).returncode:
+    if not _is_for_everybody():
         leave_out("this Python is not for every user")
     folder = short_folder("")
     folder.chmod(0o755)
-    shutil.copy(s3napback.__file__, folder)
+    shutil.copytree(compiled, folder, dirs_exist_ok=True)
     other = Site(folder)
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)

@@ -113,6 +113,7 @@ def as_cron(words: list[str], conf: str, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_as_cron_the_script_runs_by_its_first_line(site: Site) -> None:
     words, conf = installed(site), str(site.write())
     script = Path(words[1])
@@ -138,6 +139,7 @@ def test_as_cron_the_script_runs_by_its_first_line(site: Site) -> None:
     assert "no-such-python" in said and "try by hand: cd; env -i PATH=/usr/bin:/bin HOME=" in said
 
 
+@pytest.mark.slow
 def test_as_cron_there_is_no_terminal(site: Site) -> None:
     """On one, pg_dump and mysqldump would ask for a password that nobody types at night."""
     asks = site.folder / "asks"

@@ -318,6 +318,7 @@ def run_script(script: bytes, place: Path, env: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_restore_scripts_need_nothing_of_ours(
     encrypted: bool, buckets: Path, tmp_path: Path, gpg_home: Any

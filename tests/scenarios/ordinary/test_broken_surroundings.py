@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Site, leave_out, require_tool
 
-import s3napback
+pytestmark = pytest.mark.slow
 
 # {script}, {conf}, {folder}: what their names say. Each line is one surrounding: the command of a
 # shell, the exit status, and what the last line says.
@@ -48,10 +49,10 @@ SURROUNDINGS = {
 
 
 @pytest.fixture
-def script(site: Site) -> str:
-    """A copy of the script that finds no logconfig beside it: the log is on the screen."""
-    shutil.copy(s3napback.__file__, site.folder / "s3napback.py")
-    return f"{sys.executable} {site.folder}/s3napback.py"
+def script(site: Site, compiled: Path) -> str:
+    """The words that start the program: it finds no logconfig, so that the log is on the screen."""
+    shutil.copytree(compiled, site.folder, dirs_exist_ok=True)
+    return f"{sys.executable} {site.folder}/run"
 
 
 def call(
@@ -68,7 +69,6 @@ def call(
     return done
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "said"), SURROUNDINGS.values(), ids=[*SURROUNDINGS]
 )
@@ -153,7 +153,6 @@ def test_rights_that_an_ordinary_user_lacks_are_told(what: str, site: Site, scri
         call(site, script, "chmod -R u+rwX {folder}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["absent", "empty", "others"])
 def test_models_of_awss_own_are_looked_for_in_vain(
     folder: str, s3_site: Site, s3_server: Any, script: str

@@ -60,6 +60,7 @@ def dump(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_tool(site, monkeypatch, name, "date +%N; echo '-- Dump completed'")
 
 
+@pytest.mark.slow
 def test_a_second_machine_on_the_bucket_is_told_who_the_first_is(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from conftest import GOLDEN, NIGHT, Site, leave_out, run
 
 import s3napback
 
+pytestmark = pytest.mark.slow
+
 RECORDED = GOLDEN / "perl-archives" / "plain-day4"
 ROOT = "/tmp/perlrun"  # where the recorded machine had its things
 DAY = datetime(2025, 1, 1, 4, 0, tzinfo=timezone.utc)  # day 0 of the recordings

@@ -13,6 +13,8 @@ from conftest import Site, leave_out, require_tool, run
 
 import s3napback
 
+pytestmark = pytest.mark.slow
+
 
 def call(
     *words: str, env: Mapping[str, str] | None = None, redirect: str = ""

@@ -188,6 +188,7 @@ def test_renames_come_back_however_the_name_is_written(site: Site, name: str) ->
     life.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_nights_of_random_moves_come_back(site: Site, seed: int) -> None:
     chance = random.Random(seed)

@@ -204,6 +204,7 @@ def two_change_their_names(data: Path) -> None:
     (data / "t").rename(data / "v1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [current_is_a_release, a_file_is_a_folder, one_out_of_another,
                                     two_change_their_names])
 def test_renames_of_the_perl_script_come_back(site: Site, change: Any) -> None:
@@ -298,6 +299,7 @@ def test_owners_and_devices_that_cannot_be_made_are_listed(site: Site) -> None:
     assert found == {"file": "two", "later": "later"}
 
 
+@pytest.mark.slow
 def test_an_ordinary_user_restores_folders_that_are_locked(site: Site) -> None:
     if os.geteuid():
         leave_out("another user needs root")
