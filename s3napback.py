@@ -1790,11 +1790,6 @@ _PIPE_BYTES = 1 << 20
 _BLOCK = 1 << 18
 
 
-# --------------------------------------------------------------------------------------------------
-# Exit statuses
-# --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StageResult:
     """How a stage ended. status: as subprocess gives it, -N for signal N; stderr_lines: its
@@ -2187,11 +2182,6 @@ def run_tool(
     )
 
 
-# --------------------------------------------------------------------------------------------------
-# Repositories
-# --------------------------------------------------------------------------------------------------
-
-
 def repositories_in(folder: str) -> list[str]:
     """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
     try:
@@ -2241,8 +2231,7 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
     elif keyring and "/" in keyring and not os.path.exists(expand_home(keyring, env)):
         why, hint = f"GpgKeyring {keyring} does not exist", "correct it"
         if not keyring.startswith(("/", "~")):
-            hint = (f"a relative path begins in the folder where the run starts, now {os.getcwd()}:"
-                    " write the whole path")
+            hint = f"write the whole path: a relative one begins in {os.getcwd()}"
     elif keys := _public_keys(recipient, keyring, env):
         messages = result.errors.strip().splitlines()
         reason = messages[-1] if messages else "gpg gives no reason"

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,75 @@ def test_the_pipes_between_stages_are_wide() -> None:
 
 
 # ---- gpg ----
+
+
+def sh(script: str) -> s3napback.Stage:
+    return s3napback.Stage(("sh", "-c", script))
+
+
+def processes_of(marker: str) -> str:
+    return subprocess.run(["pgrep", "-f", marker], capture_output=True, text=True).stdout
+
+
+def test_a_filter_that_fails_is_told_at_the_end_of_its_output() -> None:
+    read = b""
+    with (
+        pytest.raises(Failure, match="sh ended with status 7: no more"),
+        s3napback.run_filter(sh("cat; echo no more >&2; exit 7"), [b"a", b"b"], os.environ) as out,
+    ):
+        for block in out:
+            read += block
+    assert read == b"ab"
+
+
+def test_a_stream_that_fails_ends_the_filter_and_is_raised() -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b"a"
+        raise Failure("the bucket is gone")
+
+    with (
+        pytest.raises(Failure, match="the bucket is gone"),
+        s3napback.run_filter(sh("cat; exit 0"), blocks(), os.environ) as out,
+    ):
+        list(out)
+
+
+def test_who_leaves_a_filter_early_kills_it() -> None:
+    with s3napback.run_filter(sh("echo one; exec sleep 98765"), [b"a"], os.environ) as out:
+        assert next(out) == b"one\n"
+        assert processes_of("sleep 98765")
+    assert not processes_of("sleep 98765")
+
+
+def test_a_pipeline_that_cannot_start_whole_leaves_nothing() -> None:
+    stages = [sh("exec sleep 98764"), s3napback.Stage(("no-such",))]
+    with pytest.raises(Failure, match="no-such is not on PATH"):
+        s3napback.Pipeline(stages, os.environ).__enter__()
+    assert not processes_of("sleep 98764")
+
+
+def test_the_last_bytes_of_a_watched_stage_are_kept() -> None:
+    source = s3napback.Stage(("seq", "100009"), watched=True)
+    with s3napback.Pipeline([source, sh("cat")], os.environ) as pipeline:
+        output = b"".join(pipeline.blocks())
+        first, second = pipeline.results()
+    assert (first.status, second.status) == (0, 0)
+    assert output.endswith(first.tail)
+    assert len(first.tail) == 4096
+
+
+def test_a_watched_stage_whose_reader_ends_early_is_not_taken_for_whole() -> None:
+    source = s3napback.Stage(("seq", "10000000"), watched=True)
+    with s3napback.Pipeline([source, sh("head -c 10")], os.environ) as pipeline:
+        assert b"".join(pipeline.blocks()) == b"1\n2\n3\n4\n5\n"
+        with pytest.raises(Failure, match=r"seq (was )?ended"):
+            pipeline.finish()
+
+
+def test_a_tool_that_does_not_end_in_time_is_killed() -> None:
+    with pytest.raises(Failure, match="sleep does not answer within"):
+        s3napback.run_tool(("sleep", "98763"), os.environ, timeout=0.1)
+    assert not processes_of("sleep 98763")
 
 
 def test_a_gpg_that_does_not_work_is_told_in_its_words(
