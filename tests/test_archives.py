@@ -4,25 +4,12 @@ import time
 from typing import Any
 
 import pytest
-from conftest import (
-    Memory,
-    Site,
-    content,
-    entry,
-    send,
-    stored,
-)
+from conftest import Memory, Site, content, entry, send, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import (
-    META,
-    CatalogEntry,
-    Failure,
-    Store,
-    StoredObject,
-)
+from s3napback import META, CatalogEntry, Failure, Store, StoredObject
 
 # ---- what chunks make up ----
 

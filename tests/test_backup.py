@@ -21,23 +21,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import (
-    NIGHT,
-    Site,
-    bad_compressor,
-    fake_tool,
-    files,
-    newest,
-    nights,
-    run,
-)
+from conftest import NIGHT, Capture, Site, bad_compressor, fake_tool, files, newest, nights, run
 
 import s3napback
-from s3napback import (
-    Buffer,
-    Failure,
-    StoredObject,
-)
+from s3napback import Buffer, Failure, StoredObject
 
 
 def name_of(site: Site, end: str) -> str:
@@ -71,7 +58,7 @@ def test_a_directory_is_stored_full_and_then_as_a_diff(site: Site) -> None:
 
 
 def test_a_repository_that_was_replaced_is_saved_whole(
-    site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
+    site: Site, svn_repo_factory: Any, capsys: Capture
 ) -> None:
     repo = svn_repo_factory(site.folder / "repo", 3)
     site.jobs = f"Subversion {repo}"
@@ -86,9 +73,7 @@ def test_a_repository_that_was_replaced_is_saved_whole(
 # ---- done today ----
 
 
-def test_a_second_run_of_the_day_does_nothing(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_run_of_the_day_does_nothing(site: Site, capsys: Capture) -> None:
     site.run()
     before = site.state()
     assert site.run(now=NIGHT + timedelta(hours=3)) == 0
@@ -129,9 +114,7 @@ def test_one_job_fails_and_the_others_still_run(site: Site) -> None:
     assert [a.complete for a in site.archives().values()] == [True]
 
 
-def test_a_directory_that_is_not_there_stores_nothing(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_directory_that_is_not_there_stores_nothing(site: Site, capsys: Capture) -> None:
     site.jobs = f"Directory {site.folder}/absent"
     assert site.run() == 1
     assert f"directory {site.folder}/absent does not exist (mount it" in capsys.readouterr().err
@@ -208,7 +191,7 @@ def full_nights(site: Site) -> list[datetime]:
 
 
 def test_the_loss_of_the_last_full_is_told(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     first, second, third = full_nights(site)
     assert site.run(now=first) == 0
@@ -225,7 +208,7 @@ def test_the_loss_of_the_last_full_is_told(
 
 
 def test_a_failing_night_with_another_full_is_just_that(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     first, second, third = full_nights(site)
     assert site.run(now=first) == 0
@@ -273,7 +256,7 @@ def test_a_chain_among_more_keys_than_a_page(s3_site: Site, s3_server: Any) -> N
 
 
 def test_a_repository_whose_chain_is_torn_is_stored_whole(
-    site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
+    site: Site, svn_repo_factory: Any, capsys: Capture
 ) -> None:
     repository = svn_repo_factory(site.folder / "repo", 2)
     site.jobs = f"Subversion {repository}"
@@ -293,8 +276,7 @@ def test_a_repository_whose_chain_is_torn_is_stored_whole(
 
 
 def test_a_dump_that_waits_for_the_bucket_is_named(
-    s3_site: Site, s3_server: Any, mariadb: Any, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    s3_site: Site, s3_server: Any, mariadb: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(s3napback, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(s3napback, "_MAX_PAUSE", 0.1)

@@ -10,21 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    Capture,
-    Site,
-    content,
-    send,
-    stored,
-    tmpfs,
-)
+from conftest import Capture, Site, content, send, stored, tmpfs
 
 import s3napback
-from s3napback import (
-    Buffer,
-    Failure,
-    Store,
-)
+from s3napback import Buffer, Failure, Store
 
 # ---- a buffer ----
 
@@ -184,9 +173,7 @@ def test_what_is_downloaded_waits_for_room_on_the_disk(
 # ---- TempDir ----
 
 
-def test_a_full_temp_dir_fails_the_job_and_not_the_run(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_temp_dir_fails_the_job_and_not_the_run(site: Site, capsys: Capture) -> None:
     with tmpfs(site.folder / "temp", "size=64k") as place:
         (site.data / "big").write_bytes(os.urandom(500_000))
         site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"

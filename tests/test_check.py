@@ -23,7 +23,7 @@ Check = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def check(site: Site, capsys: pytest.CaptureFixture[str]) -> Check:
+def check(site: Site, capsys: Capture) -> Check:
     """Runs it; subject → the worst finding there, with the exit status under "status"."""
 
     def run(*words: str, conf: Path | None = None) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_a_set_up_that_will_work_is_all_well(
     assert any("//s3napback-check//a b%41+?&=é:" in path for path in probes)
 
 
-def test_the_worst_finding_is_the_status(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_worst_finding_is_the_status(site: Site, capsys: Capture) -> None:
     site.jobs = f"Directory {site.data}\nDirectory /absent"
     assert s3napback.main(["check", "-c", str(site.write())]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -74,7 +74,7 @@ def test_the_worst_finding_is_the_status(site: Site, capsys: pytest.CaptureFixtu
     assert "the first run makes it" in capsys.readouterr().out
 
 
-def test_a_bad_call_of_check_is_told(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_call_of_check_is_told(site: Site, capsys: Capture) -> None:
     assert s3napback.main(["check", "-h"]) == 0
     assert "usage: s3napback.py check" in capsys.readouterr().out
     assert s3napback.main(["check"]) == 2
@@ -277,8 +277,7 @@ def test_a_tar_that_is_not_gnus_is_an_error(
     ],
 )
 def test_each_right_that_is_missing_is_named(
-    s3_site: Site, s3_server: Any, check: Check, where: str, answer: tuple[int, str, str],
-    text: str,
+    s3_site: Site, s3_server: Any, check: Check, where: str, answer: tuple[int, str, str], text: str
 ) -> None:
     assert s3_site.run() == 0
     s3_server.fail = lambda method, *_: answer if method in where.split() else None
@@ -425,7 +424,7 @@ def test_an_absent_folder_bucket_that_cannot_be_made(site: Site, check: Check) -
 
 
 def test_an_absent_bucket_is_absent_afterwards(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     assert s3napback.main(["check", "-c", str(s3_site.write())]) == 0
     assert "bkt is not there; it can be made: the first run makes it" in capsys.readouterr().out
@@ -433,7 +432,7 @@ def test_an_absent_bucket_is_absent_afterwards(
 
 
 def test_an_absent_bucket_that_cannot_be_removed_again_is_told(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     s3_server.fail = lambda method, path, *_: (
         (403, "AccessDenied", "") if method == "DELETE" and path == "/bkt" else None

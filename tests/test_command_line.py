@@ -19,24 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    NIGHT,
-    Capture,
-    Site,
-    program,
-    require_tool,
-    send,
-    stored,
-    tmpfs,
-)
+from conftest import NIGHT, Capture, Site, program, require_tool, send, stored, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import (
-    Access,
-    Store,
-)
+from s3napback import Access, Store
 
 SCRIPT = s3napback.__file__
 
@@ -351,7 +339,7 @@ def test_a_number_of_any_length_in_an_option_is_refused(
 # ---- main ----
 
 
-def test_help_and_version_are_shown_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_are_shown_with_status_0(capsys: Capture) -> None:
     assert s3napback.main(["-h"]) == 2
     assert s3napback.main(["--help"]) == 0
     assert s3napback.main(["--version"]) == 0
@@ -361,7 +349,7 @@ def test_help_and_version_are_shown_with_status_0(capsys: pytest.CaptureFixture[
 
 
 def test_of_two_configs_the_worst_status_counts(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     (site.folder / "etc").mkdir()
     monkeypatch.setattr(s3napback, "CONFIG_DIR", str(site.folder / "etc"))
@@ -391,7 +379,7 @@ def test_a_closed_standard_error_does_not_end_a_backup(site: Site) -> None:
     assert len(site.archives()) == 1
 
 
-def test_with_debug_every_command_is_logged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_debug_every_command_is_logged(site: Site, capsys: Capture) -> None:
     assert site.run("-d") == 0
     assert "DEBUG tar -f - -g " in capsys.readouterr().err
 

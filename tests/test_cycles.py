@@ -8,7 +8,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Site
+from conftest import Capture, Site
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,9 +138,7 @@ def test_a_moment_knows_its_local_day() -> None:
 
 
 @pytest.mark.parametrize("line", ["CycleType HanoiCycle\nDiscs 1500", "Frequency 1e-310"])
-def test_numbers_that_make_no_rotation_fail_the_job(
-    site: Site, capsys: pytest.CaptureFixture[str], line: str
-) -> None:
+def test_numbers_that_make_no_rotation_fail_the_job(site: Site, capsys: Capture, line: str) -> None:
     site.jobs = f"<Directory {site.data}>\n{line}\n</Directory>"
     assert site.run("-f") == 2
     assert "Traceback" not in capsys.readouterr().err

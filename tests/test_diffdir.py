@@ -10,32 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    NIGHT,
-    Capture,
-    Site,
-    fake_tool,
-    files,
-    newest,
-    nights,
-    tmpfs,
-)
+from conftest import NIGHT, Capture, Site, fake_tool, files, newest, nights, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import (
-    ArchiveRef,
-    Failure,
-    Moment,
-    Sidecar,
-    State,
-)
+from s3napback import ArchiveRef, Failure, Moment, Sidecar, State
 
 # ---- a DIFF continues what is whole ----
 
 
-def test_a_diff_continues_what_is_whole(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diff_continues_what_is_whole(site: Site, capsys: Capture) -> None:
     night = nights(site, 3)
     assert site.run(now=night) == 0
     assert not newest(site).metadata["state"].startswith("-:")
@@ -44,7 +29,7 @@ def test_a_diff_continues_what_is_whole(site: Site, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("lost", ["first", "middle", "last", "all", "chunk", "replaced"])
 def test_a_diff_whose_chain_is_torn_is_self_contained(
-    site: Site, lost: str, capsys: pytest.CaptureFixture[str]
+    site: Site, lost: str, capsys: Capture
 ) -> None:
     (site.data / "big").write_bytes(os.urandom(3000))  # the first archive has some chunks
     night = nights(site, 3)
@@ -73,7 +58,7 @@ def test_a_diff_whose_chain_is_torn_is_self_contained(
 
 @pytest.mark.parametrize("notes", ["none", "damaged", "empty"])
 def test_a_diff_file_without_notes_is_not_continued(
-    site: Site, notes: str, capsys: pytest.CaptureFixture[str]
+    site: Site, notes: str, capsys: Capture
 ) -> None:
     """It is the Perl script's, as far as anyone can tell."""
     night = nights(site, 3)
@@ -91,9 +76,7 @@ def test_a_diff_file_without_notes_is_not_continued(
     assert not newest(site).metadata["state"].startswith("-:")
 
 
-def test_a_diff_file_that_another_wrote_since_is_not_continued(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diff_file_that_another_wrote_since_is_not_continued(site: Site, capsys: Capture) -> None:
     """The Perl script, for one night more."""
     night = nights(site, 3)
     (diff_file,) = site.diff_files()
@@ -156,7 +139,7 @@ def test_a_forced_run_that_ends_before_its_state_is_kept(
 
 
 def test_a_snapshot_that_is_cut_short_is_not_kept(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     fake_tool(
         site, monkeypatch, "tar",
@@ -278,9 +261,7 @@ def test_no_snapshot_file_breaks_the_reader(content: bytes) -> None:
 # ---- the folder ----
 
 
-def test_a_name_too_long_for_a_diff_file_fails_alone(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_too_long_for_a_diff_file_fails_alone(site: Site, capsys: Capture) -> None:
     deep = site.folder / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     site.jobs = f"Directory {deep} {site.data}"
@@ -290,7 +271,7 @@ def test_a_name_too_long_for_a_diff_file_fails_alone(
 
 
 def test_a_folder_that_cannot_be_locked_is_no_end(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def no_locks(*_: Any) -> None:
         raise OSError(37, "No locks available")
@@ -301,7 +282,7 @@ def test_a_folder_that_cannot_be_locked_is_no_end(
 
 
 def test_a_read_only_diff_dir_is_a_failure_before_anything_is_stored(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Site, capsys: Capture
 ) -> None:
     with tmpfs(site.folder / "diffs", "ro") as diffs:
         assert site.run() == 2
@@ -309,9 +290,7 @@ def test_a_read_only_diff_dir_is_a_failure_before_anything_is_stored(
     assert not site.archives()
 
 
-def test_a_second_run_on_a_diff_dir_is_refused(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_run_on_a_diff_dir_is_refused(site: Site, capsys: Capture) -> None:
     with s3napback.State(f"{site.folder}/diffs/", s3napback.Moment(0)).lock():
         assert site.run() == 75
         assert site.run("-t") == 0  # looks, and waits for no one

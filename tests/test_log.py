@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import ESC, Site, leave_out, require_tool
+from conftest import ESC, Capture, Site, leave_out, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +63,7 @@ DATE = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
     ],
 )
 def test_each_conversion_of_a_pattern_is_that_of_log4perl(
-    pattern: str, expected: str, capsys: pytest.CaptureFixture[str]
+    pattern: str, expected: str, capsys: Capture
 ) -> None:
     problems = opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
                                f"log4perl.appender.S.layout.ConversionPattern = {pattern}\n")
@@ -74,7 +74,7 @@ def test_each_conversion_of_a_pattern_is_that_of_log4perl(
     assert re.fullmatch(expected, capsys.readouterr().err)
 
 
-def test_the_simple_layout_shows_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simple_layout_shows_level_and_message(capsys: Capture) -> None:
     opened(SCREEN + "log4perl.appender.S.layout = Log::Log4perl::Layout::SimpleLayout\n", True)
     for level in (5, 10, 20, 30, 40, 50):
         log.log(level, "m")
@@ -82,7 +82,7 @@ def test_the_simple_layout_shows_level_and_message(capsys: pytest.CaptureFixture
     assert said == ["DEBUG - m", "INFO - m", "WARN - m", "ERROR - m", "FATAL - m", ""]
 
 
-def test_a_file_as_users_have_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_as_users_have_it(tmp_path: Path, capsys: Capture) -> None:
     """Levels, two appenders, a min_level under another spelling of a name, comments, blanks."""
     text = f"""
 log4perl.rootLogger    =   DEBUG, Screen,  Logfile
@@ -130,7 +130,7 @@ def test_the_stock_file_is_good() -> None:
     assert set(config.appenders) == {"Screen", "Logfile", "Detail", "Email", "Syslog"}
 
 
-def test_additivity_and_threshold_are_heeded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_additivity_and_threshold_are_heeded(capsys: Capture) -> None:
     opened(
         SCREEN + appender("D", "Log::Log4perl::Appender::Screen", stderr="0", Threshold="ERROR")
         + "log4perl.logger.Backup.S3napback.Directory = INFO, D\n"
@@ -146,7 +146,7 @@ def test_additivity_and_threshold_are_heeded(capsys: pytest.CaptureFixture[str])
     assert len(err.splitlines()) == 1
 
 
-def test_debug_on_the_command_line_wins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_on_the_command_line_wins(capsys: Capture) -> None:
     opened(SCREEN + "log4perl.logger.Backup.S3napback.Directory = ERROR\n", debug=True)
     directory.debug("detail")
     assert "DEBUG detail" in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_debug_on_the_command_line_wins(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_what_is_wrong_is_told_and_the_rest_is_used(
-    text: str, problem: str, capsys: pytest.CaptureFixture[str]
+    text: str, problem: str, capsys: Capture
 ) -> None:
     problems = opened(text)
     assert any(problem in p for p in problems)
@@ -192,8 +192,7 @@ ROTATE = "Log::Dispatch::FileRotate"
     ],
 )
 def test_a_log_that_cannot_be_opened_is_a_warning(
-    kind: str, options: dict[str, str], problem: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    kind: str, options: dict[str, str], problem: str, tmp_path: Path, capsys: Capture
 ) -> None:
     options = {k: v.replace("{}", str(tmp_path)) for k, v in options.items()}
     (only,) = opened("log4perl.rootLogger = INFO, X\n" + appender("X", kind, **options))
@@ -202,7 +201,7 @@ def test_a_log_that_cannot_be_opened_is_a_warning(
     assert "on the screen" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_fills_is_told_once(capsys: Capture) -> None:
     opened("log4perl.rootLogger = INFO, F\n"
            + appender("F", "Log::Log4perl::Appender::File", filename="/dev/full"))
     for _ in range(3):
@@ -271,9 +270,7 @@ def test_a_log_is_rotated_by_the_date(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "yesterday" in (tmp_path / "x.log.2").read_text()
 
 
-def test_a_log_that_cannot_be_rotated_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_cannot_be_rotated_goes_on(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "x.log"
     (tmp_path / "x.log.1" / "in the way").mkdir(parents=True)
     opened("log4perl.rootLogger = INFO, F\n" + appender(
@@ -295,9 +292,7 @@ def test_a_rotating_log_that_was_moved_is_made_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ROTATE, "Log::Log4perl::Appender::File"])
-def test_a_log_whose_folder_comes_back_goes_on(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_whose_folder_comes_back_goes_on(kind: str, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     opened("log4perl.rootLogger = INFO, F\n" + appender("F", kind, filename=f"{folder}/x.log"))
@@ -375,7 +370,7 @@ def test_one_mail_is_sent_at_the_end() -> None:
     assert "ERROR second" in mail
 
 
-def test_a_mail_that_cannot_be_sent_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mail_that_cannot_be_sent_is_one_line(capsys: Capture) -> None:
     opened("log4perl.rootLogger = INFO, M\n" + appender(
         "M", "Log::Dispatch::Email::MailSender", to="a@example.com", smtp="127.0.0.1:9"))
     log.info("x")
@@ -387,7 +382,7 @@ def test_a_mail_that_cannot_be_sent_is_one_line(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_mail_by_sendmail(
-    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     sendmail = tmp_path / "sendmail"
     sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/mail; cat >> {tmp_path}/mail\n'
@@ -518,7 +513,7 @@ def test_a_log_is_the_same_as_log4perls(
     ],
 )
 def test_what_is_not_understood_is_told_with_its_line(
-    line: str, problem: str, capsys: pytest.CaptureFixture[str]
+    line: str, problem: str, capsys: Capture
 ) -> None:
     problems = opened(SCREEN + line + "\n")
     assert any(p.startswith("log.conf:") and problem in p for p in problems), problems
@@ -526,7 +521,7 @@ def test_what_is_not_understood_is_told_with_its_line(
     assert "still here" in "".join(capsys.readouterr())
 
 
-def test_levels_that_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels_that_go_to_standard_error(capsys: Capture) -> None:
     opened(SCREEN + "log4perl.appender.S.stderr.ERROR = 1\nlog4perl.appender.S.stderr.fatal = 1\n")
     log.info("below")
     log.error("above")
@@ -536,9 +531,7 @@ def test_levels_that_go_to_standard_error(capsys: pytest.CaptureFixture[str]) ->
     assert len(out.splitlines()) == 1
 
 
-def test_dates_may_be_in_utc(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dates_may_be_in_utc(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
     try:
@@ -562,9 +555,7 @@ def test_a_log_folder_is_made(tmp_path: Path) -> None:
     assert "INFO x" in file.read_text()
 
 
-def test_a_pattern_shows_the_milliseconds_since_the_line_before(
-    capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pattern_shows_the_milliseconds_since_the_line_before(capsys: Capture) -> None:
     opened(SCREEN + "log4perl.appender.S.layout = PatternLayout\n"
            "log4perl.appender.S.layout.ConversionPattern = %R%n\n")
     log.info("x")
@@ -628,9 +619,7 @@ def test_a_log_config_that_is_a_folder_or_none(
     assert "logging to the screen only" in s3napback.read_logconfig().problems[0]
 
 
-def test_the_log_moves_no_cursor_either(
-    site: Site, svn_repo_factory: Any, capsys: Any
-) -> None:
+def test_the_log_moves_no_cursor_either(site: Site, svn_repo_factory: Any, capsys: Any) -> None:
     """The names of a SubversionDir's repositories are their owners' choice."""
     (site.folder / "svn").mkdir()
     svn_repo_factory(site.folder / "svn" / f"x{ESC}", 1)

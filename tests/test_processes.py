@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, bad_compressor, fake_tool, require_tool
+from conftest import NIGHT, Capture, Site, bad_compressor, fake_tool, require_tool
 
 import s3napback
 from s3napback import Failure
@@ -31,7 +31,7 @@ DYING = {
 @pytest.mark.parametrize("tool", ["tar", "gzip", "gpg"])
 def test_a_stage_that_dies_stores_nothing(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], tool: str, how: str, temp: bool,
+    capsys: Capture, tool: str, how: str, temp: bool,
 ) -> None:
     monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
     (site.data / "big").write_bytes(os.urandom(9000))
@@ -72,8 +72,7 @@ def test_a_stage_that_dies_stores_nothing(
     ],
 )
 def test_tars_warnings_are_stored_and_told(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str,
-    said: str,
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture, script: str, said: str
 ) -> None:
     fake_tool(site, monkeypatch, "tar", script)
     assert site.run() == 3
@@ -111,7 +110,7 @@ def test_a_source_that_ended_with_a_warning_is_not_waited_for(
 
 
 def test_a_tar_that_wrote_nothing_stores_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     assert site.run() == 0
     before = site.state()
@@ -122,7 +121,7 @@ def test_a_tar_that_wrote_nothing_stores_nothing(
 
 
 def test_many_messages_are_counted_not_kept(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(s3napback, "_MAX_MESSAGES", 10)
     fake_tool(site, monkeypatch, "tar", '"$REAL" "$@"; seq 1 100 >&2; exit 1')
@@ -137,7 +136,7 @@ def test_many_messages_are_counted_not_kept(
 @pytest.mark.parametrize("tool", ["tar", "gzip", "gpg", "mysqldump", "svnlook"])
 def test_a_tool_that_is_not_on_path_is_named(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], svn_repo_factory: Any, tool: str,
+    capsys: Capture, svn_repo_factory: Any, tool: str,
 ) -> None:
     monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
     site.settings["GpgRecipient"] = gpg_home.recipient
@@ -243,8 +242,7 @@ def test_a_tool_that_does_not_end_in_time_is_killed() -> None:
 
 
 def test_a_gpg_that_does_not_work_is_told_in_its_words(
-    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     site.settings["GpgRecipient"] = gpg_home.recipient
     fake_tool(site, monkeypatch, "gpg", "exit 9")
@@ -253,7 +251,7 @@ def test_a_gpg_that_does_not_work_is_told_in_its_words(
 
 
 def recipient_failure(
-    site: Site, monkeypatch: pytest.MonkeyPatch, home: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, home: Path, capsys: Capture
 ) -> str:
     monkeypatch.setenv("GNUPGHOME", str(home))
     before = site.state()
@@ -272,7 +270,7 @@ def key_maker(home: Path, recipient: str, expiry: str = "0") -> None:
 
 
 def test_a_recipient_that_cannot_be_encrypted_for_is_told_with_its_remedy(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
     short_folder: Callable[[str], Path], gpg_home: Any,
 ) -> None:
     home = short_folder("")
@@ -320,7 +318,7 @@ def test_a_recipient_that_cannot_be_encrypted_for_is_told_with_its_remedy(
 
 
 def test_a_keyring_of_its_own_is_used(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture,
     short_folder: Callable[[str], Path], gpg_home: Any,
 ) -> None:
     home, ring = short_folder(""), site.folder / "backup.gpg"
@@ -340,8 +338,7 @@ def test_a_keyring_of_its_own_is_used(
 
 
 def test_a_keyring_that_gnupg_ignores_is_told(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    gpg_home: Any,
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture, gpg_home: Any
 ) -> None:
     # GnuPG 2.4 with use-keyboxd says so, and goes on with its own keys.
     note = 'gpg: Note: Specified keyrings are ignored due to option "use-keyboxd"'

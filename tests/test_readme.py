@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from conftest import Capture
 
 import s3napback
 from s3napback import CycleSpec, Moment
@@ -98,7 +99,7 @@ def test_the_tables_of_directives_are_those_of_the_program(
     assert {*s3napback.SETTINGS, *s3napback.JOB_DIRECTIVES} >= {*rows, *others}
 
 
-def test_the_example_is_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_is_a_good_config(tmp_path: Path, capsys: Capture) -> None:
     text = (ROOT / "example.conf").read_text()
     text = text.replace("/var/lib/s3napback", str(tmp_path))
     conf = tmp_path / "example.conf"

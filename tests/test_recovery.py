@@ -17,23 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    GOLDEN,
-    NIGHT,
-    Capture,
-    Site,
-    fetched,
-    program,
-    require_tool,
-)
+from conftest import GOLDEN, NIGHT, Capture, Site, fetched, program, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import (
-    Failure,
-    Stage,
-)
+from s3napback import Failure, Stage
 
 ARCHIVES = GOLDEN / "perl-archives"
 EXPECTED = json.loads((ARCHIVES / "expected.json").read_text())

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    ESC,
-    NIGHT,
-    Site,
-    files,
-    require_tool,
-)
+from conftest import ESC, NIGHT, Capture, Site, files, require_tool
 
 import s3napback
 
@@ -184,7 +178,7 @@ def test_a_repository_is_dumped_whole_then_by_what_is_new(
 
 
 def test_each_repository_of_a_subversion_dir_is_a_job(
-    site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
+    site: Site, svn_repo_factory: Any, capsys: Capture
 ) -> None:
     root = site.folder / "svnroot"
     root.mkdir()

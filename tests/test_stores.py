@@ -14,24 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    NOWHERE,
-    Site,
-    fetched,
-    tmpfs,
-)
+from conftest import NOWHERE, Capture, Site, fetched, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 import s3napback
-from s3napback import (
-    Access,
-    Buffer,
-    Failure,
-    Store,
-    TransientFailure,
-)
+from s3napback import Access, Buffer, Failure, Store, TransientFailure
 
 AWKWARD = [
     "/etc-3-FULL:0000000000000", "/some//path-5-DIFF:00000000000000000001",
@@ -468,9 +457,7 @@ def test_links_in_a_bucket_are_not_followed(site: Site, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("what", ["a folder", "a link", "a FIFO"])
-def test_a_bucket_is_not_removed_with_what_is_not_ours(
-    site: Site, what: str, capsys: Any
-) -> None:
+def test_a_bucket_is_not_removed_with_what_is_not_ours(site: Site, what: str, capsys: Any) -> None:
     folder, words = bucket_of(site)
     foreign = folder / "foreign"
     if what == "a folder":
@@ -517,9 +504,7 @@ def test_a_file_larger_than_memory_is_refused(site: Site, words: list[str], caps
     assert status == 0 or "more than a chunk can have" in said.out + said.err
 
 
-def test_a_full_disk_of_the_bucket_fails_the_job(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_of_the_bucket_fails_the_job(site: Site, capsys: Capture) -> None:
     with tmpfs(site.folder / "buckets", "size=64k"):
         (site.data / "big").write_bytes(os.urandom(500_000))
         assert site.run() == 1
@@ -544,17 +529,14 @@ def test_no_key_file_breaks_the_reader(content: bytes) -> None:
         path.unlink()
 
 
-def test_a_key_file_that_others_can_read_gets_a_warning(
-    s3_site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_file_that_others_can_read_gets_a_warning(s3_site: Site, capsys: Capture) -> None:
     os.chmod(s3_site.settings["S3Keyfile"], 0o644)
     assert s3_site.run() == 0
     assert "can be read by others; run: chmod 600 " in capsys.readouterr().err
 
 
 def test_credentials_that_expire_are_fetched_anew(
-    s3_site: Site, s3_server: Any, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    s3_site: Site, s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     calls = s3_site.folder / "calls"
     keys = {"Version": 1, "AccessKeyId": s3_server.key, "SecretAccessKey": s3_server.secret}
@@ -620,7 +602,7 @@ def test_a_role_of_the_aws_configuration_is_taken_on(
     ],
 )
 def test_a_refusal_of_s3_comes_with_a_hint(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str],
+    s3_site: Site, s3_server: Any, capsys: Capture,
     change: dict[str, str | None], message: str, status: int,
 ) -> None:
     keyfile = Path(s3_site.settings["S3Keyfile"])
@@ -642,9 +624,7 @@ def test_a_refusal_of_s3_comes_with_a_hint(
     assert not list((s3_site.folder / "diffs").iterdir())
 
 
-def test_a_bucket_elsewhere_ends_at_once(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bucket_elsewhere_ends_at_once(s3_site: Site, s3_server: Any, capsys: Capture) -> None:
     s3_site.settings["RetryHours"] = "1"
     s3_server.fail = lambda *_: (301, "PermanentRedirect", "use the endpoint of the bucket")
     assert s3_site.run() == 1

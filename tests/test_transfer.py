@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import (
     NIGHT,
+    Capture,
     Memory,
     Site,
     content,
@@ -32,13 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import (
-    Access,
-    Buffer,
-    Failure,
-    Store,
-    TransientFailure,
-)
+from s3napback import Access, Buffer, Failure, Store, TransientFailure
 
 
 class Source(io.BytesIO):
@@ -503,9 +498,7 @@ def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) ->
     assert datetime.fromtimestamp(made).date() == turn.date()
 
 
-def test_a_restore_reads_a_staged_archive_where_it_waits(
-    safe_site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_restore_reads_a_staged_archive_where_it_waits(safe_site: Site, capsys: Capture) -> None:
     """No command that reads moves or deletes an object: the next run does."""
     name = stage_only(safe_site)
     endpoint = safe_site.settings["S3Endpoint"]
@@ -523,7 +516,7 @@ def test_a_restore_reads_a_staged_archive_where_it_waits(
 
 
 def test_a_copy_that_is_refused_loses_nothing(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     s3_site.settings["SafeReplace"] = "On"
     (s3_site.data / "big").write_bytes(os.urandom(5000))
@@ -550,7 +543,7 @@ def test_a_copy_that_is_refused_loses_nothing(
 
 
 def test_a_bad_copy_is_found_out(
-    safe_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    safe_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def copy(self: s3napback.FolderStore, source: str, target: str) -> None:
         data, metadata = fetched(self, source)

@@ -134,9 +134,7 @@ def test_9_a_comment_in_a_list_of_names(site: Site, capsys: Capture) -> None:
     assert gzip.decompress(site.content(name))
 
 
-def test_10_temp_and_diff_files_are_private(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_10_temp_and_diff_files_are_private(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
     listed = site.folder / "listed"
     fake_tool(site, monkeypatch, "pigz", f'ls {site.folder}/temp > {listed}; exec "$REAL" "$@"')

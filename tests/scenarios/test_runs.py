@@ -15,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import GOLDEN, fetched
+from conftest import GOLDEN, Capture, fetched
 
 import s3napback
 
@@ -198,9 +198,7 @@ def tree(folder: Path) -> dict[str, tuple[float, str]]:
 
 
 @pytest.mark.parametrize("stage", EQUAL, indirect=True)
-def test_a_run_in_test_mode_says_what_the_original_said(
-    stage: Stage, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_in_test_mode_says_what_the_original_said(stage: Stage, capsys: Capture) -> None:
     before = tree(stage.folder)
     status = stage.play()
     recorded = stage.run["perl"]
@@ -384,7 +382,7 @@ def test_a_revision_file_of_the_perl_script_is_not_continued(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("stage", ["an unknown option"], indirect=True)
-def test_an_unknown_option_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_is_refused(stage: Stage, capsys: Capture) -> None:
     assert stage.play() == 2
     said = capsys.readouterr().err
     assert "Unknown option: x" in said
@@ -399,7 +397,7 @@ def test_every_difference_is_in_the_readme() -> None:
 
 
 def test_the_shown_commands_can_be_pasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """What -t shows, run by a shell, makes the archive that the run would have made."""
     import subprocess

@@ -16,13 +16,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from conftest import GpgHome  # noqa: E402
-from harness import (  # noqa: E402
-    SETTINGS,
-    FaultyS3,
-    Violation,
-    World,
-    live_a_month,
-)
+from harness import SETTINGS, FaultyS3, Violation, World, live_a_month  # noqa: E402
 
 START = datetime(2026, 12, 15, 3, 0, tzinfo=timezone.utc)  # over New Year
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool, stage_only
+from conftest import NIGHT, Capture, Site, fake_tool, require_tool, stage_only
 
 import s3napback
 
@@ -125,7 +125,7 @@ def test_what_another_job_replaces_tonight_is_not_continued(site: Site) -> None:
 
 
 def test_one_staged_archive_of_two_jobs_is_moved_once(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     site.settings["SafeReplace"] = "On"
     (site.data / "large").write_bytes(os.urandom(3000))

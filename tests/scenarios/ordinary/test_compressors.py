@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, require_tool
+from conftest import NIGHT, Capture, Site, fake_tool, require_tool
 
 import s3napback
 
@@ -69,7 +69,7 @@ def test_every_known_format_comes_back(
     ],
 )
 def test_a_compressor_that_cannot_be_read_is_refused(
-    site: Site, compressor: str, told: str, capsys: pytest.CaptureFixture[str]
+    site: Site, compressor: str, told: str, capsys: Capture
 ) -> None:
     site.settings["Compressor"] = f'"{compressor}"'
     assert site.run() == 2
@@ -81,7 +81,7 @@ def test_a_compressor_that_cannot_be_read_is_refused(
 
 
 def test_a_compressor_that_dies_on_the_way_stores_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     fake_tool(site, monkeypatch, "xz",
               'head -c 70000 | "$REAL" "$@"; if [ "$(head -c 1 | wc -c)" = 1 ]; then exit 7; fi')
@@ -93,7 +93,7 @@ def test_a_compressor_that_dies_on_the_way_stores_nothing(
 
 
 def test_a_dump_in_an_unknown_format_is_no_sql(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     """As an older version, which did not try the Compressor, may have stored it."""
     monkeypatch.setattr(s3napback, "check_compressor", lambda *_: None)
@@ -111,7 +111,7 @@ def test_a_dump_in_an_unknown_format_is_no_sql(
 
 
 def test_where_the_decoder_is_missing_it_is_named(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
 ) -> None:
     site.settings["Compressor"] = "xz"
     assert site.run() == 0

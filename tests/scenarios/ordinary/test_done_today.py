@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool, files, leave_out
+from conftest import NIGHT, Capture, Site, fake_tool, files, leave_out
 
 import s3napback
 
@@ -107,7 +107,7 @@ def test_another_hosts_archive_of_an_earlier_day_is_replaced_with_a_warning(
 
 
 def test_a_dump_that_starts_before_midnight_is_made_every_night(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     for name in ("mysqldump", "mariadb-dump"):  # the job before it takes some seconds
         fake_tool(site, monkeypatch, name, "sleep 1.2; date +%N")
@@ -155,9 +155,7 @@ def test_a_phase_makes_every_day_a_backup_day(site: Site, phase: int) -> None:
     assert len(site.archives()) == 4
 
 
-def test_only_an_archive_in_the_bucket_makes_a_day_done(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_an_archive_in_the_bucket_makes_a_day_done(site: Site, capsys: Capture) -> None:
     assert site.run(now=NIGHT - timedelta(days=1)) == 0
     assert site.run() == 0
     name = f"{site.data}-18-DIFF"
@@ -172,7 +170,7 @@ def test_only_an_archive_in_the_bucket_makes_a_day_done(
 
 
 def test_a_repository_without_new_revisions_is_stored_if_the_bucket_lost_it(
-    site: Site, svn_repo_factory: Any, capsys: pytest.CaptureFixture[str]
+    site: Site, svn_repo_factory: Any, capsys: Capture
 ) -> None:
     repository = svn_repo_factory(site.folder / "repo", 2)
     site.jobs = f"Subversion {repository}"
@@ -224,9 +222,7 @@ def test_two_names_of_one_diff_file_have_each_its_own(site: Site) -> None:
     assert owned.read_bytes() == before
 
 
-def test_a_diff_file_of_another_bucket_is_not_continued(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diff_file_of_another_bucket_is_not_continued(site: Site, capsys: Capture) -> None:
     assert site.run() == 0
     # A copy of the bucket under another name.
     shutil.copytree(site.folder / "buckets" / "bkt", site.folder / "buckets" / "other")
@@ -240,7 +236,7 @@ def test_a_diff_file_of_another_bucket_is_not_continued(
 
 @pytest.mark.parametrize("change", ["Bucket", "disk", "Prefix"])
 def test_a_bucket_that_is_not_there_any_more_is_told(
-    site: Site, change: str, capsys: pytest.CaptureFixture[str]
+    site: Site, change: str, capsys: Capture
 ) -> None:
     assert site.run() == 0
     if change == "disk":
@@ -256,7 +252,7 @@ def test_a_bucket_that_is_not_there_any_more_is_told(
 
 
 def test_a_bucket_that_is_gone_is_told_on_the_night_of_a_full_too(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Site, capsys: Capture
 ) -> None:
     full = datetime(2026, 11, 26, 3)
     assert site.run(now=full - timedelta(days=1)) == 0
@@ -283,9 +279,7 @@ def test_one_passing_404_breaks_no_chain(s3_site: Site, s3_server: Any) -> None:
     assert len([state for state in states if state.startswith("-:")]) == 1
 
 
-def test_what_a_diff_continues_is_known_by_its_uploads_id(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_diff_continues_is_known_by_its_uploads_id(site: Site, capsys: Capture) -> None:
     """Another config stores the same bytes in the same slot, from its own diff file."""
     site.settings["Compressor"] = '"gzip -n"'
     # Read once, a file and a folder keep their access times, which tar stores as well.
@@ -302,9 +296,7 @@ def test_what_a_diff_continues_is_known_by_its_uploads_id(
     assert restored(site, site.data) == {"file": "one"}
 
 
-def test_a_snapshot_from_the_future_is_not_continued(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_snapshot_from_the_future_is_not_continued(site: Site, capsys: Capture) -> None:
     """The clock was two days ahead when the FULL was made."""
     fake = shutil.which("faketime") or leave_out("faketime is not installed")
     first = subprocess.run([str(fake), "+2 days", *run_at(site, NIGHT)], env=env(),
@@ -317,9 +309,7 @@ def test_a_snapshot_from_the_future_is_not_continued(
     assert site.run(now=NIGHT + timedelta(days=2)) == 0
 
 
-def test_one_directory_in_two_cycles_is_told(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_directory_in_two_cycles_is_told(site: Site, capsys: Capture) -> None:
     other = site.folder / "other"
     other.mkdir()
     site.jobs = (

@@ -4,7 +4,7 @@ no dump of one database holds."""
 import gzip
 
 import pytest
-from conftest import NIGHT, MariaDb, Postgres, Site, fake_tool
+from conftest import NIGHT, Capture, MariaDb, Postgres, Site, fake_tool
 
 import s3napback
 
@@ -30,7 +30,7 @@ def dump(site: Site) -> str:
     return gzip.decompress(site.content(name)).decode()
 
 
-def check(site: Site, capsys: pytest.CaptureFixture[str]) -> str:
+def check(site: Site, capsys: Capture) -> str:
     capsys.readouterr()
     s3napback.main(["check", "-c", str(site.write())], now=NIGHT)
     return capsys.readouterr().out
@@ -38,7 +38,7 @@ def check(site: Site, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("option", ["--defaults-extra-file={}", "--defaults-file={}"])
 def test_options_that_must_be_first_are_first(
-    site: Site, shop: str, option: str, capsys: pytest.CaptureFixture[str]
+    site: Site, shop: str, option: str, capsys: Capture
 ) -> None:
     options = site.folder / "my.cnf"
     options.write_text("[mysqldump]\nno-data\nforce\n")
@@ -56,7 +56,7 @@ def test_no_defaults_stays_first(site: Site, mariadb: MariaDb) -> None:
 
 @pytest.mark.parametrize("options", ["--force", "-f", "--force --skip-comments"])
 def test_a_whole_dump_with_errors_is_stored_with_warnings(
-    site: Site, shop: str, options: str, capsys: pytest.CaptureFixture[str]
+    site: Site, shop: str, options: str, capsys: Capture
 ) -> None:
     site.jobs = job(shop, f"--user=root {options}")
     assert site.run() == 3
@@ -70,7 +70,7 @@ def test_a_whole_dump_with_errors_is_stored_with_warnings(
 
 @pytest.mark.parametrize("options", ["", "--force --compact"])
 def test_a_dump_that_is_not_known_to_be_whole_is_not_stored(
-    site: Site, shop: str, options: str, capsys: pytest.CaptureFixture[str]
+    site: Site, shop: str, options: str, capsys: Capture
 ) -> None:
     site.jobs = job(shop, f"--user=root {options}")
     assert site.run() == 1
@@ -79,7 +79,7 @@ def test_a_dump_that_is_not_known_to_be_whole_is_not_stored(
 
 
 def test_with_force_no_empty_dump_takes_the_place_of_a_good_one(
-    site: Site, shop: str, mariadb: MariaDb, capsys: pytest.CaptureFixture[str]
+    site: Site, shop: str, mariadb: MariaDb, capsys: Capture
 ) -> None:
     """mysqldump --force writes its closing lines for a database that is not there, too."""
     site.jobs = job(shop, "--user=root --force")
@@ -92,7 +92,7 @@ def test_with_force_no_empty_dump_takes_the_place_of_a_good_one(
 
 
 def test_with_force_a_server_that_is_lost_is_a_failure(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """It goes on without its server, to the closing line (as MariaDB 10.11 was seen to do)."""
     fake_tool(site, monkeypatch, "mysqldump", """
@@ -106,9 +106,7 @@ exit 2""")
     assert "Server has gone away" in capsys.readouterr().err
 
 
-def test_a_large_dump_is_watched_without_harm(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_dump_is_watched_without_harm(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tool(site, monkeypatch, "mysqldump",
               "seq 1 1000000; echo '-- Dump completed'; echo 'a view (1356)' >&2; exit 2")
     site.settings["ChunkSize"] = "100000"
@@ -122,9 +120,7 @@ def test_a_large_dump_is_watched_without_harm(
     "option",
     ["--result-file=/x", "--result_file=/x", "--resu=/x", "--tab=/x", "-r/x", "--print-defaults"],
 )
-def test_options_that_leave_no_dump_are_told(
-    site: Site, option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_that_leave_no_dump_are_told(site: Site, option: str, capsys: Capture) -> None:
     site.jobs += "\n" + job("shop", option)
     assert site.run() == 1
     assert f"with {option} in MySQLOptions there is no dump" in capsys.readouterr().err
@@ -134,7 +130,7 @@ def test_options_that_leave_no_dump_are_told(
 
 def test_check_says_what_no_dump_of_one_database_holds(
     site: Site, postgres: Postgres, mariadb: MariaDb, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     for name, value in postgres.env.items():
         monkeypatch.setenv(name, value)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site
+from conftest import NIGHT, Capture, Site
 
 import s3napback
 
@@ -19,7 +19,7 @@ def two_jobs(site: Site) -> None:
 
 @pytest.mark.parametrize("place", ["tar_stage", "archive_objects", "archive_name"])
 def test_a_fault_in_one_job_is_logged_and_the_next_one_runs(
-    site: Site, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, place: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     two_jobs(site)
     assert site.run() == 0

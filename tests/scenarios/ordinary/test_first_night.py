@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, NIGHT, Site, leave_out, run
+from conftest import GOLDEN, NIGHT, Capture, Site, leave_out, run
 
 import s3napback
 
@@ -174,9 +174,7 @@ def test_the_scripts_diff_file_goes_on_under_its_name(site: Site) -> None:
     assert len([a for a in site.archives().values() if a.metadata["state"].startswith("-")]) == 1
 
 
-def test_check_tells_the_size_beforehand(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_tells_the_size_beforehand(site: Site, capsys: Capture) -> None:
     site.settings["ChunkSize"] = "1000000"
     (site.data / "big").write_bytes(os.urandom(1_500_000))
     diff_file = site.folder / "diffs" / s3napback.diff_file_name(str(site.data))

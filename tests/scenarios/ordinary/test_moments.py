@@ -45,7 +45,7 @@ START = 1_790_000_000
     [0, 1, -20000, -19999], [0, 0, 0, 0], [0, 1, 0.995, 2],
 ])
 def test_marked_archives_are_chained_by_what_they_continue_whatever_their_dates(
-    dates: list[float],
+    dates: list[float]
 ) -> None:
     states = ["-:a", "a:b", "b:c", "c:d"]
     found = [one(n, START + day * DAY, state)
@@ -224,7 +224,7 @@ def test_in_winter_a_summer_night_is_restored_by_its_own_time_and_hints_show_it(
 
 
 def test_a_moment_that_list_prints_restores_what_it_names_to_the_fraction_of_a_second(
-    tmp_path: Path,
+    tmp_path: Path
 ) -> None:
     """The Perl script's archives have the date of their last chunk, which folders keep to ns."""
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1.7e9)

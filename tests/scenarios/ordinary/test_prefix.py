@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, fake_tool
+from conftest import NIGHT, Capture, Site, fake_tool
 
 import s3napback
 
@@ -35,9 +35,7 @@ def restored(site: Site, *words: str) -> dict[str, str]:
     }
 
 
-def test_every_archive_has_the_prefix_and_chains_as_ever(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_archive_has_the_prefix_and_chains_as_ever(site: Site, capsys: Capture) -> None:
     site.settings["Prefix"] = "web1"
     assert site.run(now=FULL_DAY) == 0
     (site.data / "new").write_text("two")
@@ -84,9 +82,7 @@ def test_relative_names_and_home_are_found_again(
     }
 
 
-def test_machines_share_a_bucket_without_seeing_each_other(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_machines_share_a_bucket_without_seeing_each_other(site: Site, capsys: Capture) -> None:
     for machine in ("web1", "web10", "site/web1", ""):
         site.settings["Prefix"] = machine
         site.settings["DiffDir"] = f"{site.folder}/diffs{machine.replace('/', '-')}"
@@ -112,9 +108,7 @@ def test_machines_share_a_bucket_without_seeing_each_other(
     assert restored(site, *bucket(site), str(site.data))[file] == ""
 
 
-def test_a_folder_called_as_the_prefix_is_not_taken_for_it(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_called_as_the_prefix_is_not_taken_for_it(site: Site, capsys: Capture) -> None:
     (site.folder / "web1" / "etc").mkdir(parents=True)
     (site.folder / "web1" / "etc" / "f").write_text("mine")
     name = f"{site.folder}/web1/etc"
@@ -130,7 +124,7 @@ def test_a_folder_called_as_the_prefix_is_not_taken_for_it(
 
 
 def test_dumps_have_the_prefix_too(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     fake_tool(site, monkeypatch, "mysqldump", "echo SQL of ${!#}; echo '-- Dump completed'")
     fake_tool(site, monkeypatch, "pg_dumpall", "echo roles")
@@ -161,9 +155,7 @@ def test_dumps_have_the_prefix_too(
     ["/web1", "web1/", "a//b", "a:b", "a/../b", ".", "MySQL", "a/PostgreSQL", '""', "x" * 201,
      '"a\tb"'],
 )
-def test_a_bad_prefix_is_one_sentence(
-    site: Site, prefix: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_prefix_is_one_sentence(site: Site, prefix: str, capsys: Capture) -> None:
     site.settings["Prefix"] = prefix
     assert site.run() == 2
     (line,) = [t for t in capsys.readouterr().err.splitlines() if " FATAL " in t]
@@ -174,9 +166,7 @@ def test_a_bad_prefix_is_one_sentence(
 
 
 @pytest.mark.parametrize("prefix", ['"büro 1"', "a.b_c-3-FULL", "50%+x"])
-def test_an_awkward_prefix_works_over_http(
-    s3_site: Site, prefix: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_awkward_prefix_works_over_http(s3_site: Site, prefix: str, capsys: Capture) -> None:
     s3_site.settings["Prefix"] = prefix
     assert s3_site.run(now=FULL_DAY) == 0
     assert s3_site.run(now=FULL_DAY + timedelta(days=1)) == 0
@@ -198,9 +188,7 @@ def test_a_prefix_is_found_where_a_copy_lost_the_marks(s3_site: Site, s3_server:
     assert restored(s3_site, "-c", str(s3_site.conf), str(s3_site.data))[file] == "one"
 
 
-def test_test_mode_shows_the_whole_name(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_test_mode_shows_the_whole_name(site: Site, capsys: Capture) -> None:
     site.settings["Prefix"] = "web1"
     assert site.run("-t", now=FULL_DAY) == 0
     shown = capsys.readouterr().err
@@ -208,9 +196,7 @@ def test_test_mode_shows_the_whole_name(
     assert f"Directory {site.data} -> bkt:web1{site.data}-" in shown
 
 
-def test_two_names_for_one_archive_are_told(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_names_for_one_archive_are_told(site: Site, capsys: Capture) -> None:
     """Without the leading slash, /data and data are one archive."""
     site.settings["Prefix"] = "web1"
     site.jobs = f"Directory {site.data}\nDirectory {str(site.data)[1:]}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import GpgHome, Site, require_tool, run
+from conftest import Capture, GpgHome, Site, require_tool, run
 
 import s3napback
 
@@ -13,9 +13,7 @@ KEYS = ("anna@example.com", "bert@example.com", "carla@example.com")
 
 
 @pytest.fixture
-def keys(
-    short_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[GpgHome]:
+def keys(short_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[GpgHome]:
     """A home of gpg with three keys, and two that cannot encrypt."""
     gpg = GpgHome(short_folder(""))
     for name in KEYS:
@@ -32,7 +30,7 @@ def fingerprint(gpg: GpgHome, who: str) -> str:
     return next(line.split(":")[9] for line in lines if line.startswith("fpr"))
 
 
-def checked(site: Site, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+def checked(site: Site, capsys: Capture) -> list[dict[str, str]]:
     """What `check` says of the recipients, at the real time, as gpg sees it."""
     capsys.readouterr()
     s3napback.main(["check", "--json", "-c", str(site.write())])
@@ -45,7 +43,7 @@ def checked(site: Site, capsys: pytest.CaptureFixture[str]) -> list[dict[str, st
 )
 def test_each_recipient_can_restore_alone(
     site: Site, keys: GpgHome, short_folder: Callable[[str], Path], lines: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:
     site.settings["GpgRecipient"] = lines.format(*KEYS)
     assert site.run() == 0
@@ -61,18 +59,14 @@ def test_each_recipient_can_restore_alone(
         monkeypatch.setenv("GNUPGHOME", str(keys.home))
 
 
-def test_test_mode_shows_every_recipient(
-    site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_test_mode_shows_every_recipient(site: Site, keys: GpgHome, capsys: Capture) -> None:
     site.settings["GpgRecipient"] = f"{KEYS[0]} {KEYS[1]}"
     assert site.run("-t") == 0
     assert f"gpg --batch -r {KEYS[0]} -r {KEYS[1]} -e" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_every_recipient_is_checked(
-    site: Site, keys: GpgHome, order: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_recipient_is_checked(site: Site, keys: GpgHome, order: int, capsys: Capture) -> None:
     names = [KEYS[0], "nobody@example.com"]
     site.settings["GpgRecipient"] = " ".join(names[order:] + names[:order])
     assert site.run() == 2
@@ -83,7 +77,7 @@ def test_every_recipient_is_checked(
 
 
 def test_a_comment_behind_a_recipient_is_no_recipient(
-    site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
+    site: Site, keys: GpgHome, capsys: Capture
 ) -> None:
     site.settings["GpgRecipient"] = f"{KEYS[0]} # the admin"
     assert site.run() == 0
@@ -91,7 +85,7 @@ def test_a_comment_behind_a_recipient_is_no_recipient(
 
 
 def test_a_key_without_a_subkey_for_encryption_is_refused(
-    site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
+    site: Site, keys: GpgHome, capsys: Capture
 ) -> None:
     site.settings["GpgRecipient"] = f"{KEYS[0]} sign@example.com"
     assert site.run() == 2
@@ -100,9 +94,7 @@ def test_a_key_without_a_subkey_for_encryption_is_refused(
     assert f"--quick-add-key {fingerprint(keys, 'sign@example.com')}" in said
 
 
-def test_a_subkey_that_has_expired_is_refused(
-    site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_subkey_that_has_expired_is_refused(site: Site, keys: GpgHome, capsys: Capture) -> None:
     who = "past@example.com"
     gpg = ["gpg", "--batch", "-q", "--passphrase", ""]
     then, later = ([require_tool("faketime"), day, *gpg] for day in ("2020-01-01", "2020-01-02"))
@@ -116,9 +108,7 @@ def test_a_subkey_that_has_expired_is_refused(
     assert [f["level"] for f in checked(site, capsys)] == ["error"]
 
 
-def test_check_warns_of_a_subkey_that_expires(
-    site: Site, keys: GpgHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_warns_of_a_subkey_that_expires(site: Site, keys: GpgHome, capsys: Capture) -> None:
     mark = fingerprint(keys, "sign@example.com")
     keys.run("--passphrase", "", "--quick-add-key", mark, "cv25519", "encr", "10d")
     site.settings["GpgRecipient"] = f"{KEYS[0]} sign@example.com"
@@ -134,7 +124,7 @@ def test_check_warns_of_a_subkey_that_expires(
 @pytest.mark.parametrize("spelled", ["~/ring.gpg", "sub/ring.gpg"])
 def test_a_keyring_in_the_home_or_by_a_relative_path(
     site: Site, keys: GpgHome, short_folder: Callable[[str], Path], spelled: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:
     (site.folder / "sub").mkdir()
     home = short_folder("")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, require_tool, run
+from conftest import NIGHT, Capture, Site, require_tool, run
 
 import s3napback
 
@@ -40,7 +40,7 @@ def repository(site: Site) -> Path:
 
 @pytest.mark.parametrize("revisions", [2, 3, 5])
 def test_another_repository_at_the_path_is_stored_whole(
-    revisions: int, site: Site, repository: Path, capsys: pytest.CaptureFixture[str]
+    revisions: int, site: Site, repository: Path, capsys: Capture
 ) -> None:
     """With fewer revisions, as many, or more: its revisions do not continue the old ones."""
     made(repository, revisions, "new")

@@ -25,7 +25,7 @@ from typing import Any
 
 import conftest
 import pytest
-from conftest import NIGHT, Site, downloaded, require_tool, run
+from conftest import NIGHT, Capture, Site, downloaded, require_tool, run
 
 import s3napback
 from s3napback import Access, Failure, Store
@@ -150,9 +150,7 @@ def test_what_is_mixed_says_so(bucket: Store) -> None:
 
 
 @pytest.mark.parametrize("safe", ["", "On"])
-def test_a_listing_that_lags_is_waited_for(
-    s3_site: Site, s3_server: Any, safe: str
-) -> None:
+def test_a_listing_that_lags_is_waited_for(s3_site: Site, s3_server: Any, safe: str) -> None:
     """It is asked again; nothing new is thrown away, and what is stored can be restored."""
     s3_site.settings["SafeReplace"] = safe
     s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
@@ -170,7 +168,7 @@ def test_a_listing_that_lags_is_waited_for(
 
 
 def test_an_upload_that_is_never_listed_is_a_failure(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     assert s3_site.run() == 0
     s3_server.lag = 100
@@ -198,7 +196,7 @@ def test_staged_chunks_that_are_half_listed_are_kept(bucket: Store) -> None:
 
 
 def test_a_service_that_strips_the_leading_slash_stores_nothing_unseen(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     s3_server.strips_slash = True
     assert s3_site.run() == 1
@@ -208,7 +206,7 @@ def test_a_service_that_strips_the_leading_slash_stores_nothing_unseen(
 @pytest.mark.parametrize("command", [(), ("list",), ("check",)])
 def test_an_endpoint_that_holds_the_buckets_name_is_told(
     s3_site: Site, s3_server: Any, service: s3napback.S3Store, command: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     s3_site.settings["S3Endpoint"] += "/bkt"
     assert s3_site.run(*command) == 1
@@ -223,7 +221,7 @@ def test_an_endpoint_that_holds_the_buckets_name_is_told(
 ])
 def test_an_answer_that_is_no_listing_is_refused(
     s3_site: Site, s3_server: Any, service: s3napback.S3Store, body: bytes,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:
     def answer(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -257,7 +255,7 @@ def test_names_of_metadata_may_come_back_in_capitals(
 
 
 def test_safe_replace_is_refused_where_no_metadata_is_kept(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
     """It is refused before anything old goes; `check` says it beforehand."""
     s3_server.forgets_metadata = True
@@ -304,7 +302,7 @@ def two_nights(s3_site: Site, s3_server: Any) -> tuple[Site, list[bytes]]:
 
 
 def test_chunks_that_lost_their_marks_are_proved_by_the_whole(
-    two_nights: tuple[Site, list[bytes]], s3_server: Any, capsys: pytest.CaptureFixture[str]
+    two_nights: tuple[Site, list[bytes]], s3_server: Any, capsys: Capture
 ) -> None:
     site, contents = two_nights
     copy_in_parts(s3_server, 3000)
@@ -321,9 +319,7 @@ def test_chunks_that_lost_their_marks_are_proved_by_the_whole(
     assert "has no mark, and the digest of the whole is another" in said.out + said.err
 
 
-def test_a_folder_bucket_that_was_copied_without_its_times(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_bucket_that_was_copied_without_its_times(site: Site, capsys: Capture) -> None:
     """`rsync -r`: every night comes back as it was, in the order in which they were made."""
     contents = []
     for day in range(4):
@@ -460,7 +456,7 @@ def test_tls_that_no_further_try_can_mend_is_final(
 
 
 def test_a_host_name_that_does_not_exist_is_told(
-    site: Site, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    site: Site, capsys: Capture, tmp_path: Path
 ) -> None:
     """It is said at once, with the name, and tried again: name servers come back."""
     site.settings["S3Endpoint"] = "https://s3.no-such-host.invalid"
@@ -506,9 +502,7 @@ def test_a_key_without_the_right_to_delete_is_told(
     assert "lacks the right s3:DeleteObject" in failure.value.hint
 
 
-def test_a_refused_upload_says_so_first(
-    s3_site: Site, s3_server: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_upload_says_so_first(s3_site: Site, s3_server: Any, capsys: Capture) -> None:
     """And is not followed by hours of tidying up where that does not work either."""
     def fault(method: str, path: str, query: dict[str, str], _: bytes | None) -> Any:
         if method == "PUT" and path.endswith("02"):
@@ -527,7 +521,7 @@ def test_a_refused_upload_says_so_first(
 
 @pytest.mark.parametrize("safe", ["", "On"])
 def test_a_storage_class_that_is_unknown_costs_no_old_archive(
-    s3_site: Site, safe: str, capsys: pytest.CaptureFixture[str]
+    s3_site: Site, safe: str, capsys: Capture
 ) -> None:
     s3_site.settings["SafeReplace"] = safe
     s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
@@ -552,8 +546,7 @@ def test_a_storage_class_that_is_unknown_costs_no_old_archive(
     ((409, "BucketAlreadyExists", ""), "set Bucket to another"),
 ])
 def test_a_bucket_that_cannot_be_made_is_told(
-    s3_site: Site, s3_server: Any, answer: tuple[int, str, str], hint: str,
-    capsys: pytest.CaptureFixture[str],
+    s3_site: Site, s3_server: Any, answer: tuple[int, str, str], hint: str, capsys: Capture
 ) -> None:
     s3_server.fail = lambda method, path, query, body: (
         answer if method == "PUT" and path.strip("/") == "bkt" else None
@@ -599,8 +592,7 @@ def enforced(policy: dict[str, Any], s3_server: Any) -> Callable[..., Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", ["", "On"])
 def test_the_policy_of_the_readme_is_enough(
-    s3_site: Site, s3_server: Any, service: s3napback.S3Store, safe: str,
-    capsys: pytest.CaptureFixture[str],
+    s3_site: Site, s3_server: Any, service: s3napback.S3Store, safe: str, capsys: Capture
 ) -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     shown = readme.partition("<!-- policy:")[2].partition("```json\n")[2].partition("```")[0]

@@ -76,9 +76,7 @@ def test_a_directory_that_was_always_empty_is_stored(site: Site) -> None:
     assert len(site.archives()) == 3
 
 
-def test_a_file_system_that_is_not_mounted_replaces_no_backup(
-    site: Site, capsys: Capture
-) -> None:
+def test_a_file_system_that_is_not_mounted_replaces_no_backup(site: Site, capsys: Capture) -> None:
     site.jobs = f"<Directory {site.data}>\nDiffs 1\nFulls 2\n</Directory>"
     with tmpfs(site.data, "size=1m"):
         (site.data / "photo").write_text("precious")
@@ -251,9 +249,7 @@ def test_an_exclude_that_excludes_nothing_is_told(
 # ---- one directory under two names ----
 
 
-def test_a_directory_under_two_names_comes_back_whole_under_both(
-    site: Site, bind: Bind
-) -> None:
+def test_a_directory_under_two_names_comes_back_whole_under_both(site: Site, bind: Bind) -> None:
     one, two = site.data / "one", site.data / "two"
     for path in (one / "sub", two):
         path.mkdir(parents=True)

@@ -25,9 +25,7 @@ def script_of(site: Site, name: str, capfdbinary: Any) -> Path:
 
 
 @pytest.mark.parametrize("by", ["restore", "restore-script"])
-def test_capabilities_and_other_attributes_come_back(
-    site: Site, by: str, capfdbinary: Any
-) -> None:
+def test_capabilities_and_other_attributes_come_back(site: Site, by: str, capfdbinary: Any) -> None:
     if os.geteuid():
         leave_out("capabilities need root")
     setcap, setfattr = require_tool("setcap"), require_tool("setfattr")
@@ -115,9 +113,7 @@ def test_what_follows_the_wanted_paths_in_an_archive_is_not_read(
 
 
 @pytest.mark.parametrize("wanted", ["whole", "path"])
-def test_a_home_that_was_deleted_does_not_come_back(
-    site: Site, wanted: str, capsys: Any
-) -> None:
+def test_a_home_that_was_deleted_does_not_come_back(site: Site, wanted: str, capsys: Any) -> None:
     homes = site.folder / "home"
     for name in ("anna", "bert", "cleo"):
         (homes / name / "docs").mkdir(parents=True)

@@ -1,7 +1,7 @@
 """What a config says and a run would pass over without a word."""
 
 import pytest
-from conftest import NIGHT, Site
+from conftest import NIGHT, Capture, Site
 
 import s3napback
 
@@ -41,7 +41,7 @@ def check(site: Site) -> int:
     ],
 )
 def test_a_value_that_is_not_used_is_a_warning(
-    site: Site, lines: str, told: str, capsys: pytest.CaptureFixture[str]
+    site: Site, lines: str, told: str, capsys: Capture
 ) -> None:
     site.jobs += f"\n{lines}"
     assert site.run() in (0, 3)
@@ -52,9 +52,7 @@ def test_a_value_that_is_not_used_is_a_warning(
     assert told in capsys.readouterr().out
 
 
-def test_words_of_a_compressor_and_lists_are_no_repetition(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_of_a_compressor_and_lists_are_no_repetition(site: Site, capsys: Capture) -> None:
     site.jobs += "\nCompressor gzip -1\nExclude a b\nExclude c\n"
     assert site.run() == 0
     assert " WARN " not in capsys.readouterr().err
@@ -81,7 +79,7 @@ def test_words_of_a_compressor_and_lists_are_no_repetition(
     ],
 )
 def test_what_is_never_backed_up_is_told(
-    site: Site, lines: str, told: str, capsys: pytest.CaptureFixture[str]
+    site: Site, lines: str, told: str, capsys: Capture
 ) -> None:
     other = site.folder / "other"
     other.mkdir()
@@ -96,7 +94,7 @@ def test_what_is_never_backed_up_is_told(
     assert [t for t in out.splitlines() if told.format(**places) in t and t.startswith("error")]
 
 
-def test_a_config_without_a_job_is_told(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_without_a_job_is_told(site: Site, capsys: Capture) -> None:
     site.jobs = ""
     assert site.run() == 3
     assert "nothing is backed up: the config names nothing" in capsys.readouterr().err
