@@ -4776,20 +4776,17 @@ class State:
         """Keeps other runs off this DiffDir. Raises Failure (status 75) where one is at work."""
         with os_failures("open DiffDir"):
             handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise Failure(
-                    f"another run is at work in DiffDir {self._folder}",
-                    "it goes on undisturbed; nothing was done here",
-                    status=EXIT_LOCKED,
-                ) from error
+                raise Failure(f"another run is at work in DiffDir {self._folder}",
+                              "it goes on undisturbed; nothing was done here",
+                              status=EXIT_LOCKED) from error
             except OSError as error:  # some network file systems lock no folders
                 log.warning("cannot lock DiffDir %s: %s; going on", self._folder, error.strerror)
             yield
-        finally:
-            os.close(handle)
 
     def clear(self) -> None:
         """Deletes what a killed run left. Raises Failure (2) where no diff file can be written."""
@@ -5179,6 +5176,10 @@ def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
 # ==================================================================================================
 # 14. Backup
 # ==================================================================================================
+
+# A run goes from facts (DiffDir, svnlook) to plans, by a survey of the bucket to what is seen in
+# it, by making the archives to outcomes, and from these to its closing line. Each step is done for
+# all jobs before the next begins.
 
 _LOG = "Backup.S3napback"
 
