@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         used = {*item.fixturenames, *item.function.__code__.co_names}
         if used & {"mariadb", "postgres"}:
             item.add_marker("db")
-        if used & {"tmpfs", "nobodys"}:
+        if used & {"tmpfs", "nobodys", "small_disk", "make_world"}:
             item.add_marker("root")
     longest = "test_month.py", "test_year.py"
     items.sort(key=lambda item: item.name.partition("[")[2] if item.path.name in longest else "~")

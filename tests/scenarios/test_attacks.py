@@ -24,7 +24,10 @@ from s3napback import META
 # ---- archives that attack a restore ----
 
 
-def member(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def member(name: str, data: bytes = b"", **fields: Any) -> Member:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     for field, value in fields.items():
@@ -32,27 +35,44 @@ def member(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo
     return info, data
 
 
-def dumpdir(name: str, *entries: str) -> tuple[tarfile.TarInfo, bytes]:
+def link(name: str, target: str) -> Member:
+    return member(name, type=tarfile.SYMTYPE, linkname=target)
+
+
+def plain(name: str) -> Member:
+    return member(name, b"planted")
+
+
+def dumpdir(name: str, *entries: str) -> Member:
     """What GNU tar writes for a directory in an incremental archive: the names that were in it."""
     content = b"".join(entry.encode() + b"\0" for entry in entries) + b"\0"
     return member(name, content, type=b"D", mode=0o755)
 
 
-def attack(site: Site, *members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
-    """Puts an archive of these members into the bucket, as one who may write there would, and the
-    words that restore it."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+def packed(*members: Member) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for info, data in members:
             tar.addfile(info, io.BytesIO(data))
+    return gzip.compress(content.getvalue())
+
+
+def put_chain(site: Site, *archives: bytes) -> list[str]:
+    """Stores the archives as the Perl script would have, and gives the words that restore them."""
     store = site.store()
     store.create()
-    store.put("/data-0-FULL:0000000000000", gzip.compress(packed.getvalue()), {})
-    target = site.folder / "to"
+    for slot, data in enumerate(archives):
+        mode = "DIFF" if slot else "FULL"
+        store.put(f"/data-{slot}-{mode}:0000000000000", data, {})
+        time.sleep(0.01)
+    return ["restore", *site.bucket, "/data", "--to", str(site.folder / "to")]
+
+
+def attack(site: Site, *members: Member) -> list[str]:
+    """The words that restore an archive of these members, and something for them to attack."""
     (site.folder / "outside").mkdir()
     (site.folder / "outside" / "kept").write_text("kept")
-    return ["restore", *site.bucket, "/data", "--to",
-            str(target)]
+    return put_chain(site, packed(*members))
 
 
 def outside(site: Site) -> dict[str, str]:
@@ -64,18 +84,18 @@ def outside(site: Site) -> dict[str, str]:
     }
 
 
-ATTACKS: dict[str, Callable[[str], list[tuple[tarfile.TarInfo, bytes]]]] = {
+ATTACKS: dict[str, Callable[[str], list[Member]]] = {
     "an absolute name": lambda out: [member(f"{out}/new", b"bad")],
     "..": lambda out: [member("../outside/new", b"bad"), member("a/../../outside/new", b"bad")],
     "through a symbolic link": lambda out: [
-        member("link", type=tarfile.SYMTYPE, linkname=out), member("link/new", b"bad"),
+        link("link", out), member("link/new", b"bad"),
     ],
     "over a symbolic link": lambda out: [
-        member("link", type=tarfile.SYMTYPE, linkname=f"{out}/kept"), member("link", b"bad"),
+        link("link", f"{out}/kept"), member("link", b"bad"),
     ],
     "a relative symbolic link": lambda out: [
         member("a", type=tarfile.DIRTYPE, mode=0o755),
-        member("a/link", type=tarfile.SYMTYPE, linkname="../../outside"),
+        link("a/link", "../../outside"),
         member("a/link/new", b"bad"),
     ],
     "a hard link": lambda out: [
@@ -85,7 +105,7 @@ ATTACKS: dict[str, Callable[[str], list[tuple[tarfile.TarInfo, bytes]]]] = {
         member("hard", type=tarfile.LNKTYPE, linkname="../outside/kept"), member("hard", b"bad"),
     ],
     "a directory that is emptied": lambda out: [
-        member("link", type=tarfile.SYMTYPE, linkname=out), dumpdir("link/", "Yother"),
+        link("link", out), dumpdir("link/", "Yother"),
     ],
     "a directory that is emptied by ..": lambda out: [dumpdir("../outside/", "Yother")],
     "a renaming to outside": lambda out: [
@@ -130,31 +150,6 @@ def test_devices_and_set_user_id_stay_what_they_are_inside(site: Site) -> None:
     assert stat.S_ISCHR((target / "null").stat().st_mode)
 
 
-def packed(*members: tuple[str, dict[str, Any], bytes]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, fields, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            for field, value in fields.items():
-                setattr(info, field, value)
-            tar.addfile(info, io.BytesIO(data))
-    return gzip.compress(content.getvalue())
-
-
-def link(name: str, target: str) -> tuple[str, dict[str, Any], bytes]:
-    return name, {"type": tarfile.SYMTYPE, "linkname": target}, b""
-
-
-def plain(name: str) -> tuple[str, dict[str, Any], bytes]:
-    return name, {}, b"planted"
-
-
-def emptied(name: str) -> tuple[str, dict[str, Any], bytes]:
-    """A directory of an incremental archive in which nothing was."""
-    return name, {"type": b"D", "mode": 0o777}, b"\0"
-
-
 @pytest.fixture
 def trap(site: Site) -> Site:
     (site.folder / "outside" / "sub").mkdir(parents=True)
@@ -163,25 +158,13 @@ def trap(site: Site) -> Site:
     return site
 
 
-def put_chain(site: Site, *archives: bytes) -> list[str]:
-    """Stores the archives as the Perl script would have, and gives the words that restore them."""
-    store = site.store()
-    store.create()
-    for slot, data in enumerate(archives):
-        mode = "DIFF" if slot else "FULL"
-        store.put(f"/data-{slot}-{mode}:0000000000000", data, {})
-        time.sleep(0.01)
-    return ["restore", *site.bucket, "/data", "--to",
-            str(site.folder / "to")]
-
-
 SECOND = {
     "a file": [plain("link/new")], "over a file": [plain("link/sub/kept")],
-    "a folder": [emptied("link/new/")], "a folder's mode": [emptied("link/sub/")],
-    "a folder's content": [emptied("link/sub/"), plain("x")],
-    "a hard link": [("hard", {"type": tarfile.LNKTYPE, "linkname": "link/sub/kept"}, b""),
+    "a folder": [dumpdir("link/new/")], "a folder's mode": [dumpdir("link/sub/")],
+    "a folder's content": [dumpdir("link/sub/"), plain("x")],
+    "a hard link": [member("hard", type=tarfile.LNKTYPE, linkname="link/sub/kept"),
                     plain("hard")],
-    "a renaming": [("./", {"type": b"D", "mode": 0o755}, b"Rlink/sub\0Tmine\0\0")],
+    "a renaming": [dumpdir("./", "Rlink/sub", "Tmine")],
 }
 
 
@@ -261,10 +244,8 @@ def test_links_come_back_as_they_were(site: Site) -> None:
 
 
 def header(name: str, size: int, **fields: Any) -> bytes:
-    info = tarfile.TarInfo(name)
+    info, _ = member(name, **fields)
     info.size = size
-    for field, value in fields.items():
-        setattr(info, field, value)
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
