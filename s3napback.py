@@ -6463,12 +6463,6 @@ class Layer:
                 names = base64.b64decode(comment[len(ASKED_FOR) :]).split(b"\0")
                 self.names = {path for path in map(member_path, names) if path is not None}
 
-    def sort_names(self, tree: Tree) -> None:
-        """Takes what tar was given, now that it is unpacked, for its `tops` and `files`."""
-        for path in self.names or ():
-            with tree.opened(path) as folder:
-                (self.files if folder is None else self.tops).add(path)
-
     def names_in(self, path: str) -> set[str] | None:
         """The names in a directory, None where they are not told."""
         if self._dumpdirs is None or path not in self._places:
@@ -6773,8 +6767,9 @@ class Unpacker:
                 remove_tree(new.top)
             if self._count and self._taken and layer.renames:
                 raise RenamedFolders
-            if layer.is_plain:  # its names tell what was not looked at
-                layer.sort_names(new)
+            for path in layer.names or () if layer.is_plain else ():
+                with new.opened(path) as folder:  # nothing else was looked at
+                    (layer.files if folder is None else layer.tops).add(path)
             self._torn = self._count > 0
             self._rename(layer.renames)
             self._forget(layer)
@@ -6806,11 +6801,11 @@ class Unpacker:
             *outer, name = target.split("/")
             for depth, inner in enumerate(outer):
                 with self._tree.opened("/".join(outer[:depth])) as here:
-                    if here is not None and exists(inner, here) and not is_folder(inner, here):
+                    if here is not None and mode_of(inner, here) and not is_folder(inner, here):
                         self._put_aside(inner, here)
             with self._tree.opened("/".join(outer), make=True) as here:
                 assert here is not None
-                if exists(name, here):
+                if mode_of(name, here):
                     self._put_aside(name, here)
                 move(spare, self._top, here, name)
 
@@ -6848,7 +6843,7 @@ class Unpacker:
         for path in gone | layer.gone:
             above, name = os.path.split(path)
             with self._tree.opened(above) as there:
-                if there is not None and exists(name, there):
+                if there is not None and mode_of(name, there):
                     self._put_aside(name, there)
         self._tops = layer.tops | (self._tops & kept)
         self._files |= layer.files
@@ -6858,7 +6853,7 @@ class Unpacker:
         def is_there(path: str) -> bool:
             above, name = os.path.split(path)
             with self._tree.opened(above) as folder:
-                return folder is not None and exists(name, folder)
+                return folder is not None and mode_of(name, folder) != 0
 
         def names_in(path: str) -> set[str] | None:
             return set() if is_within(path, self._tops) else None
@@ -6925,7 +6920,7 @@ class Unpacker:
                 for name in present.keys() - coming.keys() - names:
                     inner = f"{path}/{name}" if path else name
                     with self._or_told(inner):
-                        self._discard(name, there, f"{target.top}/{inner}", name in kept)
+                        self._discard(name, there, target, inner, name in kept)
                 mode = source.modes.get(path, stat.S_IMODE(info.st_mode))
                 copy_attributes(new, there, info, mode)
                 target.modes.pop(path, None)
@@ -6933,7 +6928,8 @@ class Unpacker:
     def _put(self, name: str, new: int, there: int, path: str) -> None:
         """Gives an entry its place; what was there goes to the private folder. path: the new's."""
         try:
-            if is_folder(name, there) or (is_folder(name, new) and exists(name, there)):
+            old = mode_of(name, there)
+            if old and (stat.S_ISDIR(old) or is_folder(name, new)):
                 try:
                     exchange(name, new, there)
                 except OSError:
@@ -6969,11 +6965,12 @@ class Unpacker:
         move(name, folder, self._top, spare)
         return spare
 
-    def _discard(self, name: str, there: int, path: str, is_kept: bool) -> None:
+    def _discard(self, name: str, there: int, tree: Tree, path: str, is_kept: bool) -> None:
         """Takes away what was not backed up."""
+        device = os.stat(name, dir_fd=there, follow_symlinks=False).st_dev
         if self.is_ours(name):
-            self._remove_if_dead(path)
-        elif is_kept or is_on_other_device(name, there):
+            self._remove_if_dead(f"{tree.top}/{path}")
+        elif is_kept or device != os.fstat(there).st_dev:  # another file system, or a subvolume
             self._leave(path)
         else:
             try:
@@ -6981,7 +6978,7 @@ class Unpacker:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                remove_tree(path)
+                remove_tree(f"{tree.top}/{path}")
 
     def _kept_in(self, path: str) -> set[str]:
         """The entries of a folder that stay: something is mounted there or below, or is our own."""
@@ -7049,7 +7046,7 @@ class Tree:
         """A folder in an open one, which is closed; it is open, and its owner may write in it."""
         flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
         try:
-            if make and not exists(name, above):
+            if make and not mode_of(name, above):
                 os.mkdir(name, dir_fd=above)
             try:
                 handle = os.open(name, flags, dir_fd=above)
@@ -7087,26 +7084,17 @@ def entries(folder: int) -> dict[str, bool]:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
 
 
-def exists(name: str, folder: int) -> bool:
-    """Whether an open folder has an entry of that name."""
+def mode_of(name: str, folder: int, *, follow: bool = False) -> int:
+    """The type and mode of an entry of an open folder, 0 where there is none."""
     try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.stat(name, dir_fd=folder, follow_symlinks=follow).st_mode
     except FileNotFoundError:
-        return False
-    return True
+        return 0
 
 
 def is_folder(name: str, folder: int, *, follow: bool = False) -> bool:
     """Whether an open folder has a folder of that name."""
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=follow).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def is_on_other_device(name: str, folder: int) -> bool:
-    """Whether an entry is on another file system, or another subvolume, than its open folder."""
-    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_dev != os.fstat(folder).st_dev
+    return stat.S_ISDIR(mode_of(name, folder, follow=follow))
 
 
 def move(name: str, source: int, target: int, as_name: str = "") -> None:
