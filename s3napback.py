@@ -6628,386 +6628,6 @@ class TarStream:
 
 
 # --------------------------------------------------------------------------------------------------
-# Unpacking
-# --------------------------------------------------------------------------------------------------
-
-# What tar could not do, and goes on: attributes, and single entries, unless the reason is one after
-# which the rest does not come out either (strerror(3)).
-_TAR_PASSED_OVER = re.compile(
-    ": Cannot set |more messages of tar|: Cannot (?!.*(No space left on device|Disk quota exceeded"
-    "|Input/output error|Read-only file system|Cannot allocate memory|Too many open files)$)"
-)
-
-
-def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> list[str]:
-    """Lets tar unpack a stream into a folder; what it could not do, a sentence each.
-
-    Raises Failure where the stream is damaged, tar is ended, or nothing more can be written.
-    """
-    words = ["tar", "-x", "-f", "-", "-p", "--delay-directory-restore", *TAR_RESTORES]
-    if os.geteuid() == 0:
-        words.append("--same-owner")
-    # English, since it decides; names are bytes, but shown as UTF-8.
-    stage = Stage((*words, "-C", folder), TAR_LOCALE)
-    with Pipeline([stage], env, blocks=pieces) as unpacking:
-        for _ in unpacking.blocks():
-            pass
-        (end,) = unpacking.results()
-    said = [line for line in end.stderr_lines if "due to previous errors" not in line]
-    fatal = [line for line in said if not _TAR_PASSED_OVER.search(line)]
-    if end.status and (end.status not in (1, 2) or end.unrecoverable or fatal or not said):
-        why = (fatal or said or ["it said nothing"])[0]
-        # tar's words for a disk that is full in the middle of its block.
-        hint = "free some room there" if ": Wrote only " in why else end.hint
-        raise Failure(f"tar ended with status {end.status}: {why}", hint)
-    return [line.removeprefix("tar: ") for line in said]
-
-
-class RenamedFolders(Exception):
-    """An archive says that directories were renamed: a part of it needs the whole before it."""
-
-
-class Unpacker:
-    """The archives of a chain, unpacked one upon the other in a private folder, then moved.
-
-    tar unpacks the first into the private tree, and each later one into an empty folder of its
-    own, from where it is merged into the tree. So no archive reaches through a link that another
-    one left (CVE-2025-45582, tar up to 1.35). The place where it all goes does not change before
-    everything is unpacked; then the tree is merged into it, in the same way.
-
-    A merge gives each entry its place by one rename: it is at any moment the old one or the new
-    one. It takes room for all that is restored beside what it replaces.
-    """
-
-    _PREFIX = ".s3napback-restore-"
-
-    def __init__(
-        self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool,
-        kept: Sequence[str],
-    ) -> None:
-        """folder: where it goes; near: a path in it, for the private folder is to be on its file
-        system; paths: what is wanted, () for all; whole: unpack all, whatever is wanted of it;
-        kept: folders that are never taken away, as what is mounted is not. Like all methods, it
-        raises Failure."""
-        self._env = env
-        self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
-        self._tops, self._files = set[str](), set[str]()  # see `Layer`
-        self._count = self._spares = 0
-        self._torn = False  # whether the tree is between two archives
-        self.warnings: list[str] = []
-        with os_failures("make a folder to unpack in"):
-            self._kept = [*(mount.place for mount in mounts()), *map(os.path.realpath, kept)]
-            self._base = os.path.join(self._home(folder, near), self._PREFIX + secrets.token_hex(8))
-            os.mkdir(self._base, 0o700)
-            self._top = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
-            with contextlib.suppress(OSError):  # where the file system has no locks
-                fcntl.flock(self._top, fcntl.LOCK_EX)  # as long as it is held, we are at work
-        self._place, self._tree = Tree(folder), Tree(f"{self._base}/tree")
-
-    def __enter__(self) -> Unpacker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        remove_tree(self._base)
-        os.close(self._top)
-
-    @classmethod
-    def is_ours(cls, name: str) -> bool:
-        """Whether an entry of a folder is a restore at work, or what is left of one."""
-        return name.startswith(cls._PREFIX)
-
-    def _home(self, folder: str, near: str) -> str:
-        """The folder for the private one: where a rename leads to where things go."""
-        found = [folder]
-        for name in near.split("/"):
-            inner = os.path.join(found[-1], name)
-            if not name or os.path.islink(inner) or not os.path.isdir(inner):
-                break
-            found.append(inner)
-        for folder in found:
-            with contextlib.suppress(PermissionError):
-                for name in filter(self.is_ours, os.listdir(folder)):
-                    self._remove_if_dead(os.path.join(folder, name))
-        *above, last = found
-        if above and os.access(above[-1], os.W_OK) and not os.path.ismount(last):
-            return above[-1]
-        return last
-
-    @staticmethod
-    def _remove_if_dead(path: str) -> None:
-        """Takes away what a killed restore left, unless that cannot be known, or done."""
-        with contextlib.suppress(OSError):
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except NotADirectoryError:
-                return os.unlink(path)  # of `_copy`
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(path)
-            finally:
-                os.close(handle)
-
-    def add(
-        self, content: Callable[[], contextlib.AbstractContextManager[Iterator[Piece]]]
-    ) -> None:
-        """Unpacks the next archive; content: opens its bytes, at their start at each call."""
-        new = Tree(f"{self._base}/{self._count}") if self._count else self._tree
-        extra = set[str]()
-        with os_failures("unpack"), contextlib.ExitStack() as stack:
-            while True:
-                os.mkdir(new.top, 0o700)
-                dumpdirs = self._count and stack.enter_context(
-                    tempfile.TemporaryFile(dir=self._base))
-                layer = Layer(self._taken, extra, dumpdirs or None)
-                with content() as blocks:
-                    warnings = run_tar(TarStream(blocks, layer), new.top, self._env)
-                if not layer.lacking:
-                    break
-                extra |= layer.lacking  # hard links, and what they lead to was passed over
-                remove_tree(new.top)
-            if self._count and self._taken and layer.renames:
-                raise RenamedFolders
-            for path in layer.names or () if layer.is_plain else ():
-                with new.opened(path) as folder:  # nothing else was looked at
-                    (layer.files if folder is None else layer.tops).add(path)
-            self._torn = self._count > 0
-            self._rename(layer.renames)
-            self._forget(layer)
-            if self._count:
-                self._merge(new, self._tree, "", layer.names_in)
-                remove_tree(new.top)
-            self._tree.lock()
-            self._torn = False
-        self.warnings += warnings
-        self._count += 1
-
-    def _rename(self, renames: Sequence[tuple[str, str]]) -> None:
-        """Does what an archive says of renamed directories, all of it at once.
-
-        One after the other, as tar does it, often fails: a name that is taken still, a folder that
-        has moved along with the one above it. So each is put aside, the inner ones first, and
-        then given its new name, the outer ones first, in the place of whatever has it.
-        """
-        moved: list[tuple[str, str]] = []
-        for source, target in sorted(self._origins(renames), reverse=True):
-            above, name = os.path.split(source)
-            with self._tree.opened(above) as there:
-                if there is None or not is_folder(name, there):
-                    self.warnings.append(f"cannot rename {source} to {target}: it is not there")
-                    continue
-                moved.append((target, self._put_aside(name, there)))
-            self._tree.lock()  # as long as the paths are the same
-        for target, spare in sorted(moved):
-            *outer, name = target.split("/")
-            for depth, inner in enumerate(outer):
-                with self._tree.opened("/".join(outer[:depth])) as here:
-                    if here is not None and mode_of(inner, here) and not is_folder(inner, here):
-                        self._put_aside(inner, here)
-            with self._tree.opened("/".join(outer), make=True) as here:
-                assert here is not None
-                if mode_of(name, here):
-                    self._put_aside(name, here)
-                move(spare, self._top, here, name)
-
-    def _origins(self, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """(where it was before all, its new path) of renamed directories."""
-        pairs: list[tuple[str, str]] = []
-        aside = ""
-        for given in renames:
-            source, target = (member_path(os.fsencode(name)) for name in given)
-            if not target:  # "": aside, so that two can change their names
-                aside = source or ""
-            elif source is not None:
-                pairs.append((source or aside, target))
-        found = []
-        for source, target in pairs:
-            origin = source
-            with self._tree.opened(source) as there:
-                known = there is not None
-            for before, after in pairs:  # else named by the new name of a folder above it
-                if not known and source != after and is_below(source, after):
-                    origin = before + source[len(after) :]
-            found.append((origin, target))
-        return found
-
-    def _forget(self, layer: Layer) -> None:
-        """Takes away what its directory no longer names, and what was given to tar by name before
-        and is not any more.
-
-        A file that was given is not in an archive if it has not changed, nor is a directory that
-        could not be read. Where the archive does not tell the names, only such files are kept.
-        """
-        given = self._tops | self._files
-        kept = self._files if layer.names is None else given & layer.names
-        gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
-        for path in gone | layer.gone:
-            above, name = os.path.split(path)
-            with self._tree.opened(above) as there:
-                if there is not None and mode_of(name, there):
-                    self._put_aside(name, there)
-        self._tops = layer.tops | (self._tops & kept)
-        self._files |= layer.files
-
-    def place(self) -> list[str]:
-        """Moves what is wanted to where it goes; the paths that are not there."""
-        def is_there(path: str) -> bool:
-            above, name = os.path.split(path)
-            with self._tree.opened(above) as folder:
-                return folder is not None and mode_of(name, folder) != 0
-
-        def names_in(path: str) -> set[str] | None:
-            return set() if is_within(path, self._tops) else None
-
-        with os_failures("put in place what was unpacked"):
-            absent = [path for path in self._paths if not is_there(path)]
-            found = set(self._paths).difference(absent) if self._paths else {""}
-            for path in found:
-                if not any(is_below(path, other) for other in found - {path}):
-                    self._merge(self._tree, self._place, path, names_in)
-            self._place.lock()
-        return absent
-
-    def salvage(self) -> bool:
-        """After a failure of `add`: puts in place what there is, if it is of one moment or all of
-        the first archive that could be read; whether it did."""
-        if self._torn or not os.path.isdir(self._tree.top) or not os.listdir(self._tree.top):
-            return False
-        self.place()
-        return True
-
-    def _merge(
-        self, source: Tree, target: Tree, start: str, names_in: Callable[[str], set[str] | None]
-    ) -> None:
-        """Moves a path from one tree into another, entry by entry where both have a folder.
-
-        names_in: of a folder, what may stay in it beside the entries that the source has, and then
-        it takes the source's attributes; None: everything may, and they stay as they are.
-        """
-        todo = [os.path.split(start)]
-        while todo:
-            path, only = todo.pop()  # of the start, one entry of the folder above it
-            names = names_in(path)
-            # In `/` links above what was backed up are the machine's own: /var/run, /bin.
-            own_links = target.top == "/" and names is None
-            with (
-                self._or_told(path), source.opened(path) as new,
-                target.opened(path, make=bool(only), follow=own_links) as there,
-            ):
-                if only and there is None:
-                    raise self._in_the_way(path)
-                if new is None or there is None:  # moved as a whole
-                    continue
-                info, coming, present = os.fstat(new), entries(new), entries(there)
-                kept = self._kept_in(path) if target is self._place else set()
-                for name in [only] if only else coming:
-                    inner = f"{path}/{name}" if path else name
-                    is_met = coming[name] and name in present
-                    if is_met and not present[name] and target is self._place and (
-                        names_in(inner) is None
-                    ):
-                        if not (own_links and is_folder(name, there, follow=True)):
-                            raise self._in_the_way(inner)
-                        todo.append((inner, ""))
-                    elif is_met and present[name]:
-                        todo.append((inner, ""))
-                    elif name in kept:
-                        self._leave(inner)
-                    else:
-                        with self._or_told(inner):
-                            self._put(name, new, there, f"{source.top}/{inner}")
-                if only or names is None:
-                    continue
-                for name in present.keys() - coming.keys() - names:
-                    inner = f"{path}/{name}" if path else name
-                    with self._or_told(inner):
-                        self._discard(name, there, target, inner, name in kept)
-                mode = source.modes.get(path, stat.S_IMODE(info.st_mode))
-                copy_attributes(new, there, info, mode)
-                target.modes.pop(path, None)
-
-    def _put(self, name: str, new: int, there: int, path: str) -> None:
-        """Gives an entry its place; what was there goes to the private folder. path: the new's."""
-        try:
-            old = mode_of(name, there)
-            if old and (stat.S_ISDIR(old) or is_folder(name, new)):
-                try:
-                    exchange(name, new, there)
-                except OSError:
-                    spare = self._put_aside(name, there)
-                    try:
-                        move(name, new, there)
-                    except BaseException:
-                        move(spare, self._top, there, name)  # else it went with the private folder
-                        raise
-            else:
-                move(name, new, there)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            self._copy(name, there, path)
-
-    def _copy(self, name: str, there: int, path: str) -> None:
-        """`_put` into another file system below the folder: a copy beside it, then a rename."""
-        copy = f"{self._PREFIX}{secrets.token_hex(8)}"
-        folder = os.readlink(f"/proc/self/fd/{there}")
-        result = run_tool(("cp", "-a", "--", path, f"{folder}/{copy}"), self._env)
-        if result.status:
-            remove_tree(f"{folder}/{copy}")
-            raise Failure(f"cannot copy to {folder}: {result.errors.strip()}")
-        if is_folder(name, there) or is_folder(copy, there):
-            remove_tree(f"{folder}/{name}")
-        os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
-
-    def _put_aside(self, name: str, folder: int) -> str:
-        """Moves an entry to the private folder; the name that it has there."""
-        self._spares += 1
-        spare = f"aside-{self._spares}"
-        move(name, folder, self._top, spare)
-        return spare
-
-    def _discard(self, name: str, there: int, tree: Tree, path: str, is_kept: bool) -> None:
-        """Takes away what was not backed up."""
-        device = os.stat(name, dir_fd=there, follow_symlinks=False).st_dev
-        if self.is_ours(name):
-            self._remove_if_dead(f"{tree.top}/{path}")
-        elif is_kept or device != os.fstat(there).st_dev:  # another file system, or a subvolume
-            self._leave(path)
-        else:
-            try:
-                self._put_aside(name, there)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                remove_tree(f"{tree.top}/{path}")
-
-    def _kept_in(self, path: str) -> set[str]:
-        """The entries of a folder that stay: something is mounted there or below, or is our own."""
-        start = os.path.realpath(os.path.join(self._place.top, path)).rstrip("/") + "/"
-        return {one[len(start) :].partition("/")[0] for one in self._kept if one.startswith(start)}
-
-    def _in_the_way(self, path: str) -> Failure:
-        return Failure(
-            f"{os.path.join(self._place.top, path)} is no folder, and what is to be restored lies"
-            " in it", "move it away, or restore into an empty folder",
-        )
-
-    def _leave(self, path: str) -> None:
-        self.warnings.append(f"{os.path.join(self._place.top, path)} is left as it is: another file"
-                             " system, the bucket or DiffDir is there, or in it")
-
-    @contextlib.contextmanager
-    def _or_told(self, path: str) -> Iterator[None]:
-        """What this user may not do is told, and the rest goes on."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
-                raise
-            place = os.path.join(self._place.top, path)
-            self.warnings.append(f"{place} could not be brought back whole: {error.strerror}")
-
-
-# --------------------------------------------------------------------------------------------------
 # Folders that are held open
 # --------------------------------------------------------------------------------------------------
 
@@ -7152,6 +6772,415 @@ def remove_tree(path: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
+# Unpacking
+# --------------------------------------------------------------------------------------------------
+
+# What tar could not do, and goes on: attributes, and single entries, unless the reason is one after
+# which the rest does not come out either (strerror(3)).
+_TAR_PASSED_OVER = re.compile(
+    ": Cannot set |more messages of tar|: Cannot (?!.*(No space left on device|Disk quota exceeded"
+    "|Input/output error|Read-only file system|Cannot allocate memory|Too many open files)$)"
+)
+
+
+def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> list[str]:
+    """Lets tar unpack a stream into a folder; what it could not do, a sentence each.
+
+    Raises Failure where the stream is damaged, tar is ended, or nothing more can be written.
+    """
+    words = ["tar", "-x", "-f", "-", "-p", "--delay-directory-restore", *TAR_RESTORES]
+    if os.geteuid() == 0:
+        words.append("--same-owner")
+    # English, since it decides; names are bytes, but shown as UTF-8.
+    stage = Stage((*words, "-C", folder), TAR_LOCALE)
+    with Pipeline([stage], env, blocks=pieces) as unpacking:
+        for _ in unpacking.blocks():
+            pass
+        (end,) = unpacking.results()
+    said = [line for line in end.stderr_lines if "due to previous errors" not in line]
+    fatal = [line for line in said if not _TAR_PASSED_OVER.search(line)]
+    if end.status and (end.status not in (1, 2) or end.unrecoverable or fatal or not said):
+        why = (fatal or said or ["it said nothing"])[0]
+        # tar's words for a disk that is full in the middle of its block.
+        hint = "free some room there" if ": Wrote only " in why else end.hint
+        raise Failure(f"tar ended with status {end.status}: {why}", hint)
+    return [line.removeprefix("tar: ") for line in said]
+
+
+class RenamedFolders(Exception):
+    """An archive says that directories were renamed: a part of it needs the whole before it."""
+
+
+class Workspace:
+    """The private folder of a restore: on the file system where things go, so that each gets there
+    by one rename; with what was taken away from there it goes at the end.
+
+    folder: where things go; near: a path in it, on whose file system it is to be.
+    """
+
+    PREFIX = ".s3napback-restore-"
+
+    def __init__(self, folder: str, near: str) -> None:
+        self.path = os.path.join(self._home(folder, near), self.PREFIX + secrets.token_hex(8))
+        os.mkdir(self.path, 0o700)
+        self.handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self._spares = 0
+        with contextlib.suppress(OSError):  # where the file system has no locks
+            fcntl.flock(self.handle, fcntl.LOCK_EX)  # as long as it is held, we are at work
+
+    def close(self) -> None:
+        """Removes it."""
+        remove_tree(self.path)
+        os.close(self.handle)
+
+    @classmethod
+    def is_ours(cls, name: str) -> bool:
+        """Whether an entry of a folder is a restore at work, or what is left of one."""
+        return name.startswith(cls.PREFIX)
+
+    def _home(self, folder: str, near: str) -> str:
+        """The folder for the private one: where a rename leads to where things go."""
+        found = [folder]
+        for name in near.split("/"):
+            inner = os.path.join(found[-1], name)
+            if not name or os.path.islink(inner) or not os.path.isdir(inner):
+                break
+            found.append(inner)
+        for folder in found:
+            with contextlib.suppress(PermissionError):
+                for name in filter(self.is_ours, os.listdir(folder)):
+                    self.remove_if_dead(os.path.join(folder, name))
+        *above, last = found
+        if above and os.access(above[-1], os.W_OK) and not os.path.ismount(last):
+            return above[-1]
+        return last
+
+    @staticmethod
+    def remove_if_dead(path: str) -> None:
+        """Takes away what a killed restore left, unless that cannot be known, or done."""
+        with contextlib.suppress(OSError):
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except NotADirectoryError:
+                return os.unlink(path)  # of `Merger`
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(path)
+            finally:
+                os.close(handle)
+
+    def put_aside(self, name: str, folder: int) -> str:
+        """Moves an entry to the private folder; the name that it has there."""
+        self._spares += 1
+        spare = f"aside-{self._spares}"
+        move(name, folder, self.handle, spare)
+        return spare
+
+
+class Merger:
+    """Moves entries from tree to tree, each by one rename: it is at any moment the old one or the
+    new one.
+
+    place: the tree that others use, too; kept: folders that are never taken away there, as what is
+    mounted is not; warnings: what could not be done.
+    """
+
+    def __init__(
+        self, workspace: Workspace, place: Tree, kept: Sequence[str], env: Mapping[str, str]
+    ) -> None:
+        self._workspace, self._place, self._env = workspace, place, env
+        self._kept = [*(mount.place for mount in mounts()), *map(os.path.realpath, kept)]
+        self.warnings: list[str] = []
+
+    def merge(
+        self, source: Tree, target: Tree, start: str, names_in: Callable[[str], set[str] | None]
+    ) -> None:
+        """Moves a path from one tree into another, entry by entry where both have a folder.
+
+        names_in: of a folder, what may stay in it beside the entries that the source has, and then
+        it takes the source's attributes; None: everything may, and they stay as they are.
+        """
+        todo = [os.path.split(start)]
+        while todo:
+            path, only = todo.pop()  # of the start, one entry of the folder above it
+            names = names_in(path)
+            # In `/` links above what was backed up are the machine's own: /var/run, /bin.
+            own_links = target.top == "/" and names is None
+            with (
+                self._or_told(path), source.opened(path) as new,
+                target.opened(path, make=bool(only), follow=own_links) as there,
+            ):
+                if only and there is None:
+                    raise self._in_the_way(path)
+                if new is None or there is None:  # moved as a whole
+                    continue
+                info, coming, present = os.fstat(new), entries(new), entries(there)
+                kept = self._kept_in(path) if target is self._place else set()
+                for name in [only] if only else coming:
+                    inner = f"{path}/{name}" if path else name
+                    is_met = coming[name] and name in present
+                    if is_met and not present[name] and target is self._place and (
+                        names_in(inner) is None
+                    ):
+                        if not (own_links and is_folder(name, there, follow=True)):
+                            raise self._in_the_way(inner)
+                        todo.append((inner, ""))
+                    elif is_met and present[name]:
+                        todo.append((inner, ""))
+                    elif name in kept:
+                        self._leave(inner)
+                    else:
+                        with self._or_told(inner):
+                            self._put(name, new, there, f"{source.top}/{inner}")
+                if only or names is None:
+                    continue
+                for name in present.keys() - coming.keys() - names:
+                    inner = f"{path}/{name}" if path else name
+                    with self._or_told(inner):
+                        self._discard(name, there, target, inner, name in kept)
+                mode = source.modes.get(path, stat.S_IMODE(info.st_mode))
+                copy_attributes(new, there, info, mode)
+                target.modes.pop(path, None)
+
+    def _put(self, name: str, new: int, there: int, path: str) -> None:
+        """Gives an entry its place; what was there goes to the private folder. path: the new's."""
+        try:
+            old = mode_of(name, there)
+            if old and (stat.S_ISDIR(old) or is_folder(name, new)):
+                try:
+                    exchange(name, new, there)
+                except OSError:
+                    spare = self._workspace.put_aside(name, there)
+                    try:
+                        move(name, new, there)
+                    except BaseException:  # else it went with the private folder
+                        move(spare, self._workspace.handle, there, name)
+                        raise
+            else:
+                move(name, new, there)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._copy(name, there, path)
+
+    def _copy(self, name: str, there: int, path: str) -> None:
+        """`_put` into another file system below the folder: a copy beside it, then a rename."""
+        copy = f"{Workspace.PREFIX}{secrets.token_hex(8)}"
+        folder = os.readlink(f"/proc/self/fd/{there}")
+        result = run_tool(("cp", "-a", "--", path, f"{folder}/{copy}"), self._env)
+        if result.status:
+            remove_tree(f"{folder}/{copy}")
+            raise Failure(f"cannot copy to {folder}: {result.errors.strip()}")
+        if is_folder(name, there) or is_folder(copy, there):
+            remove_tree(f"{folder}/{name}")
+        os.rename(copy, name, src_dir_fd=there, dst_dir_fd=there)
+
+    def _discard(self, name: str, there: int, tree: Tree, path: str, is_kept: bool) -> None:
+        """Takes away what was not backed up."""
+        device = os.stat(name, dir_fd=there, follow_symlinks=False).st_dev
+        if self._workspace.is_ours(name):
+            self._workspace.remove_if_dead(f"{tree.top}/{path}")
+        elif is_kept or device != os.fstat(there).st_dev:  # another file system, or a subvolume
+            self._leave(path)
+        else:
+            try:
+                self._workspace.put_aside(name, there)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                remove_tree(f"{tree.top}/{path}")
+
+    def _kept_in(self, path: str) -> set[str]:
+        """The entries of a folder that stay: something is mounted there or below, or is our own."""
+        start = os.path.realpath(os.path.join(self._place.top, path)).rstrip("/") + "/"
+        return {one[len(start) :].partition("/")[0] for one in self._kept if one.startswith(start)}
+
+    def _in_the_way(self, path: str) -> Failure:
+        return Failure(
+            f"{os.path.join(self._place.top, path)} is no folder, and what is to be restored lies"
+            " in it", "move it away, or restore into an empty folder",
+        )
+
+    def _leave(self, path: str) -> None:
+        self.warnings.append(f"{os.path.join(self._place.top, path)} is left as it is: another file"
+                             " system, the bucket or DiffDir is there, or in it")
+
+    @contextlib.contextmanager
+    def _or_told(self, path: str) -> Iterator[None]:
+        """What this user may not do is told, and the rest goes on."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
+                raise
+            place = os.path.join(self._place.top, path)
+            self.warnings.append(f"{place} could not be brought back whole: {error.strerror}")
+
+
+class Unpacker:
+    """The archives of a chain, unpacked one upon the other in a private folder, then moved.
+
+    tar unpacks the first into the private tree, and each later one into an empty folder of its
+    own, from where it is merged into the tree. So no archive reaches through a link that another
+    one left (CVE-2025-45582, tar up to 1.35). The place where it all goes does not change before
+    everything is unpacked; then the tree is merged into it, in the same way. It takes room for all
+    that is restored beside what it replaces.
+    """
+
+    def __init__(
+        self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool,
+        kept: Sequence[str],
+    ) -> None:
+        """folder: where it goes; near: see `Workspace`; paths: what is wanted, () for all; whole:
+        unpack all, whatever is wanted of it; kept: see `Merger`. Like all methods, it raises
+        Failure."""
+        self._env = env
+        self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
+        self._tops, self._files = set[str](), set[str]()  # see `Layer`
+        self._count = 0
+        self._torn = False  # whether the tree is between two archives
+        with os_failures("make a folder to unpack in"):
+            self._workspace = Workspace(folder, near)
+        self._place, self._tree = Tree(folder), Tree(f"{self._workspace.path}/tree")
+        self._merger = Merger(self._workspace, self._place, kept, env)
+        self.warnings = self._merger.warnings
+
+    def __enter__(self) -> Unpacker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workspace.close()
+
+    def add(
+        self, content: Callable[[], contextlib.AbstractContextManager[Iterator[Piece]]]
+    ) -> None:
+        """Unpacks the next archive; content: opens its bytes, at their start at each call."""
+        new = Tree(f"{self._workspace.path}/{self._count}") if self._count else self._tree
+        extra = set[str]()
+        with os_failures("unpack"), contextlib.ExitStack() as stack:
+            while True:
+                os.mkdir(new.top, 0o700)
+                dumpdirs = self._count and stack.enter_context(
+                    tempfile.TemporaryFile(dir=self._workspace.path))
+                layer = Layer(self._taken, extra, dumpdirs or None)
+                with content() as blocks:
+                    warnings = run_tar(TarStream(blocks, layer), new.top, self._env)
+                if not layer.lacking:
+                    break
+                extra |= layer.lacking  # hard links, and what they lead to was passed over
+                remove_tree(new.top)
+            if self._count and self._taken and layer.renames:
+                raise RenamedFolders
+            for path in layer.names or () if layer.is_plain else ():
+                with new.opened(path) as folder:  # nothing else was looked at
+                    (layer.files if folder is None else layer.tops).add(path)
+            self._torn = self._count > 0
+            self._rename(layer.renames)
+            self._forget(layer)
+            if self._count:
+                self._merger.merge(new, self._tree, "", layer.names_in)
+                remove_tree(new.top)
+            self._tree.lock()
+            self._torn = False
+        self.warnings += warnings
+        self._count += 1
+
+    def _rename(self, renames: Sequence[tuple[str, str]]) -> None:
+        """Does what an archive says of renamed directories, all of it at once.
+
+        One after the other, as tar does it, often fails: a name that is taken still, a folder that
+        has moved along with the one above it. So each is put aside, the inner ones first, and
+        then given its new name, the outer ones first, in the place of whatever has it.
+        """
+        moved: list[tuple[str, str]] = []
+        for source, target in sorted(self._origins(renames), reverse=True):
+            above, name = os.path.split(source)
+            with self._tree.opened(above) as there:
+                if there is None or not is_folder(name, there):
+                    self.warnings.append(f"cannot rename {source} to {target}: it is not there")
+                    continue
+                moved.append((target, self._workspace.put_aside(name, there)))
+            self._tree.lock()  # as long as the paths are the same
+        for target, spare in sorted(moved):
+            *outer, name = target.split("/")
+            for depth, inner in enumerate(outer):
+                with self._tree.opened("/".join(outer[:depth])) as here:
+                    if here is not None and mode_of(inner, here) and not is_folder(inner, here):
+                        self._workspace.put_aside(inner, here)
+            with self._tree.opened("/".join(outer), make=True) as here:
+                assert here is not None
+                if mode_of(name, here):
+                    self._workspace.put_aside(name, here)
+                move(spare, self._workspace.handle, here, name)
+
+    def _origins(self, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """(where it was before all, its new path) of renamed directories."""
+        pairs: list[tuple[str, str]] = []
+        aside = ""
+        for given in renames:
+            source, target = (member_path(os.fsencode(name)) for name in given)
+            if not target:  # "": aside, so that two can change their names
+                aside = source or ""
+            elif source is not None:
+                pairs.append((source or aside, target))
+        found = []
+        for source, target in pairs:
+            origin = source
+            with self._tree.opened(source) as there:
+                known = there is not None
+            for before, after in pairs:  # else named by the new name of a folder above it
+                if not known and source != after and is_below(source, after):
+                    origin = before + source[len(after) :]
+            found.append((origin, target))
+        return found
+
+    def _forget(self, layer: Layer) -> None:
+        """Takes away what its directory no longer names, and what was given to tar by name before
+        and is not any more.
+
+        A file that was given is not in an archive if it has not changed, nor is a directory that
+        could not be read. Where the archive does not tell the names, only such files are kept.
+        """
+        given = self._tops | self._files
+        kept = self._files if layer.names is None else given & layer.names
+        gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
+        for path in gone | layer.gone:
+            above, name = os.path.split(path)
+            with self._tree.opened(above) as there:
+                if there is not None and mode_of(name, there):
+                    self._workspace.put_aside(name, there)
+        self._tops = layer.tops | (self._tops & kept)
+        self._files |= layer.files
+
+    def place(self) -> list[str]:
+        """Moves what is wanted to where it goes; the paths that are not there."""
+        def is_there(path: str) -> bool:
+            above, name = os.path.split(path)
+            with self._tree.opened(above) as folder:
+                return folder is not None and mode_of(name, folder) != 0
+
+        def names_in(path: str) -> set[str] | None:
+            return set() if is_within(path, self._tops) else None
+
+        with os_failures("put in place what was unpacked"):
+            absent = [path for path in self._paths if not is_there(path)]
+            found = set(self._paths).difference(absent) if self._paths else {""}
+            for path in found:
+                if not any(is_below(path, other) for other in found - {path}):
+                    self._merger.merge(self._tree, self._place, path, names_in)
+            self._place.lock()
+        return absent
+
+    def salvage(self) -> bool:
+        """After a failure of `add`: puts in place what there is, if it is of one moment or all of
+        the first archive that could be read; whether it did."""
+        if self._torn or not os.path.isdir(self._tree.top) or not os.listdir(self._tree.top):
+            return False
+        self.place()
+        return True
+
+
+# --------------------------------------------------------------------------------------------------
 # Restoring
 # --------------------------------------------------------------------------------------------------
 
@@ -7171,7 +7200,7 @@ def restore_directory(
         raise UsageFailure(f"{folder} is the root folder", "write --to / to mean it")
     with os_failures("make the folder"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        fresh = all(map(Unpacker.is_ours, os.listdir(folder)))
+        fresh = all(map(Workspace.is_ours, os.listdir(folder)))
     if not fresh and not overwrite:
         raise UsageFailure(
             f"{folder} is not empty",
