@@ -5660,18 +5660,18 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
             source = source_of(run, plan)
         began = Moment(options.clock()).utc_text()
         progress = stack.enter_context(options.progress(plan.archive))
-        pipeline, stream = stack.enter_context(_running(run, plan, source))
-        state = "" if stream is pipeline else _finish_draft(plan, draft, before, pipeline)
-        upload = stack.enter_context(Upload(
-            run.store, plan.archive, seen.existing_chunks,
-            chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
-            safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
-        ))
-        for chunk in upload.chunks(stream):
-            upload.put(chunk)
-        state = state or _finish_draft(plan, draft, before, pipeline)
-        warnings += pipeline.finish()
-        stored = upload.commit(_marks(run, plan, began, state, warnings))
+        with _running(run, plan, source) as (pipeline, stream):
+            state = "" if stream is pipeline else _finish_draft(plan, draft, before, pipeline)
+            with Upload(
+                run.store, plan.archive, seen.existing_chunks,
+                chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
+                safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
+            ) as upload:
+                for chunk in upload.chunks(stream):
+                    upload.put(chunk)
+                state = state or _finish_draft(plan, draft, before, pipeline)
+                warnings += pipeline.finish()
+                stored = upload.commit(_marks(run, plan, began, state, warnings))
         if draft:
             # Before: the archive is there, DiffDir still describes the one before it, and the next
             # DIFF repeats this one's changes. After: the next DIFF continues this one.
