@@ -3824,28 +3824,31 @@ class History:
     """The archives of one source in the order in which they were made, and what each continues.
 
     Pure. Archives that say what they continue are linked by that, whatever their dates; only what
-    is unmarked is ordered by date. archives: oldest first; moments: the whole epoch second as of
-    which each stands; whole: whether it can be restored.
+    is unmarked is ordered by date.
+
+    archives: oldest first.
+    moments: the whole epoch second as of which each stands.
+    intact: whether each can be restored: nothing is missing of it, nor of what it continues.
     """
 
     def __init__(self, found: Iterable[CatalogEntry]) -> None:
         dated = sorted(found, key=lambda f: (f.made, f.slot, f.archive.name))
-        previous, whole = _linked(dated)
+        previous, intact = _linked(dated)
         moments = _moments_of(dated, previous)
         order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
         place = {n: at for at, n in enumerate(order)}
         self.archives = [dated[n] for n in order]
         self.moments = [moments[n] for n in order]
-        self.whole = [n in whole for n in order]
-        self._previous = [place[previous[n]] if n in previous else None for n in order]
+        self.intact = [n in intact for n in order]
+        self._previous = {place[n]: place[before] for n, before in previous.items()}
 
     def rows(self) -> Iterator[tuple[CatalogEntry, int, bool]]:
         """(archive, moment, whether it can be restored) of each."""
-        return zip(self.archives, self.moments, self.whole, strict=True)
+        return zip(self.archives, self.moments, self.intact, strict=True)
 
     def restorable(self) -> list[int]:
         """The moments, in epoch seconds, as of which the source can be restored, oldest first."""
-        return [at for _, at, whole in self.rows() if whole]
+        return [at for _, at, intact in self.rows() if intact]
 
     def newest(self, at: float) -> int | None:
         """The place of the newest archive that is not from after a moment, None for none.
@@ -3861,11 +3864,10 @@ class History:
 
     def chain(self, place: int) -> list[CatalogEntry]:
         """The archive at a place after all that it continues, as far as they are there."""
-        links: list[CatalogEntry] = []
-        at: int | None = place
-        while at is not None:
-            links.append(self.archives[at])
-            at = self._previous[at]
+        links = [self.archives[place]]
+        while place in self._previous:
+            place = self._previous[place]
+            links.append(self.archives[place])
         return links[::-1]
 
 
@@ -3878,41 +3880,43 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
     """
     ends = {one.after for one in dated if one.after}
     by_date = _previous_by_date(dated)
+    starts: set[int] = set()
     waiting: dict[int | str | None, list[int]] = {}  # archives, by what they continue
     for n, one in enumerate(dated):
-        if not one.self_contained:
+        if one.self_contained:
+            starts.add(n)
+        else:
             key = one.continues if one.continues in ends else by_date[n]
             waiting.setdefault(key, []).append(n)
     previous: dict[int, int] = {}
     reached: set[int] = set()
-
-    def walk(level: list[int], usable: Callable[[int], bool]) -> None:
+    intact: set[int] = set()
+    # What is broken has a place as well, so that it is not passed over for an older one.
+    for with_broken in (False, True):
+        usable = {n for n, one in enumerate(dated) if with_broken or not one.fault}
+        level = starts & usable | reached
         passed_over: dict[int | str | None, list[int]] = {}
         while level:
-            reached.update(level)
+            reached |= level
             opened: dict[int | str | None, list[int]] = {}
             for n in sorted(level):
                 for end in (n, dated[n].after):
                     if end in waiting:
                         opened.setdefault(end, []).append(n)
-            level = []
+            level = set()
             for key, group in opened.items():
                 for n in waiting.pop(key):
-                    if usable(n):
-                        # Of several that end alike, the one that was last made before it.
-                        previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
-                        level.append(n)
-                    else:
+                    if n not in usable:
                         passed_over.setdefault(key, []).append(n)
-        waiting.update(passed_over)
-
-    walk([n for n, one in enumerate(dated) if one.self_contained and not one.fault],
-         lambda n: not dated[n].fault)
-    whole = set(reached)
-    # The rest has a place as well, so that what is asked for is not passed over for an older one.
-    broken = [n for n, one in enumerate(dated) if one.self_contained and one.fault]
-    walk([*whole, *broken, *waiting.pop(None, [])], lambda n: True)
-    return previous, whole
+                        continue
+                    # Of several that end alike, the one that was last made before it.
+                    previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
+                    level.add(n)
+        waiting |= passed_over
+        if not with_broken:
+            intact = set(reached)
+            starts.update(waiting.pop(None, []))
+    return previous, intact
 
 
 def _previous_by_date(dated: Sequence[CatalogEntry]) -> list[int | None]:
@@ -3998,39 +4002,34 @@ def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None 
     if wanted is None:
         raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
     links = history.chain(wanted)
-    if not history.whole[wanted]:
+    if not history.intact[wanted]:
         good = [m for m in history.restorable() if m < history.moments[wanted]]
-        hint = "there is nothing before it that could be restored"
-        if good:
-            last = _moment_text(local or Moment(0), good[-1])
-            hint = f"the last good moment before it: --at '{last}'"
-        raise Failure(_why_broken(links, history.archives[:wanted]), hint)
-    doubts = []
+        raise Failure(
+            _why_broken(links, history.archives[:wanted]),
+            f"the last good moment before it: --at '{_moment_text(local or Moment(0), good[-1])}'"
+            if good else "there is nothing before it that could be restored",
+        )
+    warnings = []
     for earlier, link in itertools.pairwise(links):
         if not link.before and link.slot not in (earlier.slot, earlier.slot + 1):
-            doubts.append(
-                f"between {earlier} and {link} nights were missed, or archives"
-                " are gone; the Perl script left no mark that could tell"
-            )
+            warnings.append(f"between {earlier} and {link} nights were missed, or archives are"
+                            " gone; the Perl script left no mark that could tell")
         elif link.before and earlier.after != link.continues:
-            doubts.append(
-                f"{link} continues an archive that has no marks of its own; by the dates"
-                f" it is {earlier}"
-            )
-    return Chain(tuple(links), history.moments[wanted], tuple(doubts))
+            warnings.append(f"{link} continues an archive that has no marks of its own; by the"
+                            f" dates it is {earlier}")
+    return Chain(tuple(links), history.moments[wanted], tuple(warnings))
 
 
 def _why_broken(links: Sequence[CatalogEntry], earlier: Sequence[CatalogEntry]) -> str:
     """Why the last of the links cannot be restored, as a sentence."""
-    if links[-1].fault:
-        return f"{links[-1]} cannot be used: {links[-1].fault}"
-    torn = [n for n, link in enumerate(links) if link.fault]
-    link = links[torn[-1] + 1 if torn else 0]
-    lost = links[torn[-1]] if torn else next(
-        # One that was cut may have lost the mark that would say where it ends.
-        (one for one in reversed(earlier) if one.fault and not one.after), None
-    )
-    lacking = f"is not whole: {lost}: {lost.fault}" if lost else "is no longer there"
+    *before, last = links
+    if last.fault:
+        return f"{last} cannot be used: {last.fault}"
+    broken = [n for n, link in enumerate(before) if link.fault]
+    # One that was cut may have lost the mark that would say where it ends.
+    lost = [links[n] for n in broken] or [one for one in earlier if one.fault and not one.after]
+    link = links[broken[-1] + 1 if broken else 0]
+    lacking = f"is not whole: {lost[-1]}: {lost[-1].fault}" if lost else "is no longer there"
     return f"{link} continues an archive that {lacking}"
 
 
@@ -4052,17 +4051,13 @@ def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
     marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
     unknown = "which state is the newest, and what continues what, is not known for sure"
     for one, other in itertools.pairwise(unmarked):
-        if other.made - one.made < _COPIED_WITHIN:
-            doubts.append(
-                f"{one} and {other} have no marks, and dates"
-                f" {other.made - one.made:.0f} seconds apart, as in a copy of a bucket: {unknown}"
-            )
+        if (apart := other.made - one.made) < _COPIED_WITHIN:
+            doubts.append(f"{one} and {other} have no marks, and dates {apart:.0f} seconds apart,"
+                          f" as in a copy of a bucket: {unknown}")
             break
     if unmarked and marked and unmarked[-1].made > marked.made:
-        doubts.append(
-            f"{unmarked[-1]} has no marks, but a later date than {marked}, which"
-            f" has: it lost them, or its date is that of a copy: {unknown}"
-        )
+        doubts.append(f"{unmarked[-1]} has no marks, but a later date than {marked}, which has: it"
+                      f" lost them, or its date is that of a copy: {unknown}")
     # Of the Perl script's the last may well be from years ago: its uploads ended in 2025.
     dates = [(at, one) for one, at, _ in History(found).rows() if one.marked]
     for ends, side, age in ((dates[:2], "before", "newer"), (dates[:-3:-1], "after", "older")):
@@ -4078,11 +4073,6 @@ def begun_with(found: Sequence[CatalogEntry]) -> CatalogEntry | None:
     with it, in the middle of a round. Only its content tells."""
     first = History(found).archives[0]
     return None if first.self_contained or first.marked or first.fault else first
-
-
-def restorable_moments(found: Sequence[CatalogEntry]) -> list[int]:
-    """The moments, in epoch seconds, as of which a source can be restored, oldest first."""
-    return History(found).restorable()
 
 
 def _moment_text(local: Moment, at: float) -> str:
@@ -6286,7 +6276,7 @@ def _chain_after(
                     " that is gone; --force-partial does without")
     except Failure as unread:
         hint = f"{first} may hold everything, but cannot be read: {unread}"
-    good = [m for m in restorable_moments(found) if m <= at]
+    good = [m for m in History(found).restorable() if m <= at]
     if not partial or not good:
         raise failure.at(hint=hint) from failure
     chain = choose_chain(found, good[-1])

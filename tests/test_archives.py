@@ -199,7 +199,7 @@ def test_no_listing_and_no_metadata_break_the_judgement(
     archive = s3napback.resolve_archive("a-0-FULL", chunks, lambda key: metadata, 2)
     assert archive is not None
     one = s3napback.CatalogEntry(archive, None, "a", 0, "FULL")
-    s3napback.restorable_moments([one])
+    s3napback.History([one]).restorable()
     try:
         chain = s3napback.choose_chain([one], float("inf"))
     except Failure:
@@ -232,7 +232,7 @@ def test_chains_follow_the_states_or_else_the_dates(archives: list[CatalogEntry]
     assert [chain(archives, at) for at in (1, 2.5, 3, 4, 99)] == [
         [1], [1, 2], [1, 2, 3], [4], [4, 5]
     ]
-    assert s3napback.restorable_moments(archives) == [1, 2, 3, 4, 5]
+    assert s3napback.History(archives).restorable() == [1, 2, 3, 4, 5]
     with pytest.raises(Failure, match="nothing was backed up by then"):
         chain(archives, 0.5)
 
@@ -242,7 +242,7 @@ def test_a_missing_full_makes_its_diffs_stale(archives: list[CatalogEntry]) -> N
     with pytest.raises(Failure, match="no longer there") as caught:
         chain(archives[1:], 3)
     assert "nothing before it" in caught.value.hint
-    assert s3napback.restorable_moments(archives[1:]) == [4, 5]
+    assert s3napback.History(archives[1:]).restorable() == [4, 5]
 
 
 def test_a_missing_link_is_named_with_the_last_good_moment() -> None:
@@ -282,7 +282,7 @@ def test_new_year_leaves_stale_diffs_that_are_not_applied() -> None:
     archives = [PERL[0], PERL[1], PERL[2], found(4, "DIFF", 5), found(3, "FULL", 9)]
     with pytest.raises(Failure, match="/d-4-DIFF"):
         chain(archives, 5)
-    assert s3napback.restorable_moments(archives) == [1, 2, 3, 9]
+    assert s3napback.History(archives).restorable() == [1, 2, 3, 9]
 
 
 def test_nights_that_were_missed_are_a_doubt() -> None:

@@ -442,7 +442,7 @@ class World:
         moments = 0
         for source in (str(self.tree), str(self.small)):
             for one in self._of(found, source):
-                if one.made in s3napback.restorable_moments(self._of(found, source)):
+                if one.made in s3napback.History(self._of(found, source)).restorable():
                     proved = self._proved[str(one), self._upload(one)]
                     self._require(self._restored(found, one) == proved, f"{one} changed")
                     moments += 1

@@ -33,7 +33,7 @@ def one(
 def chains(found: list[CatalogEntry]) -> dict[int, list[int]]:
     """moment → slots of its chain, for each moment that can be restored."""
     return {at: [link.slot for link in s3napback.choose_chain(found, at).archives]
-            for at in s3napback.restorable_moments(found)}
+            for at in s3napback.History(found).restorable()}
 
 
 DAY = 86400
@@ -80,7 +80,7 @@ def test_a_torn_newest_archive_is_not_passed_over_because_of_its_date() -> None:
 
 def test_states_in_a_circle_and_states_that_many_share_end_and_are_decided_once() -> None:
     circle = [one(1, START, "b:a"), one(2, START + 1, "a:b"), one(3, START + 2, "c:c")]
-    assert s3napback.restorable_moments(circle) == []
+    assert s3napback.History(circle).restorable() == []
     with pytest.raises(Failure, match="no longer there"):
         s3napback.choose_chain(circle, float("inf"))
     full = one(0, START - 5, "-:a")
@@ -93,15 +93,15 @@ def test_states_in_a_circle_and_states_that_many_share_end_and_are_decided_once(
             START + 70: [7, 8, 2],
         }
     same = [one(n, START, "a:b") for n in range(1, 5000)] + [one(9999, START, "b:b")]
-    assert len(s3napback.restorable_moments([full, *same])) == 1 + len(same)
+    assert len(s3napback.History([full, *same]).restorable()) == 1 + len(same)
 
 
 def test_a_thousand_archives_in_one_chain_are_looked_at_in_one_pass() -> None:
     found = [one(n, START + n * DAY, f"{n or '-'}:{n + 1}") for n in range(1000)]
     unmarked = [one(n, START + n * DAY) for n in range(1, 1000)]
     begun = time.process_time()
-    assert len(s3napback.restorable_moments(found[::-1])) == 1000
-    assert s3napback.restorable_moments(unmarked) == []
+    assert len(s3napback.History(found[::-1]).restorable()) == 1000
+    assert s3napback.History(unmarked).restorable() == []
     assert len(s3napback.choose_chain(found, float("inf")).archives) == 1000
     assert time.process_time() - begun < 2
 
