@@ -5999,7 +5999,7 @@ class Recovery:
     """What the recovery commands work with.
 
     store: where the archives are; parallel: connections to it.
-    root: of a bucket that is a folder, what it lies in; endpoint: of another service than Amazon's.
+    endpoint: of another service than Amazon's.
     env: of the tools; gpg: how to call it.
     kinds: names in the config → their kind.
     prefix: the config's, "" for all that there are.
@@ -9156,13 +9156,13 @@ def _catalogue_lines(
     yield f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}"
     history = History(found)
     for one, at, whole in history.rows():
-        stale = "" if one.fault or whole else ", stale: what it continues is gone"
-        told = "" if at == math.floor(one.made) else (
-            f", by a clock that said {_moment_text(moment, one.made)}"
-        )
+        remarks = [one.fault or "complete", *_remarks(one)]
+        if at != math.floor(one.made):
+            remarks.insert(1, f"by a clock that said {_moment_text(moment, one.made)}")
+        if not one.fault and not whole:
+            remarks.insert(1, "stale: what it continues is gone")
         yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.size)} in"
-               f" {one.archive.count} chunks  {one.fault or 'complete'}{stale}{told}"
-               f"{_remarks(one)}")
+               f" {one.archive.count} chunks  {', '.join(remarks)}")
     shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
     yield f"  can be restored as of: {shown}"
     for doubt in date_doubts(found, moment):
@@ -9172,17 +9172,18 @@ def _catalogue_lines(
                " it, which restore finds out by reading it")
 
 
-def _remarks(one: CatalogEntry) -> str:
-    text = ", with warnings" if one.status == "warnings" else ""
+def _remarks(one: CatalogEntry) -> Iterator[str]:
+    if one.status == "warnings":
+        yield "with warnings"
     if one.mode == DIFF and one.self_contained:
-        text += ", needs no FULL"
+        yield "needs no FULL"
     if one.encrypted:
-        text += ", encrypted"
+        yield "encrypted"
     if one.archive.staged:
-        text += ", not yet in its place"
+        yield "not yet in its place"
     if one.leftovers:
-        text += f", and {one.leftovers} chunks left over from another upload"
-    return text + "".join(f", {name}" for name in one.archive.storage_classes if name != "STANDARD")
+        yield f"and {one.leftovers} chunks left over from another upload"
+    yield from (name for name in one.archive.storage_classes if name != "STANDARD")
 
 
 def _catalogue_json(
