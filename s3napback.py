@@ -4284,6 +4284,7 @@ class Upload:
         """Removes what was uploaded; what is on its way is waited for first.
 
         One who waited for hours, was refused or was told to end does not wait for hours once more.
+        Whoever dies here leaves chunks without a last one, which the next upload replaces.
         """
         with self._store.retries.once():
             self._pool.shutdown(cancel_futures=True)
@@ -4405,7 +4406,7 @@ def _unlisted_failure(
 def _refuse_unmarked(store: Store, sent: Mapping[str, tuple[int, str]]) -> None:
     """Raises Failure, and takes back what was sent, where the service keeps no user metadata."""
     if f"{META}chunks" not in (store.head(list(sent)[-1]) or {}):
-        store.delete(list(sent))
+        store.delete(list(sent))  # the old archive is in its place
         raise Failure(
             "the service keeps no user metadata (x-amz-meta-…), by which a new archive is told"
             " from an old one", "take SafeReplace out of the config, or use another service",
