@@ -135,7 +135,7 @@ def test_dumps_of_mysql_and_postgresql_hold_their_rows(
     site: Site, mariadb: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    mariadb.run("CREATE DATABASE IF NOT EXISTS shop; CREATE OR REPLACE TABLE shop.t (n INT);"
+    mariadb.run("CREATE OR REPLACE DATABASE shop; CREATE TABLE shop.t (n INT);"
                 "INSERT INTO shop.t VALUES (42);")
     postgres.run("postgres", "DROP DATABASE IF EXISTS crm")
     postgres.run("postgres", "CREATE DATABASE crm")

@@ -330,6 +330,7 @@ def small_disk(site: Site) -> Iterator[Path]:
         yield place
 
 
+@pytest.mark.slow
 def test_a_folder_that_fills_the_disk_ends_with_a_sentence(
     site: Site, small_disk: Path, capsys: Any
 ) -> None:

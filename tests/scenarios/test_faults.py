@@ -75,6 +75,7 @@ def test_a_kill_at_any_step_loses_nothing(safe: bool, make_world: Make) -> None:
     assert world.proved_again() >= 3
 
 
+@pytest.mark.slow
 def test_the_harness_sees_what_is_lost(make_world: Make) -> None:
     """It would be worth nothing if it could not fail."""
     world = make_world(Setting("SimpleCycle", gpg=False, safe=False, temp=False))

@@ -89,6 +89,7 @@ def test_a_second_machine_on_the_bucket_is_told_who_the_first_is(
     assert {a.metadata["host"] for n, a in site.archives().items() if "web2" not in n} == {"web2"}
 
 
+@pytest.mark.slow
 def test_another_hosts_archive_of_an_earlier_day_is_replaced_with_a_warning(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 no dump of one database holds."""
 
 import gzip
+from collections.abc import Iterator
 
 import pytest
 from conftest import NIGHT, Capture, MariaDb, Postgres, Site, fake_tool
@@ -10,15 +11,16 @@ import s3napback
 
 
 @pytest.fixture
-def shop(mariadb: MariaDb) -> str:
+def shop(mariadb: MariaDb) -> Iterator[str]:
     """A job's name: a database with a view whose table is gone."""
     mariadb.run(
-        "DROP DATABASE IF EXISTS shop; CREATE DATABASE shop; USE shop;"
+        "CREATE OR REPLACE DATABASE shop; USE shop;"
         "CREATE TABLE goods (x INT); INSERT INTO goods VALUES (4711);"
         "CREATE TABLE gone (x INT); CREATE VIEW broken AS SELECT x FROM gone; DROP TABLE gone;"
         "CREATE TABLE z (x INT); INSERT INTO z VALUES (4712)"
     )
-    return f"{mariadb.socket}:shop"
+    yield f"{mariadb.socket}:shop"
+    mariadb.run("DROP DATABASE IF EXISTS shop")  # it would fail the dump of all
 
 
 def job(name: str, options: str) -> str:

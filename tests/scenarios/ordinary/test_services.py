@@ -25,7 +25,7 @@ from typing import Any
 
 import conftest
 import pytest
-from conftest import NIGHT, Capture, Site, downloaded, require_tool, run
+from conftest import NIGHT, Capture, Site, downloaded, require_tool, run, wait_until
 
 import s3napback
 from s3napback import Access, Failure, Store
@@ -105,6 +105,7 @@ class Intruded:
         return getattr(self._store, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("puts", [1, 2, 3, 4])
 @pytest.mark.parametrize("others", [1500, 2500, 4500])
@@ -149,6 +150,7 @@ def test_what_is_mixed_says_so(bucket: Store) -> None:
     assert archive and not archive.complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", ["", "On"])
 def test_a_listing_that_lags_is_waited_for(s3_site: Site, s3_server: Any, safe: str) -> None:
     """It is asked again; nothing new is thrown away, and what is stored can be restored."""
@@ -237,6 +239,7 @@ def test_an_answer_that_is_no_listing_is_refused(
 # ---- metadata ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", ["", "On"])
 def test_names_of_metadata_may_come_back_in_capitals(
     s3_site: Site, s3_server: Any, safe: str
@@ -254,6 +257,7 @@ def test_names_of_metadata_may_come_back_in_capitals(
     assert s3_site.run("verify", "--deep") == 0
 
 
+@pytest.mark.slow
 def test_safe_replace_is_refused_where_no_metadata_is_kept(
     s3_site: Site, s3_server: Any, capsys: Capture
 ) -> None:
@@ -452,6 +456,7 @@ def test_tls_that_no_further_try_can_mend_is_final(
     with pytest.raises(Failure) as failure:
         s3napback.S3Store("bkt", access, s3napback.Retries(20, LOG)).exists()
     assert hint in failure.value.hint
+    wait_until(lambda: bool(server.connections), "the server's thread")
     assert server.connections == 1
 
 

@@ -126,6 +126,7 @@ def test_a_mount_point_below_that_is_empty_is_told(site: Site, capsys: Capture) 
     assert site.run(now=night(2)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
 def test_a_top_folder_that_cannot_be_read_fails(nobodys: Site, mode: int) -> None:
     site = nobodys

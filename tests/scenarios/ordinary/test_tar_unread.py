@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import NIGHT, Capture, Site, differences, fake_tool, leave_out, run_as_nobody
 
+pytestmark = pytest.mark.slow
+
 NAMES = [b"plain", b"a b", b"c:d", b"e\nf", b"g\\h", b"\xff\xfe", "\u00fc".encode(), b"t\tq",
          b"'q'", b" lead", b"trail ", b"\x7f\x01", b"a: Cannot open: x", b"x\\303", b"\\", b"dir"]
 
@@ -72,7 +74,6 @@ def test_a_folder_is_closed_for_a_night(nobodys: Site) -> None:
     assert not differences(site.data, site.restored(after=night(2)))
 
 
-@pytest.mark.slow
 def test_what_more_messages_than_are_kept_tell_of_is_stored_again(nobodys: Site) -> None:
     site = nobodys
     for n in range(20_010):

@@ -238,6 +238,7 @@ def test_renames_of_the_perl_script_come_back(site: Site, change: Any) -> None:
 # ---- names ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", [None, "C", "C.UTF-8"])
 def test_paths_of_any_letters_in_any_locale(site: Site, locale: str | None) -> None:
     """And `etc` is not missing because `etc2` is, nor found because `etc2` is there."""
