@@ -1,5 +1,6 @@
 """Errors: what goes wrong is a sentence that says what is missing."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -31,3 +32,36 @@ def test_a_library_that_is_missing_is_named(
     with pytest.raises(Failure, match=f"the Python library {library}.* is missing") as failure:
         use(site)
     assert "pip install -r" in failure.value.hint
+
+
+@pytest.mark.parametrize(
+    ("doing", "error", "said"),
+    [
+        ("read it", OSError(errno.EACCES, "Permission denied", "/x"),
+         "cannot read it: /x: Permission denied"),
+        ("read /x", OSError(errno.EACCES, "Permission denied", "/x"),
+         "cannot read /x: Permission denied"),
+        ("write it", OSError("odd"), "cannot write it: odd"),
+        ("write it", OSError(errno.ENOSPC, "No space left on device", b"/x"),
+         "cannot write it: /x: No space left on device (free some room there)"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file_once(doing: str, error: OSError, said: str) -> None:
+    with pytest.raises(Failure) as caught, s3napback.os_failures(doing, status=2):
+        raise error
+    assert str(caught.value) == said
+    assert caught.value.status == 2
+    assert caught.value.__cause__ is error
+
+
+def test_a_place_is_given_to_a_copy_which_is_the_same_kind_of_failure() -> None:
+    failure = s3napback.TransientFailure("busy", "wait", where="there", status=7)
+    failure.code = "SlowDown"
+    with pytest.raises(s3napback.TransientFailure) as caught, s3napback.failures_at("here"):
+        raise failure
+    copied = caught.value
+    assert (str(copied), copied.status, copied.code) == ("here: busy (wait)", 7, "SlowDown")
+    assert str(failure) == "there: busy (wait)"
+    assert str(failure.at(hint="run")) == "there: busy (run)"
+    refused = s3napback.UsageFailure("no", where="x")
+    assert (refused.at("y").status, str(refused.at("y"))) == (2, "y: no")
