@@ -1034,7 +1034,8 @@ def _unused(block: Block, name: str, read: Sequence[str]) -> _Remarks:
 def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Directives that have one value."""
     lines = block.lines(name)
-    if not lines or name in _LISTS or name not in (*SETTINGS, *JOB_DIRECTIVES):
+    counted = {*JOB_DIRECTIVES} if block.tag else {*JOB_DIRECTIVES, *SETTINGS}
+    if not lines or name not in counted.difference(_LISTS):
         return
     first, text = lines[0], lines[0].text
     rest = f" has one value, and the first counts, {text}: "
@@ -1045,6 +1046,8 @@ def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
         yield first, f"{rest}{first.values[1]} is not used; {hint}"
     elif len(lines) > 1:
         yield lines[1], f"{rest}{lines[1].text} is not used"
+    if any(_unused(block, name, read)):
+        return
     if name == "UseTempFile" and text not in ("0", "1"):
         yield first, f" {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
     elif name in TIMING and name != "CycleType" and not re.fullmatch(r"-?[0-9]+", text):
@@ -1053,7 +1056,9 @@ def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
 
 def _lists(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     """Directives that have many values."""
-    for line in block.lines(name) if name in _LISTS else ():
+    if name not in _LISTS or any(_unused(block, name, read)):
+        return
+    for line in block.lines(name):
         for comment in line.values[len(line.listed) :][:1]:
             yield line, f": the list of names ends at {comment}; a comment has a line of its own"
         for text in line.listed if name == "Exclude" else ():
@@ -1071,7 +1076,7 @@ def _blocks(block: Block, name: str, read: Sequence[str]) -> _Remarks:
     lines, blocks = block.lines(name), block.blocks(name)
     for line in lines if name == "Cycle" else ():
         yield line, f" {line.text} is no block and is ignored: <Cycle NAME> ... </Cycle>"
-    if lines and blocks and name in _JOBS:
+    if lines and blocks and name in KINDS:
         yield blocks[0], (f" lines and <{name}> blocks at one level are jobs alike; the Perl script"
                           " could not read that")
     seen = set()
