@@ -1,5 +1,6 @@
 """Transfer: a stream becomes an archive, or nothing."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,22 @@ def test_a_chunk_that_changed_since_the_listing_is_refused() -> None:
     store.objects["a:0000000000002"] = (b"y", {})
     with pytest.raises(Failure, match="has 1 bytes, not 1000"):
         list(s3napback.download(archive, store, 2))
+
+
+@pytest.mark.parametrize("asked_for", [(1,), (0, 1, 3), (0, 1, 2, 3)])
+def test_a_chunk_without_its_mark_is_proved_by_the_whole_alone(asked_for: tuple[int, ...]) -> None:
+    store = Memory()
+    send(store, b"x" * 3500)
+    store.objects["a:0000000000001"] = (b"x" * 1000, {})
+    archive = stored(store)
+    chosen = replace(archive, chunks=tuple(archive.chunks[n] for n in asked_for))
+    for data in s3napback.download(chosen, store, 2):
+        assert set(bytes(data)) == set(b"x")
+    marks = {**archive.metadata, "md5": "0" * 32}
+    received = s3napback.download(replace(chosen, metadata=marks), store, 2)
+    whole = len(asked_for) == archive.count
+    with pytest.raises(Failure, match="no mark") if whole else contextlib.nullcontext():
+        list(received)
 
 
 def test_an_object_that_has_grown_since_the_listing_is_refused(store: Store) -> None:
