@@ -2351,7 +2351,8 @@ class Buffer:
     """
 
     def __init__(self, room: int, folder: str | None = None) -> None:
-        self._room, self._size, self._digest = room, 0, ""
+        self._room, self._size = room, 0
+        self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
         self._file: io.FileIO | None = None
         self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
         if room > _MAX_IN_MEMORY:
@@ -2403,8 +2404,9 @@ class Buffer:
             if not count:
                 break
             self._size += count
-            if self._file:
+            if self._file:  # hashed here, so that it need not be read back for that
                 self._unwritten = view[:count]
+                self._hash.update(self._unwritten)
 
     def _write(self) -> None:
         try:
@@ -2420,7 +2422,8 @@ class Buffer:
 
     def clear(self) -> None:
         """Empties it, and gives a file's room back."""
-        self._size, self._digest, self._unwritten = 0, "", memoryview(b"")
+        self._size, self._unwritten = 0, memoryview(b"")
+        self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
         if self._file:
             self._file.seek(0)
             self._file.truncate()
@@ -2439,12 +2442,10 @@ class Buffer:
 
     def md5(self) -> str:
         """The hex MD5 of all of it."""
-        if not self._digest:
-            digest = hashlib.md5(usedforsecurity=False)
-            for piece in self.pieces():
-                digest.update(piece)
-            self._digest = digest.hexdigest()
-        return self._digest
+        if not self._file:  # only when asked for: by the thread that sends it, beside others
+            self._hash.update(self._memory[self._hashed : self._size])
+            self._hashed = self._size
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Gives its room back; it is not used any more."""
