@@ -7480,12 +7480,18 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
 
 
 def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Finding]:
-    """The rehearsal of one config, in the order in which a run would meet what is wrong."""
+    """The rehearsal of one config, in the order in which a run would meet what is wrong.
+
+    It makes no archive. It fills files in DiffDir and TempDir that have no name; stores objects
+    under a key that begins like a Directory's, and deletes them; makes a bucket that is not there,
+    and removes it again. All of that is left only where the right to delete is missing.
+    """
     config = read_config(path)
-    settings = settings_of(config)
-    jobs = jobs_of(config)
+    # First: a directive that is missing is often there, with a typo in it.
     for warning in config_warnings(config):
         yield _warning(warning)
+    settings = settings_of(config)
+    jobs = jobs_of(config)
     for sentence in not_backed_up(config, jobs):
         yield _error(sentence)
     yield _ok(f"{path} asks for {len(jobs)} jobs")
@@ -8797,14 +8803,21 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
     ),
     "check": (
         "[NAME...]",
-        "Rehearses tonight's run: tools, folders, keys, bucket, sources; nothing is backed up. NAME"
-        " is as in a backup. Exit status: 0 all is well, 3 with warnings, 1 with errors.",
+        "Rehearses tonight's run: config, tools, folders, keys, bucket, sources. It makes no"
+        " archive. It stores a probe object in the bucket and deletes it, makes a bucket that is"
+        " not there and removes it again, writes to DiffDir and TempDir, and dumps the structure of"
+        " each database to nowhere. NAME is as in a backup. Exit status: 0 all is well, 3 with"
+        " warnings, 1 with errors.",
         (("what is checked, and how it is shown", (
             ("-c", "FILE", "the config file"),
             ("--cron", "", "as cron runs it: by the first line of the script, in the home folder,"
              " with cron's PATH and HOME and nothing else"),
             ("--json", "", "for programs: a list of {level, subject, text, hint}"),
         )),),
+    ),
+    "demo": (
+        "", "Backs up, changes, backs up again, restores and compares, in a folder of its own that"
+        " is gone afterwards. It needs no account, no config and no network.", (),
     ),
 }
 
@@ -8824,7 +8837,7 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[s
     words, about, groups = _SYNTAX[command]
     prog = f"s3napback.py {command}"
     parser = _Parser(
-        prog, f"{prog} [options] {words}", about, argument_default=argparse.SUPPRESS
+        prog, f"{prog} [options] {words}".rstrip(), about, argument_default=argparse.SUPPRESS
     )
     known: list[str] = []
     for title, options in groups:
@@ -8844,6 +8857,8 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[s
     names += args[end + 1 :]
     if words.startswith("NAME") and not names:
         parser.error("no NAME given")
+    if names and not words:
+        parser.error(f"no NAME is taken: {names[0]}")
     if "..." not in words and len(names) > 1:
         parser.error(f"one NAME at a time, not {names[1]}")
     return vars(given), names
@@ -9344,7 +9359,7 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
 # --------------------------------------------------------------------------------------------------
 
 def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
-    """`check`: tonight's run rehearsed, without storing anything."""
+    """`check`: tonight's run rehearsed; see `check_config` for what it stores and makes."""
     options, names = read_args("check", args)
     if "cron" in options:
         findings = [*check_as_cron(_script(), options.get("c", ""), names)]
@@ -9363,8 +9378,8 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
         print(json.dumps([vars(finding) for finding in findings], indent=1))
     else:
         for one in findings:
-            hint = f": {one.hint}" if one.hint else ""
-            print(printable(f"{one.level:8} {one.subject}: {one.text}{hint}", ""))
+            text = f"{one.text.removesuffix('.')}: {one.hint}" if one.hint else one.text
+            print(printable(f"{one.level:8} {one.subject}: {text}", ""))
     levels = {finding.level for finding in findings}
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
@@ -9398,8 +9413,7 @@ rm home/letters/old.txt
 
 def cmd_demo(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`demo`: the life of a backup in a throwaway folder. Raises Failure where it does not pass."""
-    if args:
-        raise Failure(f"demo takes no arguments: {args[0]}", status=EXIT_USAGE)
+    read_args("demo", args)
     _standard_output()  # without one there is nothing to see
     # A short path: gpg's agent listens on a socket in it, whose path has a limit of 108 bytes.
     with tempfile.TemporaryDirectory(prefix="s3nap-", dir="/tmp") as folder:

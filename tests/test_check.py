@@ -650,3 +650,14 @@ def test_a_database_without_its_tool_is_told(
     assert s3napback.main(["check", "-c", str(site.write())]) == 1
     said = capsys.readouterr().out
     assert "error    MySQL shop: mysqldump is not on PATH" in said
+
+
+def test_a_directive_with_a_typo_is_told_where_the_right_one_is_missing(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    conf = tmp_path / "typo.conf"
+    conf.write_text(f"DiffDir {tmp_path}\nChunkSize 1000\nBuckett x\nDirectory /etc\n")
+    assert s3napback.main(["check", "-c", str(conf)], now=NIGHT) == 1
+    told = capsys.readouterr().out
+    assert f'warning  config: {conf}:3: unknown directive "Buckett" (did you mean Bucket?)' in told
+    assert "Bucket must be defined: write Bucket NAME" in told

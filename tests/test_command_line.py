@@ -546,3 +546,10 @@ def test_the_demo_backs_up_and_restores(
     assert s3napback.main(["demo"]) == 0
     assert "A throwaway folder" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_demo_has_a_help_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert s3napback.main(["demo", "-h"]) == 0
+    assert "needs no account" in " ".join(capsys.readouterr().out.split())
+    assert s3napback.main(["demo", "word"]) == 2
+    assert "no NAME is taken: word" in capsys.readouterr().err
