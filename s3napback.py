@@ -119,6 +119,12 @@ EXIT_SIGNAL = 128  # plus the signal's number, as shells count it
 # Where a NAME on the command line is looked up.
 CONFIG_DIR = "/etc/s3napback"
 
+# The original's log categories: of a run, of each kind of job (SubversionDir speaks as Subversion),
+# and of the program that it called, which all our commands but the backup use.
+log = logging.getLogger("Backup.S3napback")
+_LOGS = {kind: log.getChild(kind.removesuffix("Dir")) for kind in KINDS}
+_TOOL_LOG = log.getChild("js3tream")
+
 # Worst first.
 _SEVERITY = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
 
@@ -2603,10 +2609,10 @@ class Retries:
     Pauses double from half a second to ten minutes, with jitter.
     """
 
-    def __init__(self, hours: float | None = None, log: logging.Logger | None = None) -> None:
+    def __init__(self, hours: float | None = None, log: logging.Logger = log) -> None:
         self.stop = threading.Event()
         self._seconds = None if hours is None else hours * 3600
-        self._log = log or logging.getLogger("Backup.S3napback")
+        self._log = log
         self._watch: Callable[[float], None] = lambda seconds: None
 
     def run(self, attempt: Callable[[], T]) -> T:
@@ -5178,12 +5184,6 @@ def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
 # A run goes from facts (DiffDir, svnlook) to plans, by a survey of the bucket to what is seen in
 # it, by making the archives to outcomes, and from these to its closing line. Each step is done for
 # all jobs before the next begins.
-
-_LOG = "Backup.S3napback"
-
-# The log category of each kind; SubversionDir speaks as Subversion.
-_LOGS = {kind: logging.getLogger(f"{_LOG}.{kind.removesuffix('Dir')}") for kind in KINDS}
-log = logging.getLogger(_LOG)
 
 
 @dataclass(frozen=True)
@@ -8875,8 +8875,6 @@ _JS3TREAM_OPTIONS = {
     "keyfile=": "K", "key=": "k", "secret=": "s", "bucket=": "b", "size=": "z", "tag=": "t",
     "endpoint=": "", "region=": "", "storage-class=": "", "parallel=": "",
 }
-
-_TOOL_LOG = logging.getLogger("Backup.S3napback.js3tream")
 
 
 def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
