@@ -1373,7 +1373,7 @@ def possible_starts(given: str, prefix: str = "") -> list[str]:
     """What the names of the archives may begin with that a user means by the name of a source or of
     an archive, with its Prefix or without it: listing prefixes."""
     starts: dict[str, None] = {}
-    # With a Prefix nothing outside it is listed: the key may not be allowed to.
+    # With a Prefix nothing outside it is listed: the access key may not be allowed to.
     shown = prefix or shown_prefix(given)
     for own, name in ((prefix, given), (shown, given.removeprefix(f"{shown}/"))):
         parsed = parse_archive_name(name)
@@ -2499,12 +2499,13 @@ class Store(Protocol):
     1. `put` is atomic: after a failure, its key holds what it held before, or all of the new
        object. An object that is torn all the same has another MD5 than its ETag, or another size
        than its archive's last chunk counts; `fetch` or `resolve_archive` notices it.
-    2. What was put is listed from then on. Where listings lag, `confirm` asks again for half a
-       minute; then the job fails, and leaves in the bucket what it stored.
+    2. What was put is listed from then on. Where listings lag, `confirm_or_undo` asks again
+       for half a minute; then the job fails, and leaves in the bucket what it stored.
     3. User metadata comes back as it was given. Where it is lost, archives count as the Perl
        script's, which have none, and SafeReplace refuses to work.
-    4. Nobody else writes to the same archive at the same time. Where somebody does, `confirm` sees
-       chunks of two uploads, and the job fails; what is mixed is not called complete.
+    4. Nobody else writes to the same archive at the same time. Where somebody does,
+       `confirm_or_undo` sees chunks of two uploads, and the job fails; what is mixed is not called
+       complete.
     5. Listings are in the order of the keys' bytes. In another order some objects would be left
        out, of which `verify` says that they are missing.
 
@@ -2540,12 +2541,12 @@ class Store(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; absent ones are no error."""
 
-    def prepare(self, key: str) -> None:
-        """Raises Failure where objects would be refused, for their storage class say; once. The
-        key is of an object that is stored and deleted to see that."""
+    def try_to_store(self, key: str) -> None:
+        """Stores and deletes an object of that key, once: raises Failure where objects would be
+        refused, for their storage class say."""
 
     def exists(self) -> bool:
-        """Whether the bucket is there, as far as the key may know."""
+        """Whether the bucket is there; True where the access key is not told."""
 
     def create(self) -> None:
         """Makes the bucket."""
@@ -2564,9 +2565,9 @@ def iter_objects(store: Store, prefix: str = "") -> Iterator[StoredObject]:
             after = objects[-1].key
 
 
-def is_there(store: Store, key: str) -> bool:
-    """Whether a key is in the bucket, whatever the listing says. Whoever may not list all of the
-    bucket is not told (S3 API Reference, HeadObject), and gets False."""
+def is_known_to_be_there(store: Store, key: str) -> bool:
+    """Whether an object is in the bucket, whatever the listing says. Whose access key may not list
+    all of the bucket is not told (S3 API Reference, HeadObject), and gets False."""
     try:
         return store.head(key) is not None
     except Failure as failure:
@@ -2651,7 +2652,7 @@ class Retries:
     @contextlib.contextmanager
     def watched(self, watch: Callable[[float], None]) -> Iterator[None]:
         """Within it `watch` is told, before each pause, the seconds from an operation's first try
-        to the end of that pause."""
+        to the end of that pause: a database that waits for us meanwhile may hang up."""
         self._watch, before = watch, self._watch
         try:
             yield
@@ -2674,27 +2675,9 @@ def retried(operation: Operation) -> Operation:
 # --------------------------------------------------------------------------------------------------
 
 
-class RateLimiter:
-    """What all uploads of a run together may send. rate: bytes per second."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._free = time.monotonic()  # when all that was reserved will have been sent
-        self._lock = threading.Lock()
-
-    def reserve(self, count: int) -> float:
-        """The seconds to wait before so many bytes are sent."""
-        with self._lock:
-            now = time.monotonic()
-            # Carries over at most 0.5 s of unused budget; without any the rate is never reached.
-            start = max(self._free, now - 0.5)
-            self._free = start + count / self._rate
-            return max(0.0, start - now)
-
-
 @dataclass(frozen=True)
 class Access:
-    """Where a bucket is and with which key. Empty fields: AWS's usual sources and defaults."""
+    """Where a bucket is, and the access key. Empty fields: AWS's usual sources and defaults."""
 
     endpoint: str | None = None
     region: str | None = None
@@ -2784,7 +2767,8 @@ _ABANDONED = 86400.0
 
 
 def bucket_folders(root: str, own: str) -> list[str]:
-    """The folders of a bucket, and of all others that this program made beside it."""
+    """The folders of a bucket, and of all others that this program made beside it: backups leave
+    them out, and restores keep them."""
     with contextlib.suppress(OSError):
         return [entry.path for entry in os.scandir(root)
                 if entry.name == own or os.path.isdir(os.path.join(entry.path, ".meta"))]
@@ -2912,7 +2896,7 @@ class FolderStore:
                 if sidecar:
                     os.unlink(sidecar)
 
-    def prepare(self, key: str) -> None:
+    def try_to_store(self, key: str) -> None:
         """A folder takes what there is room for."""
 
     def exists(self) -> bool:
@@ -3113,7 +3097,7 @@ _TRANSIENT_CODES = (
 _TRANSIENT_STATUSES = (408, 429)
 
 _HINTS = {
-    "AccessDenied": "the key lacks {right}, or the bucket is someone else's",
+    "AccessDenied": "the access key lacks {right}, or the bucket is someone else's",
     "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
     "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
     "NoSuchBucket": "check Bucket",
@@ -3127,12 +3111,14 @@ _HINTS = {
     "InvalidStorageClass": "check StorageClass",
 }
 
-# The right that a request needs, by what it does (AWS Service Authorization Reference, "Actions
-# defined by Amazon S3").
+# The right that a request needs (AWS Service Authorization Reference, "Actions defined by Amazon
+# S3").
 _RIGHTS = {
-    "store": "s3:PutObject", "fetch": "s3:GetObject", "look": "s3:GetObject",
-    "list": "s3:ListBucket", "delete": "s3:DeleteObject", "copy": "s3:GetObject and s3:PutObject",
-    "make": "s3:CreateBucket", "remove": "s3:DeleteBucket",
+    "put_object": "s3:PutObject", "get_object": "s3:GetObject", "head_object": "s3:GetObject",
+    "list_objects_v2": "s3:ListBucket", "copy_object": "s3:GetObject and s3:PutObject",
+    "delete_object": "s3:DeleteObject", "delete_objects": "s3:DeleteObject",
+    "create_bucket": "s3:CreateBucket", "delete_bucket": "s3:DeleteBucket",
+    "list_buckets": "s3:ListAllMyBuckets",
 }
 
 _WRONG_ENDPOINT = "S3Endpoint may be no S3 service, or already hold the bucket's name: remove it"
@@ -3153,8 +3139,8 @@ _TLS_HINTS = {
 }
 
 
-def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
-    """The Failure for an answer with an error. doing: a verb phrase, for `_RIGHTS`, too."""
+def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
+    """The Failure for an answer with an error. doing: a verb phrase; operation: boto3's name."""
     error, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
     code, status = str(error.get("Code", "")), int(about.get("HTTPStatusCode", 0))
     said = error.get("Message") or ""
@@ -3162,12 +3148,11 @@ def _refusal(doing: str, answer: Mapping[str, Any]) -> Failure:
         said = f"this machine's clock is {skew:+.0f} seconds off the server's"
     text = f"cannot {doing}: {code}" + (f", {said}" if said else "")
     code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
-    verb = doing.split()[0]
-    right = f"the right {_RIGHTS[verb]}" if verb in _RIGHTS else "a right for it"
+    right = f"the right {_RIGHTS[operation]}" if operation in _RIGHTS else "a right for it"
     kind, hint = Failure, _HINTS.get(code, "").format(right=right)
-    if verb == "make" and code == "AccessDenied":
+    if operation == "create_bucket" and code == "AccessDenied":
         hint = f"check Bucket, or make it by hand: {hint}"
-    elif verb == "list" and code == "NoSuchKey":  # the request was for an object
+    elif operation == "list_objects_v2" and code == "NoSuchKey":  # the request was for an object
         hint = _WRONG_ENDPOINT
     elif code in ("404", "NoSuchKey", "NoSuchBucket"):
         kind = NotFound
@@ -3195,10 +3180,10 @@ def _skew(answer: Mapping[str, Any]) -> float | None:
     """Seconds that this machine's clock is ahead of the Date of an answer; None without one."""
     import email.utils
 
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     try:
         # The machine's own clock, not the run's: it is the one that signs requests.
-        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        return time.time() - email.utils.parsedate_to_datetime(told).timestamp()
     except (TypeError, ValueError):
         return None
 
@@ -3218,20 +3203,22 @@ def _etag_as_md5(answer: Mapping[str, Any]) -> str:
     return etag
 
 
-@dataclass(frozen=True)
-class BucketFacts:
-    """What is known of a bucket besides its objects.
+class RateLimiter:
+    """What all uploads of a run together may send. rate: bytes per second."""
 
-    region: "" if unknown
-    versioned: old versions are kept
-    retention: of object lock by default, in words, "" for none
-    unknown: what the service does not tell
-    """
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free = time.monotonic()  # when all that was reserved will have been sent
+        self._lock = threading.Lock()
 
-    region: str
-    versioned: bool
-    retention: str
-    unknown: tuple[str, ...]
+    def reserve(self, count: int) -> float:
+        """The seconds to wait before so many bytes are sent."""
+        with self._lock:
+            now = time.monotonic()
+            # Carries over at most 0.5 s of unused budget; without any the rate is never reached.
+            start = max(self._free, now - 0.5)
+            self._free = start + count / self._rate
+            return max(0.0, start - now)
 
 
 class UploadBody:
@@ -3242,7 +3229,7 @@ class UploadBody:
 
     # Bytes that are sent at once, whatever the client asks for. Each piece has _CONNECT_TIMEOUT to
     # go: a whole chunk would not make it over a slow line. Under a limit the flow is to be even.
-    _PIECE, _LIMITED = 1 << 18, 1 << 14
+    _AT_ONCE, _LIMITED = 1 << 18, 1 << 14
 
     def __init__(self, data: Buffer, limit: RateLimiter | None, stop: threading.Event) -> None:
         self._data, self._limit, self._stop = data, limit, stop
@@ -3259,11 +3246,27 @@ class UploadBody:
         return offset
 
     def read(self, _count: int = -1) -> memoryview:
-        piece = self._data.piece(self._position, self._LIMITED if self._limit else self._PIECE)
+        piece = self._data.piece(self._position, self._LIMITED if self._limit else self._AT_ONCE)
         self._position += len(piece)
         if self._limit and piece and self._stop.wait(self._limit.reserve(len(piece))):
             raise OSError("the upload was given up")
         return piece
+
+
+@dataclass(frozen=True)
+class BucketFacts:
+    """What is known of a bucket besides its objects.
+
+    region: "" if unknown
+    versioned: old versions are kept
+    retention: of object lock by default, in words, "" for none
+    unknown: what the service does not tell
+    """
+
+    region: str
+    versioned: bool
+    retention: str
+    unknown: tuple[str, ...]
 
 
 class S3Store:
@@ -3278,7 +3281,7 @@ class S3Store:
         self._access = access
         self._made: Any = None
         self._making = threading.Lock()
-        self._knows_batches, self._prepared = True, False
+        self._knows_batches, self._tried = True, False
         self._class = {"StorageClass": access.storage_class} if access.storage_class else {}
 
     @property
@@ -3290,12 +3293,12 @@ class S3Store:
 
     def _request(self, doing: str, operation: str, **parameters: Any) -> Any:
         """The answer to a request; doing: what it does, to which the bucket's name is added."""
-        with self._errors(f"{doing} bucket {self.bucket}"):
+        with self._errors(f"{doing} bucket {self.bucket}", operation):
             return getattr(self._client, operation)(Bucket=self.bucket, **parameters)
 
     @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """Turns what boto3 raises into Failures."""
+    def _errors(self, doing: str, operation: str) -> Iterator[None]:
+        """Turns what boto3 raises within the block into Failures; see `_refusal`."""
         try:
             import botocore.exceptions as boto
             from urllib3.exceptions import HTTPError, SSLError
@@ -3304,9 +3307,9 @@ class S3Store:
         except ImportError as error:
             raise missing_library(error) from error
         except boto.ClientError as error:
-            failure = _refusal(doing, error.response)
+            failure = _refusal(doing, operation, error.response)
             if failure.code in _EXPIRED:
-                self._made = None  # whoever renews the key has written the new one somewhere
+                self._made = None  # whoever renews the access key has written the new one somewhere
             raise failure from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise UsageFailure(
@@ -3346,7 +3349,7 @@ class S3Store:
 
     @retried
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
-        with self._errors(f"fetch {key} from bucket {self.bucket}"):
+        with self._errors(f"fetch {key} from bucket {self.bucket}", "get_object"):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]) as body:
                 # urllib3 copies what it reads: in pieces, so that the copies stay small.
@@ -3360,7 +3363,7 @@ class S3Store:
 
     @retried
     def peek(self, key: str, count: int) -> bytes:
-        with self._errors(f"fetch {key} from bucket {self.bucket}"):
+        with self._errors(f"fetch {key} from bucket {self.bucket}", "get_object"):
             part = f"bytes=0-{count - 1}"
             answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=part)
             data: bytes = answer["Body"].read(count)
@@ -3418,17 +3421,17 @@ class S3Store:
         for error in answer.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":  # it is gone, as it should be
                 doing = f"delete {error.get('Key')} from bucket {self.bucket}"
-                raise _refusal(doing, {"Error": error})
+                raise _refusal(doing, "delete_objects", {"Error": error})
 
     def _delete_one(self, key: str) -> None:
         with contextlib.suppress(NotFound):
             self._request(f"delete {key} from", "delete_object", Key=key)
 
-    def prepare(self, key: str) -> None:
-        if not self._prepared:
+    def try_to_store(self, key: str) -> None:
+        if not self._tried:
             self.put(key, b"", {})
             self.delete([key])
-            self._prepared = True
+            self._tried = True
 
     @retried
     def exists(self) -> bool:
@@ -3447,7 +3450,7 @@ class S3Store:
     @retried
     def create(self) -> None:
         try:
-            with self._errors(f"make bucket {self.bucket}"):
+            with self._errors(f"make bucket {self.bucket}", "create_bucket"):
                 region = self._client.meta.region_name
                 place = {} if region in ("us-east-1", "aws-global") else {
                     "CreateBucketConfiguration": {"LocationConstraint": region}
@@ -3463,7 +3466,7 @@ class S3Store:
 
     def account_buckets(self) -> list[dict[str, Any]]:
         """See `list_buckets`."""
-        with self._errors("list the buckets of the account"):
+        with self._errors("list the buckets of the account", "list_buckets"):
             found: list[dict[str, Any]] = self._client.list_buckets()["Buckets"]
         return found
 
@@ -3490,7 +3493,7 @@ class S3Store:
 
     def skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's; None if that is not told."""
-        with self._errors(f"reach bucket {self.bucket}"):
+        with self._errors(f"reach bucket {self.bucket}", "list_objects_v2"):
             try:
                 answer = self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
             except self._client.exceptions.ClientError as error:
@@ -3584,8 +3587,8 @@ class ArchiveRef:
         return now if now and now.complete and now.metadata.get("archive") == self.upload else None
 
     def refreshed(self, objects: Sequence[StoredObject], head: Head) -> ArchiveRef | None:
-        """Itself, for the next time, None where the archive is not intact; see `find`. Of one that
-        is as it was last found, nothing is asked."""
+        """Itself, for the next time, None where the archive is not intact; see `find`. Nothing is
+        asked where it is as it was last found."""
         for group in _group_by_place_and_width(objects):
             with contextlib.suppress(ValueError):  # ETags of another kind
                 unchanged = max(item.modified for item in group) == self.modified
@@ -3865,7 +3868,8 @@ class History:
     def newest(self, at: float) -> int | None:
         """The place of the newest archive that is not from after a moment, None for none.
 
-        The second that an archive was marked with is that archive, where no other stands there.
+        A moment that equals an archive's own mark means that archive, although its place among the
+        others was corrected, unless another one stands at that moment.
         """
         after = bisect.bisect_right(self.moments, at)
         if math.isfinite(at) and self.moments[after - 1 : after] != [math.floor(at)]:
@@ -3887,13 +3891,15 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
     """(index → index of the archive that it continues, those that can be restored), from archives
     by date.
 
-    One walk, from the archives that need no other: what a state is first reached by counts, so
-    states that go round in circles, or that thousands of archives share, end it as well.
+    One walk, from the archives that need no other to those that continue them, and so on. It comes
+    to each archive once: a cycle of states cannot loop.
     """
     ends = {one.after for one in dated if one.after}
     by_date = _previous_by_date(dated)
     starts: set[int] = set()
-    waiting: dict[int | str | None, list[int]] = {}  # archives, by what they continue
+    # Archives, by what they continue: a state that one of the others leads to, else the index of
+    # an archive, else nothing.
+    waiting: dict[int | str | None, list[int]] = {}
     for n, one in enumerate(dated):
         if one.self_contained:
             starts.add(n)
@@ -3960,7 +3966,8 @@ def _moments_of(dated: Sequence[CatalogEntry], previous: Mapping[int, int]) -> l
     """The whole epoch second as of which each archive stands: when it was made, by its own word.
 
     Along a chain they rise. Where a clock went back or ahead, as few archives as can be are not
-    believed: each of them stands one second after the one that it continues.
+    believed: each of them stands one second after the one that it continues. Dates of 10, 99, 20
+    and 30 become 10, 11, 20 and 30.
     """
     moments: dict[int, int] = {}
     for end in sorted(set(range(len(dated))) - set(previous.values()), reverse=True):
@@ -3976,6 +3983,7 @@ def _moments_of(dated: Sequence[CatalogEntry], previous: Mapping[int, int]) -> l
         else:
             before = _S3_BEGAN if max(dates) > _S3_BEGAN else -math.inf
         believed = _rising([(n, date) for n, date in enumerate(dates) if date > before])
+        # Those before the first that is believed stand in the seconds before it.
         last = moments[at] if at is not None else dates[min(believed)] - min(believed) - 1
         for n, index in enumerate(path):
             last = max(dates[n], last + 1) if n in believed else last + 1
@@ -4160,7 +4168,7 @@ class Upload:
                 upload.put(chunk)
             result = upload.commit(marks)
 
-    Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (ORIGINAL's
+    Every chunk but the last has chunk_size bytes, the last has fewer, maybe none (as the original's
     js3tream). `parallel` threads send them; the first fault of one is raised by the next call.
     Whoever leaves the block before the last chunk is stored leaves nothing of the upload behind.
     Memory: chunk_size * (parallel + 2), unless chunks are so large that they go through the
@@ -4202,14 +4210,14 @@ class Upload:
         self._tried: list[str] = []  # keys
         self._sent: dict[int, _SentChunk] = {}
         self._refused = False  # whether the store failed
-        self._complete = False
+        self._keeps = False  # whether an end that comes now undoes nothing
 
     def __enter__(self) -> Upload:
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         try:
-            if not self._complete:
+            if not self._keeps:
                 self._roll_back(error)
         finally:
             self._pool.shutdown(cancel_futures=True)
@@ -4256,12 +4264,12 @@ class Upload:
         closing = {f"{META}chunks": str(number + 1), f"{META}bytes": str(size), f"{META}md5": md5}
         if number == 0:
             # A single PUT: whatever happens, the key holds the old archive or all of the new one.
-            self._complete, self._staged = True, False
+            self._keeps, self._staged = True, False
         self._send(number, chunk, {**self._metadata, **closing, **marks}, last=True)
         sent = {chunk.key: (chunk.size, chunk.etag) for _, chunk in sorted(self._sent.items())}
-        objects: Sequence[StoredObject] = confirm(self._store, self._archive, sent, self._id)
+        objects = confirm_or_undo(self._store, self._archive, sent, self._id)
         if self._staged:
-            _refuse_unmarked(self._store, sent)
+            _undo_if_unmarked(self._store, sent)
         strange = {item.key for item in objects} - sent.keys() - {i.key for i in self._old_chunks}
         if strange:
             raise Failure(f"another machine stores {self._archive} at the same time: {min(strange)}"
@@ -4295,7 +4303,7 @@ class Upload:
     def _roll_back(self, error: BaseException | None) -> None:
         """Removes what was uploaded; what is on its way is waited for first.
 
-        One who waited for hours, was refused or was told to end does not wait for hours once more.
+        The clean-up is tried once after a signal, a refusal, or hours of waiting for the network.
         Whoever dies here leaves chunks without a last one, which the next upload replaces.
         """
         with self._store.retries.once():
@@ -4353,7 +4361,7 @@ class Upload:
             self._refused = True
             raise
         self._sent[number] = _SentChunk(key, len(chunk), etag, md5)
-        self._complete = self._complete or last  # an end that comes from here on undoes nothing
+        self._keeps = self._keeps or last
         self._progress(len(chunk))
         chunk.clear()
         return chunk
@@ -4366,7 +4374,7 @@ _LISTING_PAUSES = (0.1, 0.3, 1.0, 3.0, 9.0, 17.0)
 _ONE_SLOT_EACH = "give each machine a Bucket or a Prefix of its own, then back up again"
 
 
-def confirm(
+def confirm_or_undo(
     store: Store, archive: str, sent: Mapping[str, tuple[int, str]], identity: str
 ) -> list[StoredObject]:
     """All chunks of an archive's name, as listed once all of those that were sent are there.
@@ -4404,7 +4412,7 @@ def confirm(
 def _unlisted_failure(
     store: Store, archive: str, sent: Mapping[str, object], absent: str
 ) -> Failure:
-    if not is_there(store, absent):
+    if not is_known_to_be_there(store, absent):
         return Failure(f"another machine stores {archive} at the same time: {absent} was stored"
                        " and is gone", _ONE_SLOT_EACH)
     text = f"{store.bucket} does not list what was stored in it: {absent}"
@@ -4415,7 +4423,7 @@ def _unlisted_failure(
     return Failure(text, "run verify: where the service lists late, it may be there by then")
 
 
-def _refuse_unmarked(store: Store, sent: Mapping[str, tuple[int, str]]) -> None:
+def _undo_if_unmarked(store: Store, sent: Mapping[str, tuple[int, str]]) -> None:
     """Raises Failure, and takes back what was sent, where the service keeps no user metadata."""
     if f"{META}chunks" not in (store.head(list(sent)[-1]) or {}):
         store.delete(list(sent))  # the old archive is in its place
@@ -4443,7 +4451,7 @@ def finish_replacement(
     old = resolve_archive(archive, placed, store.head)
     if not (new and new.complete and new.metadata):
         following = staged_key(archive, 1 + max(map(_number, staged)))
-        if is_there(store, following):
+        if is_known_to_be_there(store, following):
             raise Failure(f"{store.bucket} does not list {following}, which is there",
                           "back up again when it does")
         return objects
@@ -4464,7 +4472,7 @@ def _move(
             pass
     store.copy(*last)
     sent = {chunk_key(new.name, _number(item)): (item.size, item.etag) for item in new.chunks}
-    objects = confirm(store, new.name, sent, new.metadata["archive"])
+    objects = confirm_or_undo(store, new.name, sent, new.metadata["archive"])
     placed = [item for item in objects if not is_staged(item.key)]
     if not _supersedes(resolve_archive(new.name, placed, store.head), new):
         raise Failure(f"{new.name} was not copied as it was stored", "look at it: verify")
@@ -4483,7 +4491,7 @@ def _supersedes(placed: Archive | None, staged: Archive) -> bool:
 def _make_room(store: Store, archive: str, items: Sequence[StoredObject]) -> None:
     """Deletes an archive, if what is to take its place will not be refused."""
     if items:
-        store.prepare(probe_key(archive))
+        store.try_to_store(probe_key(archive))
         delete_chunks(store, items)
 
 
@@ -7840,7 +7848,7 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
             store.delete(keys)
         raise
     store.delete(keys)
-    if is_there(store, keys[0]):
+    if is_known_to_be_there(store, keys[0]):
         raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
 
 
@@ -8893,10 +8901,10 @@ def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -
         return EXIT_OK
     modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
     if len(modes) != 1:
-        raise Failure("give one of -i, -o, -l and -d", "see: js3tream -h", status=EXIT_USAGE)
+        raise UsageFailure("give one of -i, -o, -l and -d", "see: js3tream -h")
     bucket, _, name = options.get("bucket", "").partition(":")
     if not bucket and modes != ["list"]:
-        raise Failure("no bucket given", "use -b BUCKET:PREFIX", status=EXIT_USAGE)
+        raise UsageFailure("no bucket given", "use -b BUCKET:PREFIX")
     _js3tream_log(logging.DEBUG if "debug" in options
                   else logging.INFO if "verbose" in options else logging.WARNING)
     access = _js3tream_access(options)
@@ -8932,7 +8940,7 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
     if "keyfile" in options and folder_root(endpoint) is None:
         key, secret = read_key_file(options["keyfile"])
     if bool(key) != bool(secret):
-        raise Failure("-k and -s go together", "or use -K FILE", status=EXIT_USAGE)
+        raise UsageFailure("-k and -s go together", "or use -K FILE")
     return Access(
         endpoint, options.get("region"), key, secret, options.get("storage-class"),
         whole_number(options.get("parallel", "4"), "--parallel", 64),
@@ -8942,8 +8950,7 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
 def whole_number(text: str, option: str, largest: int) -> int:
     """The number, from 1 on, that is an option's value."""
     if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
-        raise Failure(f"{option} {text} is not a whole number from 1 to {largest}",
-                      status=EXIT_USAGE)
+        raise UsageFailure(f"{option} {text} is not a whole number from 1 to {largest}")
     return int(text)
 
 
@@ -8969,14 +8976,14 @@ class _Js3tream:
             options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
         self._tag = options.get("tag", "")
         if not self._tag.isascii() or not self._tag.isprintable():
-            raise Failure("the tag must be printable ASCII: S3 keeps no other", status=EXIT_USAGE)
+            raise UsageFailure("the tag must be printable ASCII: S3 keeps no other")
 
     def send(self) -> None:
         """-i: standard input becomes an archive, of a name that is free."""
         bucket = self._store.bucket
         _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self._name)
         if sys.stdin is None:
-            raise Failure("standard input is closed: there is nothing to send", status=EXIT_USAGE)
+            raise UsageFailure("standard input is closed: there is nothing to send")
         try:
             there = (archive_objects(self._store, self._name) if self._name
                      else self._store.list_page("")[0])
@@ -9090,7 +9097,7 @@ def _prepare_stream(file: IO[bytes] | io.RawIOBase) -> None:
 def _standard_output() -> IO[bytes]:
     """Where data goes. Raises Failure where there is none."""
     if sys.stdout is None:
-        raise Failure("standard output is closed: there is nowhere to write to", status=EXIT_USAGE)
+        raise UsageFailure("standard output is closed: there is nowhere to write to")
     _prepare_stream(sys.stdout.buffer)
     return sys.stdout.buffer
 
