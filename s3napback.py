@@ -1633,6 +1633,127 @@ def unread(messages: Sequence[str]) -> Unread:
 
 
 # --------------------------------------------------------------------------------------------------
+# What a Directory line leads to
+# --------------------------------------------------------------------------------------------------
+
+
+def expand_name(name: str, env: Mapping[str, str]) -> list[str]:
+    """The names that a Directory line stands for: itself, or what the shell made of it.
+
+    A name that exists is taken as it stands; `~` and wildcards are tried only if it does not.
+    Relative names are looked up in `/`, where tar looks. Raises Failure where nothing exists.
+    """
+    if os.path.lexists(os.path.join("/", name)):
+        return [name]
+    pattern = expand_home(name, env)
+    found = sorted(glob.glob(pattern, root_dir="/")) if pattern else []
+    if not found:
+        raise Failure(f"directory {name} does not exist", "mount it, or take it out of the config")
+    return found
+
+
+def path_of(name: str) -> str:
+    """The path of a Directory's name, as tar takes it: without a slash at its end."""
+    return os.path.join("/", name).rstrip("/") or "/"
+
+
+def access_fault(name: str) -> str:
+    """Why tar could read nothing at all of what a name leads to, "" where it can."""
+    path = path_of(name)
+    if os.path.islink(path):
+        return ""
+    if os.path.isdir(path):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            return f"directory {path} cannot be opened: {error.strerror}"
+        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} can be opened"
+    return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
+
+
+def is_empty_folder(path: str) -> bool:
+    """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
+    except OSError:
+        return False
+
+
+def links_among(names: Sequence[str]) -> Iterator[str]:
+    """A sentence for each of a job's names that is a symbolic link, and leads to none of them."""
+    paths = [path_of(name) for name in names]
+    stored = [os.path.realpath(path) for path in paths if not os.path.islink(path)]
+    for link in filter(os.path.islink, paths):
+        target = os.path.realpath(link)
+        if all(_within(target, place) is None for place in stored):
+            yield (f"{link} is a symbolic link: nothing of {target}, to which it leads, is stored;"
+                   f" name {target} in the config")
+
+
+def _within(path: str, folder: str) -> str | None:
+    """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
+    start = folder.rstrip("/") + "/"
+    return path[len(start) :] if f"{path}/".startswith(start) else None
+
+
+def names_within(names: Sequence[str], path: str) -> list[str]:
+    """What tar calls a path that lies in one of a job's names, however either is written."""
+    real = os.path.realpath(path)
+    return [f"{name.rstrip('/')}/{rest}" for name in names
+            if (rest := _within(real, os.path.realpath(path_of(name))))]
+
+
+class Mount(NamedTuple):
+    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
+
+    device: str
+    place: str
+    kind: str
+
+
+def mounts() -> list[Mount]:
+    """All of this process's, none where that is not known (proc(5), /proc/PID/mountinfo)."""
+    found: dict[str, Mount] = {}
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split()
+            place = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
+            kind = fields[fields.index(b"-") + 1].decode()
+            found[place] = Mount(fields[2].decode(), place, kind)  # the last one hides the others
+    return list(found.values())
+
+
+def mounts_of(names: Sequence[str]) -> list[tuple[str, Mount]]:
+    """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
+    those within them: first those that begin outside."""
+    known = sorted(mounts(), key=lambda mount: len(mount.place))
+    outside: list[tuple[str, Mount]] = []
+    within: list[tuple[str, Mount]] = []
+    for name in names:
+        real = os.path.realpath(path_of(name))
+        for mount in [one for one in known if _within(real, one.place) is not None][-1:]:
+            (within if mount.place == real else outside).append((name, mount))
+        within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in known
+                   if (rest := _within(mount.place, real))]
+    return outside + within
+
+
+def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.stat_result]]:
+    """(name, status) of directories that a job may meet twice, by a second way: bind mounts.
+
+    No directory of Linux has two names but by mounts of one file system.
+    """
+    seen = set()
+    for name, mount in places:
+        if mount.device in seen and mount.place == os.path.realpath(path_of(name)):
+            top = os.fsencode(os.path.join("/", name)).rstrip(b"/")
+            for folder, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):
+                    yield os.fsencode(name).rstrip(b"/") + folder[len(top) :], os.lstat(folder)
+        seen.add(mount.device)
+
+
+# --------------------------------------------------------------------------------------------------
 # Databases and repositories
 # --------------------------------------------------------------------------------------------------
 
@@ -1672,6 +1793,17 @@ def postgresql_stage(name: str) -> Stage:
     user, database = postgresql_parts(name)
     login = ("-U", user) if user else ()
     return Stage(("pg_dump", *login, database) if database else ("pg_dumpall", *login))
+
+
+def repositories_in(folder: str) -> list[str]:
+    """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
+    try:
+        names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
+    # What svnadmin leaves in every repository; other entries are nobody's failure.
+    return [name for name in names
+            if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db")]
 
 
 def subversion_stage(repository: str, first: int, last: int) -> Stage:
@@ -2193,15 +2325,9 @@ def run_tool(
     )
 
 
-def repositories_in(folder: str) -> list[str]:
-    """The Subversion repositories in a folder, by name. Raises Failure if it cannot be read."""
-    try:
-        names = [f"{folder}/{entry}" for entry in sorted(os.listdir(folder))]
-    except OSError as error:
-        raise Failure(f"Cannot open directory: {folder}: {error.strerror}") from error
-    # What svnadmin leaves in every repository; other entries are nobody's failure.
-    return [name for name in names
-            if os.path.isfile(f"{name}/format") and os.path.isdir(f"{name}/db")]
+# --------------------------------------------------------------------------------------------------
+# What Subversion and gpg are asked
+# --------------------------------------------------------------------------------------------------
 
 
 def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
@@ -2217,10 +2343,6 @@ def revision_identity(repository: str, revision: int, env: Mapping[str, str]) ->
     results = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
     return " ".join(result.output.strip() for result in results if not result.status)
 
-
-# --------------------------------------------------------------------------------------------------
-# Keys
-# --------------------------------------------------------------------------------------------------
 
 # How a key or subkey ended, by its validity (doc/DETAILS of GnuPG, field 2).
 _ENDED = {"e": "expired", "r": "is revoked", "d": "is disabled", "i": "is invalid"}
@@ -5026,124 +5148,8 @@ class Draft:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a Directory line leads to
+# Directories as they were and are
 # --------------------------------------------------------------------------------------------------
-
-
-def expand_name(name: str, env: Mapping[str, str]) -> list[str]:
-    """The names that a Directory line stands for: itself, or what the shell made of it.
-
-    A name that exists is taken as it stands; `~` and wildcards are tried only if it does not.
-    Relative names are looked up in `/`, where tar looks. Raises Failure where nothing exists.
-    """
-    if os.path.lexists(os.path.join("/", name)):
-        return [name]
-    pattern = expand_home(name, env)
-    found = sorted(glob.glob(pattern, root_dir="/")) if pattern else []
-    if not found:
-        raise Failure(f"directory {name} does not exist", "mount it, or take it out of the config")
-    return found
-
-
-def path_of(name: str) -> str:
-    """The path of a Directory's name, as tar takes it: without a slash at its end."""
-    return os.path.join("/", name).rstrip("/") or "/"
-
-
-def access_fault(name: str) -> str:
-    """Why tar could read nothing at all of what a name leads to, "" where it can."""
-    path = path_of(name)
-    if os.path.islink(path):
-        return ""
-    if os.path.isdir(path):
-        try:
-            os.scandir(path).close()
-        except OSError as error:
-            return f"directory {path} cannot be opened: {error.strerror}"
-        return "" if os.access(path, os.X_OK) else f"nothing in directory {path} can be opened"
-    return f"{path} cannot be read" if os.path.isfile(path) and not os.access(path, os.R_OK) else ""
-
-
-def is_empty_folder(path: str) -> bool:
-    """Whether it is a directory with nothing in it but what mkfs.ext4 puts into each."""
-    try:
-        return not os.path.islink(path) and set(os.listdir(path)) <= {"lost+found"}
-    except OSError:
-        return False
-
-
-def links_among(names: Sequence[str]) -> Iterator[str]:
-    """A sentence for each of a job's names that is a symbolic link, and leads to none of them."""
-    paths = [path_of(name) for name in names]
-    stored = [os.path.realpath(path) for path in paths if not os.path.islink(path)]
-    for link in filter(os.path.islink, paths):
-        target = os.path.realpath(link)
-        if all(_within(target, place) is None for place in stored):
-            yield (f"{link} is a symbolic link: nothing of {target}, to which it leads, is stored;"
-                   f" name {target} in the config")
-
-
-def _within(path: str, folder: str) -> str | None:
-    """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
-    start = folder.rstrip("/") + "/"
-    return path[len(start) :] if f"{path}/".startswith(start) else None
-
-
-def names_within(names: Sequence[str], path: str) -> list[str]:
-    """What tar calls a path that lies in one of a job's names, however either is written."""
-    real = os.path.realpath(path)
-    return [f"{name.rstrip('/')}/{rest}" for name in names
-            if (rest := _within(real, os.path.realpath(path_of(name))))]
-
-
-class Mount(NamedTuple):
-    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
-
-    device: str
-    place: str
-    kind: str
-
-
-def mounts() -> list[Mount]:
-    """All of this process's, none where that is not known (proc(5), /proc/PID/mountinfo)."""
-    found: dict[str, Mount] = {}
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            fields = line.split()
-            place = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
-            kind = fields[fields.index(b"-") + 1].decode()
-            found[place] = Mount(fields[2].decode(), place, kind)  # the last one hides the others
-    return list(found.values())
-
-
-def mounts_of(names: Sequence[str]) -> list[tuple[str, Mount]]:
-    """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
-    those within them: first those that begin outside."""
-    known = sorted(mounts(), key=lambda mount: len(mount.place))
-    outside: list[tuple[str, Mount]] = []
-    within: list[tuple[str, Mount]] = []
-    for name in names:
-        real = os.path.realpath(path_of(name))
-        for mount in [one for one in known if _within(real, one.place) is not None][-1:]:
-            (within if mount.place == real else outside).append((name, mount))
-        within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in known
-                   if (rest := _within(mount.place, real))]
-    return outside + within
-
-
-def twins_in(places: Sequence[tuple[str, Mount]]) -> Iterator[tuple[bytes, os.stat_result]]:
-    """(name, status) of directories that a job may meet twice, by a second way: bind mounts.
-
-    No directory of Linux has two names but by mounts of one file system.
-    """
-    seen = set()
-    for name, mount in places:
-        if mount.device in seen and mount.place == os.path.realpath(path_of(name)):
-            top = os.fsencode(os.path.join("/", name)).rstrip(b"/")
-            for folder, _, _ in os.walk(top):
-                with contextlib.suppress(OSError):
-                    yield os.fsencode(name).rstrip(b"/") + folder[len(top) :], os.lstat(folder)
-        seen.add(mount.device)
 
 
 @dataclass(frozen=True)
