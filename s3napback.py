@@ -2582,6 +2582,15 @@ class Buffer:
             self._file.close()
 
 
+def file_digest(path: str, algorithm: str) -> str:
+    """The hex digest of a file, which may be large."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(_PIECE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def has_room(size: int, folder: str | None, count: int = 1) -> bool:
     """Whether `count` more buffers of that size, bytes, fit where they would be."""
     if size <= _MAX_IN_MEMORY:
@@ -3128,11 +3137,7 @@ def _file_md5(path: str, size: int) -> str:
     """The hex MD5 of a file; "" for one that may not be read, or is larger than any chunk."""
     if size > MAX_CHUNK or not os.access(path, os.R_OK):
         return ""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(_PIECE):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path, "md5")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3888,10 +3893,6 @@ class CatalogEntry:
         return self.archive.made
 
     @property
-    def size(self) -> int:
-        return self.archive.size
-
-    @property
     def fault(self) -> str:
         return self.archive.fault
 
@@ -3929,19 +3930,6 @@ class CatalogEntry:
 
     def without_chunks(self) -> CatalogEntry:
         return replace(self, archive=replace(self.archive, chunks=()))
-
-
-# Storage classes of objects that cannot be read at once.
-_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
-
-
-def _prefix_of(archive: Archive, wanted: str) -> str:
-    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
-    the one that it is then believed to have."""
-    marks = archive.metadata
-    if "kind" in marks:
-        return urllib.parse.unquote(marks.get("prefix", ""))
-    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
 
 
 @dataclass(frozen=True)
@@ -5057,11 +5045,7 @@ def _in_place(folders: Iterable[Folder], twins: Mapping[bytes, Folder]) -> Itera
 
 
 def _content_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_PIECE):  # of millions of files it has hundreds of megabytes
-            digest.update(block)
-        return digest.hexdigest() if file.tell() else "-"
+    return file_digest(path, "sha256") if os.path.getsize(path) else "-"
 
 
 @dataclass(frozen=True)
@@ -6084,8 +6068,20 @@ def decryption(
 # Catalogue
 # --------------------------------------------------------------------------------------------------
 
+# Storage classes of objects that cannot be read at once.
+_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
+
 # Archives that the catalogue asks about at the same time.
 _CATALOGUE_PARALLEL = 8
+
+
+def _prefix_of(archive: Archive, wanted: str) -> str:
+    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
+    the one that it is then believed to have."""
+    marks = archive.metadata
+    if "kind" in marks:
+        return urllib.parse.unquote(marks.get("prefix", ""))
+    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
 
 
 def catalogue(
@@ -8955,9 +8951,10 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
 
 def whole_number(text: str, option: str, largest: int) -> int:
     """The number, from 1 on, that is an option's value."""
-    if not (re.fullmatch("[0-9]{1,18}", text) and 1 <= int(text) <= largest):
-        raise UsageFailure(f"{option} {text} is not a whole number from 1 to {largest}")
-    return int(text)
+    try:
+        return get_int(text, largest)
+    except ValueError as error:
+        raise UsageFailure(f"{option} {text} {error}") from error
 
 
 def _js3tream_log(level: int = logging.WARNING) -> None:
@@ -9078,7 +9075,7 @@ class _Js3tream:
             name, colon, _ = item.key.partition(":")
             groups.setdefault(name if colon else "", []).append(item)
         groups = dict(sorted(groups.items()))
-        with ThreadPoolExecutor(8) as pool:
+        with workers(self._store, 8, "list") as pool:
             heads = pool.map(lambda items: self._store.head(items[0].key) or {}, groups.values())
             for (name, items), metadata in zip(groups.items(), heads, strict=True):
                 where = f"{self._store.bucket}:{name}" if name else self._store.bucket
@@ -9195,7 +9192,7 @@ def _catalogue_lines(
             remarks.insert(1, f"by a clock that said {_moment_text(moment, one.made)}")
         if not one.fault and not whole:
             remarks.insert(1, "stale: what it continues is gone")
-        yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.size)} in"
+        yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.archive.size)} in"
                f" {one.archive.count} chunks  {', '.join(remarks)}")
     shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
     yield f"  can be restored as of: {shown}"
@@ -9239,7 +9236,7 @@ def _catalogue_json(
                 "archives": [
                     {
                         "archive": one.archive.name, "slot": one.slot, "mode": one.mode,
-                        "made": utc(one.made), "as_of": utc(at), "bytes": one.size,
+                        "made": utc(one.made), "as_of": utc(at), "bytes": one.archive.size,
                         "chunks": one.archive.count, "complete": not one.fault,
                         "fault": one.fault or None, "status": one.status or None,
                         "storage_classes": list(one.archive.storage_classes),
@@ -9279,7 +9276,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
     absent: list[str] = []
     with _recovery(options, clock) as recovery:
         kind, chain = _chain_of(recovery, name, options, moment)
-        size = sum(one.size for one in chain.archives)
+        size = sum(one.archive.size for one in chain.archives)
         with progress_bar(name, size) as progress:
             recovery = replace(recovery, progress=progress)
             kind = kind or kind_by_content(recovery, chain.archives[0])
