@@ -4010,23 +4010,26 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
     # Archives, by what they continue: a state that one of the others leads to, else the index of
     # an archive, else nothing.
     waiting: dict[int | str | None, list[int]] = {}
-    for n, one in enumerate(dated):
-        if one.self_contained:
-            starts.add(n)
-        else:
-            key = one.continues if one.continues in ends else by_date[n]
-            waiting.setdefault(key, []).append(n)
     previous: dict[int, int] = {}
     reached: set[int] = set()
     intact: set[int] = set()
     # What is broken has a place as well, so that it is not passed over for an older one.
-    for with_broken in (False, True):
-        usable = {n for n, one in enumerate(dated) if with_broken or not one.fault}
-        level = starts & usable | reached
-        passed_over: dict[int | str | None, list[int]] = {}
+    for is_broken in (False, True):
+        for n, one in enumerate(dated):
+            if bool(one.fault) != is_broken:
+                continue
+            if one.self_contained:
+                starts.add(n)
+            else:
+                key = one.continues if one.continues in ends else by_date[n]
+                waiting.setdefault(key, []).append(n)
+        if is_broken:
+            intact = set(reached)
+            starts.update(waiting.pop(None, []))
+        level = starts | reached
         while level:
             reached |= level
-            opened: dict[int | str | None, list[int]] = {}
+            opened: dict[int | str, list[int]] = {}
             for n in sorted(level):
                 for end in (n, dated[n].after):
                     if end in waiting:
@@ -4034,16 +4037,9 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
             level = set()
             for key, group in opened.items():
                 for n in waiting.pop(key):
-                    if n not in usable:
-                        passed_over.setdefault(key, []).append(n)
-                        continue
                     # Of several that end alike, the one that was last made before it.
                     previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
                     level.add(n)
-        waiting |= passed_over
-        if not with_broken:
-            intact = set(reached)
-            starts.update(waiting.pop(None, []))
     return previous, intact
 
 
