@@ -2649,7 +2649,7 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         """Stores an object and returns its ETag as a listing will show it: the hex MD5 of its data,
-        which the store confirmed; of a store whose ETags are no MD5 what it said, maybe nothing."""
+        which the store confirmed. Where ETags are no MD5, it is what the store said, or ""."""
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         """Fills the buffer with an object's data, compared with its MD5 where the store knows it,
@@ -2674,7 +2674,7 @@ class Store(Protocol):
 
     def try_to_store(self, key: str) -> None:
         """Stores and deletes an object of that key, once: raises Failure where objects would be
-        refused, for their storage class say."""
+        refused, because of their storage class for example."""
 
     def exists(self) -> bool:
         """Whether the bucket is there; True where the access key is not told."""
@@ -2860,30 +2860,6 @@ def access_of(settings: Settings) -> Access:
     limit = RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None
     return Access(settings.s3_endpoint, settings.s3_region, key, secret, settings.storage_class,
                   settings.parallel, limit)
-
-
-def open_store(
-    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None
-) -> Store:
-    """The store of a bucket.
-
-    clock: gives epoch seconds, the stamps of a folder store
-    retries: None: each operation is tried once
-    """
-    root = folder_root(access.endpoint)
-    if root is not None:
-        return FolderStore(root, bucket, clock)
-    return S3Store(bucket, access, retries)
-
-
-def list_buckets(access: Access) -> list[tuple[str, float]]:
-    """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
-    root = folder_root(access.endpoint)
-    if root is None:
-        found = S3Store("", access).account_buckets()
-        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
-    with os_failures(f"list {root}"), os.scandir(root) as entries:
-        return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3628,6 +3604,35 @@ class S3Store:
         return _skew(answer)
 
 
+# --------------------------------------------------------------------------------------------------
+# Buckets
+# --------------------------------------------------------------------------------------------------
+
+
+def open_store(
+    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None
+) -> Store:
+    """The store of a bucket.
+
+    clock: gives epoch seconds, the stamps of a folder store
+    retries: None: each operation is tried once
+    """
+    root = folder_root(access.endpoint)
+    if root is not None:
+        return FolderStore(root, bucket, clock)
+    return S3Store(bucket, access, retries)
+
+
+def list_buckets(access: Access) -> list[tuple[str, float]]:
+    """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
+    root = folder_root(access.endpoint)
+    if root is None:
+        found = S3Store("", access).account_buckets()
+        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+    with os_failures(f"list {root}"), os.scandir(root) as entries:
+        return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
+
+
 # ==================================================================================================
 # 11. Archives
 # ==================================================================================================
@@ -4119,9 +4124,11 @@ def _rising(dates: Iterable[tuple[int, int]]) -> set[int]:
 def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None = None) -> Chain:
     """The archives that give a source as it was at a moment: pure, from one source's archives.
 
-    at: epoch seconds; the newest archive not after it is the one that is wanted, see `History`;
-    local: whose zone the hints are in. Raises Failure, with the last good moment in `hint`, where
-    something that it continues is missing.
+    at: epoch seconds; the newest archive that is not from after it is wanted, see `History`.
+    local: has the zone that hints are in.
+
+    Raises Failure, with the last good moment in `hint`, where something that it continues is
+    missing.
     """
     history = History(found)
     wanted = history.newest(at)
@@ -4168,8 +4175,7 @@ _FAR_OFF = 300 * 86400
 
 
 def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
-    """What the dates of a source's archives leave open, as sentences; local: whose zone they show.
-    """
+    """What the dates of a source's archives leave open, as sentences. local: has their zone."""
     doubts = []
     # One that was cut has lost its marks with its last chunk.
     whole = [f for f in found if not f.marked and not f.fault]
@@ -4485,9 +4491,11 @@ def confirm_or_undo(
 ) -> list[StoredObject]:
     """All chunks of an archive's name, as listed once all of those that were sent are there.
 
-    sent: (size, ETag) of each key, in order; identity: the upload's `s3napback-archive`. Raises
-    Failure where they do not come to be listed. Where chunks of another upload are among them, the
-    last one is deleted if it is ours: what is mixed must not be called complete.
+    sent: (size, ETag) of each key, in order.
+    identity: the upload's `s3napback-archive`.
+
+    Raises Failure where not all of them come to be listed. Where chunks of another upload are among
+    them, it deletes the last one, if that is ours: what is mixed must not be called complete.
     """
     for pause in (*_LISTING_PAUSES, None):
         objects = archive_objects(store, archive)
