@@ -341,11 +341,11 @@ def perl_number(text: str) -> float:
     return number if math.isfinite(number) else 0.0
 
 
-def get_str(text: str) -> str | None:
+def read_text(text: str) -> str | None:
     return text if is_true(text) else None
 
 
-def get_int(text: str, largest: int) -> int:
+def read_number(text: str, largest: int) -> int:
     """A number from 1. Raises ValueError for another text."""
     if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= largest:
         raise ValueError(f"is not a whole number from 1 to {largest}")
@@ -363,7 +363,7 @@ def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Ca
     return read
 
 
-def get_folder(text: str) -> str | None:
+def read_folder(text: str) -> str | None:
     """The folder with a slash at its end."""
     return os.path.join(text, "") if is_true(text) else None
 
@@ -371,19 +371,19 @@ def get_folder(text: str) -> str | None:
 _URL = r"(?i:file):///.*|(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*(/[^?#]*)?"
 
 
-def get_url(text: str) -> str | None:
+def read_url(text: str) -> str | None:
     if text and (not re.fullmatch(_URL, text) or urllib.parse.urlsplit(text).port == 0):
         raise ValueError("is not a URL: https://HOST, http://HOST or file:///PATH")
     return text or None
 
 
-def get_command(text: str) -> str:
+def read_command(text: str) -> str:
     if not shlex.split(text):
         raise ValueError("is no command")
     return text
 
 
-def check_prefix(prefix: str) -> str:
+def read_prefix(prefix: str) -> str:
     """The Prefix as a key can hold it. Raises Failure (status 2) for one that makes bad keys."""
     prefix = key_text(prefix)
     parts = set(prefix.split("/"))
@@ -410,31 +410,33 @@ class Settings:
     """
 
     path: str
-    diff_dir: str = setting("DiffDir", get_folder, must="write DiffDir /path, a folder of its own")
-    temp_dir: str | None = setting("TempDir", get_folder, None)
+    diff_dir: str = setting("DiffDir", read_folder, must="write DiffDir /path, a folder of its own")
+    temp_dir: str | None = setting("TempDir", read_folder, None)
     bucket: str = setting(
         "Bucket", matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name"),
         must="write Bucket NAME",
     )
-    s3_keyfile: str | None = setting("S3Keyfile", get_str, None, must="name a file, or none")
+    s3_keyfile: str | None = setting("S3Keyfile", read_text, None, must="name a file, or none")
     chunk_size: int = setting(
-        "ChunkSize", partial(get_int, largest=MAX_CHUNK), must="write ChunkSize BYTES"
+        "ChunkSize", partial(read_number, largest=MAX_CHUNK), must="write ChunkSize BYTES"
     )
-    gpg_keyring: str | None = setting("GpgKeyring", get_str, None)
+    gpg_keyring: str | None = setting("GpgKeyring", read_text, None)
     gpg_recipients: tuple[str, ...] = setting(
         "GpgRecipient", str, (), must="name a key, or leave it out for no encryption"
     )
-    s3_endpoint: str | None = setting("S3Endpoint", get_url, None)
+    s3_endpoint: str | None = setting("S3Endpoint", read_url, None)
     s3_region: str | None = setting("S3Region", matching("[A-Za-z0-9._-]+", "a region"), None)
     storage_class: str | None = setting("StorageClass", matching("[A-Z_]+", "a class of S3"), None)
-    parallel: int = setting("Parallel", partial(get_int, largest=64), 4)
-    compressor: str | None = setting("Compressor", get_command, None)
-    bandwidth_limit: int | None = setting("BandwidthLimit", partial(get_int, largest=10**15), None)
+    parallel: int = setting("Parallel", partial(read_number, largest=64), 4)
+    compressor: str | None = setting("Compressor", read_command, None)
+    bandwidth_limit: int | None = setting(
+        "BandwidthLimit", partial(read_number, largest=10**15), None
+    )
     retry_hours: float = setting(
         "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0
     )
     safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
-    prefix: str = setting("Prefix", check_prefix, "")
+    prefix: str = setting("Prefix", read_prefix, "")
 
 
 @dataclass(frozen=True)
@@ -472,10 +474,12 @@ JOB_DIRECTIVES = {
 }
 
 # What is a job or holds some; what is a list; what is yes or no; all directives by lower case.
-_JOBS = ("Cycle", *KINDS)
+_JOBS_AND_CYCLES = ("Cycle", *KINDS)
 _LISTS = (*KINDS, "GpgRecipient", "Exclude", "MySQLOptions")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
-_KNOWN = {name.lower(): name for name in (*_JOBS, "Include", *SETTINGS, *JOB_DIRECTIVES)}
+_KNOWN = {
+    name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -693,8 +697,18 @@ def _glob_files(pattern: str) -> list[str]:
 class _Reader:
     """Follows the lines of a config and its included files, in the original's order.
 
-    It leaves `canonical`: the same config in a plain form that no dialect reads differently: one
-    directive a line, every word percent-encoded, PLACE:WORD:WORD, every block closed.
+    It leaves `canonical`: the same config in a plain form, one directive a line, every word
+    percent-encoded, PLACE:WORD:WORD, every block closed; see `read_config`.
+
+    Perl's Config::ApacheFormat has one stack of open files, and each level of blocks goes on with
+    the file that it has in its hands. Where b.conf says `<Cycle x>` and ends, and a.conf says
+
+        Include b.conf
+        </Cycle>
+        Bucket b
+
+    the level of <Cycle> goes back to a.conf and ends there, but the one around it still has b.conf
+    in its hands, which is at its end, and no file is open below it: Bucket is never read.
     """
 
     def __init__(self, path: str) -> None:
@@ -873,9 +887,9 @@ def read_config(path: str) -> Block:
     except ImportError as error:
         raise missing_library(error) from error
 
-    # apacheconfig parses the blocks and statements of the canonical form, and no more: its rules
-    # for quotes, backslashes, comments and includes are not those of Perl's Config::ApacheFormat,
-    # so `_Reader` has followed these before, and left nothing on which the two could differ.
+    # apacheconfig parses what `_Reader` leaves, blocks and statements, and no more. Its rules for
+    # quotes, backslashes, comments and includes are not those of Perl's Config::ApacheFormat, which
+    # `_Reader` has followed: in the canonical form there is nothing that the two read differently.
     with make_loader(
         writable=True, preservewhitespace=True, ccomments=False, useapacheinclude=False,
         disableemptyelementtags=True,
@@ -980,11 +994,6 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
 # --------------------------------------------------------------------------------------------------
 
 
-def unread_jobs(config: Block) -> list[str]:
-    """Jobs and cycles that stand where no run reads them: one sentence each."""
-    return list(_sentences(config, (_unread,)))
-
-
 def config_warnings(config: Block) -> list[str]:
     """What a config says that is not used, or not as it looks: sentences that name their place."""
     return [*config.warnings, *_sentences(config, (_unused, _values, _lists, _blocks))]
@@ -993,29 +1002,30 @@ def config_warnings(config: Block) -> list[str]:
 _Remarks: TypeAlias = "Iterator[tuple[Line | Block, str]]"
 
 
-def _sentences(
-    block: Block, rules: Sequence[Callable[[Block, str, Sequence[str]], _Remarks]],
-    read: Sequence[str] = _JOBS,
-) -> Iterator[str]:
-    """What the rules say of each directive of a block, and of the blocks inside it.
+def _read_in(block: Block) -> Sequence[str]:
+    """The jobs and cycles that a run reads in a block."""
+    return {"": _JOBS_AND_CYCLES, "cycle": KINDS}.get(block.tag, ())
 
-    read: the jobs and cycles that a run reads in the block; what is in others is passed over
-    """
+
+def _sentences(
+    block: Block, rules: Sequence[Callable[[Block, str], _Remarks]]
+) -> Iterator[str]:
+    """What the rules say of each directive of a block, and of the blocks that are read in it."""
     for name in block.by_name:
         known = _KNOWN.get(name, "")
         for rule in rules if known else ():
-            for entry, text in rule(block, known, read):
+            for entry, text in rule(block, known):
                 yield f"{entry.where}: {known}{text}"
-        if known in read or known not in _JOBS:
+        if known in _read_in(block) or known not in _JOBS_AND_CYCLES:
             for inner in block.blocks(name):
-                yield from _sentences(inner, rules, KINDS if known == "Cycle" else ())
+                yield from _sentences(inner, rules)
 
 
-def _unread(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+def _never_run(block: Block, name: str) -> _Remarks:
     """Jobs and cycles that no run reads."""
     for entry in block.by_name[name.lower()]:
         what = entry.text if isinstance(entry, Line) else entry.name or ""
-        if name in _JOBS and name not in read:
+        if name in _JOBS_AND_CYCLES and name not in _read_in(block):
             yield entry, (f" {what} inside <{block.tag}> is never backed up: move it out of the"
                           f" <{block.tag}>")
         elif name in KINDS and isinstance(entry, Block) and len(entry.arguments) > 1:
@@ -1023,7 +1033,7 @@ def _unread(block: Block, name: str, read: Sequence[str]) -> _Remarks:
                           " with blanks stands in quotes")
 
 
-def _unused(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+def _unused(block: Block, name: str) -> _Remarks:
     """Directives that count for nothing where they stand."""
     kinds, own = JOB_DIRECTIVES.get(name, ()), _KNOWN.get(block.tag)
     wanted = kinds[0] if len(kinds) == 1 else "job"
@@ -1037,7 +1047,7 @@ def _unused(block: Block, name: str, read: Sequence[str]) -> _Remarks:
                          " own")
 
 
-def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+def _values(block: Block, name: str) -> _Remarks:
     """Directives that have one value."""
     lines = block.lines(name)
     counted = {*JOB_DIRECTIVES} if block.tag else {*JOB_DIRECTIVES, *SETTINGS}
@@ -1052,7 +1062,7 @@ def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
         yield first, f"{rest}{first.values[1]} is not used; {hint}"
     elif len(lines) > 1:
         yield lines[1], f"{rest}{lines[1].text} is not used"
-    if any(_unused(block, name, read)):
+    if any(_unused(block, name)):
         return
     if name == "UseTempFile" and text not in ("0", "1"):
         yield first, f" {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
@@ -1060,9 +1070,9 @@ def _values(block: Block, name: str, read: Sequence[str]) -> _Remarks:
         yield first, f" {text} is read as {perl_number(text):g}"
 
 
-def _lists(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+def _lists(block: Block, name: str) -> _Remarks:
     """Directives that have many values."""
-    if name not in _LISTS or any(_unused(block, name, read)):
+    if name not in _LISTS or any(_unused(block, name)):
         return
     for line in block.lines(name):
         for comment in line.values[len(line.listed) :][:1]:
@@ -1077,7 +1087,7 @@ def _lists(block: Block, name: str, read: Sequence[str]) -> _Remarks:
         yield block.lines(name)[0], ": all words are used; the Perl script used the first"
 
 
-def _blocks(block: Block, name: str, read: Sequence[str]) -> _Remarks:
+def _blocks(block: Block, name: str) -> _Remarks:
     """Jobs and cycles that the Perl script read in another way, or not at all."""
     lines, blocks = block.lines(name), block.blocks(name)
     for line in lines if name == "Cycle" else ():
@@ -1086,7 +1096,7 @@ def _blocks(block: Block, name: str, read: Sequence[str]) -> _Remarks:
         yield blocks[0], (f" lines and <{name}> blocks at one level are jobs alike; the Perl script"
                           " could not read that")
     seen = set()
-    for inner in blocks if name in _JOBS else ():
+    for inner in blocks if name in _JOBS_AND_CYCLES else ():
         if inner.arguments in seen:
             yield inner, (f": a second <{' '.join((name, *inner.arguments))}> stands for itself;"
                           " the Perl script ran the first one twice")
@@ -1228,8 +1238,9 @@ def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
 
 def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | None:
     """The slot of the last FULL that was due before today; None if none was within a year."""
+    wall = now.local().replace(tzinfo=now.zone)  # days are not all of 24 hours
     for days in range(1, 367):
-        day = Moment(now.epoch - days * 86400, now.zone).day
+        day = Moment((wall - timedelta(days=days)).timestamp(), now.zone).day
         if is_backup_day(cycle, day):
             slot, mode = slot_and_mode(cycle, day, dumps)
             if mode == FULL:
@@ -1239,7 +1250,7 @@ def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | Non
 
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     """What the config names and no run ever backs up: one sentence each."""
-    told = unread_jobs(config)
+    told = list(_sentences(config, (_never_run,)))
     if not jobs and not told:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
@@ -1555,7 +1566,8 @@ def tar_stage(
     for pattern in excludes:
         words += ["--exclude", pattern]
     if left_out:
-        # Both count for what follows them. To take them back would leave directories out, too.
+        # They also apply to later options; --no-anchored behind them would make tar skip
+        # directories.
         words += ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in left_out)]
     words += ["-g", snapshot, "-C", "/", "-cp"]
     if not shown:
@@ -1605,7 +1617,7 @@ _MAX_MESSAGES = 20_000
 
 
 @dataclass
-class Unread:
+class Losses:
     """What an archive lacks of what its snapshot tells. everything: it cannot be told, or is too
     much; entries: of directories by name, entries; folders: directories with all below them."""
 
@@ -1614,9 +1626,9 @@ class Unread:
     folders: set[bytes] = field(default_factory=set)
 
 
-def unread(messages: Sequence[str]) -> Unread:
+def losses_told_by(messages: Sequence[str]) -> Losses:
     """What tar's messages say of files and directories that it could not read as they were."""
-    result = Unread(everything=len(messages) > _MAX_MESSAGES)
+    result = Losses(everything=len(messages) > _MAX_MESSAGES)
     for text in messages:
         match = _TAR_MESSAGE.fullmatch(text)
         if not match or match[2].startswith(_TAR_RENAMED):
@@ -2029,16 +2041,16 @@ class Pipeline:
     """Stages that run, each reading what the one before it writes; the end is read from here.
 
     A context: they run within it, and what still runs when it is left is killed.
-    stages: at least one; env: the environment of all of them; blocks: what the first one is fed
-    with, by a thread, None for nothing; output: where the last one writes, None for `readinto`
+    stages: at least one; env: the environment of all of them; feed: what the first one reads,
+    written by a thread, None for nothing; output: where the last one writes, None for `readinto`
     and `blocks`. What they say on standard error goes to unnamed files, read at the end.
     """
 
     def __init__(
         self, stages: Sequence[Stage], env: Mapping[str, str], *,
-        blocks: Iterable[Piece] | None = None, output: IO[bytes] | None = None,
+        feed: Iterable[Piece] | None = None, output: IO[bytes] | None = None,
     ) -> None:
-        self._stages, self._env, self._input, self._output = stages, env, blocks, output
+        self._stages, self._env, self._input, self._output = stages, env, feed, output
         self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: list[IO[bytes]] = []
         self._tails = [b""] * len(stages)
@@ -2102,9 +2114,11 @@ class Pipeline:
                 try:
                     write_all(process.stdin, block)
                 except BrokenPipeError:
-                    if number or process.wait():
-                        break  # its status tells why
-                    # It needs no more, but whether the rest of the blocks is whole is to be seen.
+                    if number:
+                        break  # the statuses of the stages tell why
+                    if process.wait():
+                        break  # this status tells why
+                    # It needs no more, but whether the rest of the feed is whole is to be seen.
         except BaseException as error:
             self._fault = error
             process.kill()  # it must not take the cut stream for a whole one
@@ -2169,7 +2183,7 @@ def run_filter(
     That ends with a Failure unless the filter ends with 0, or with whatever the stream raised.
     Who leaves the block early kills the filter.
     """
-    with Pipeline([stage], env, blocks=blocks) as pipeline:
+    with Pipeline([stage], env, feed=blocks) as pipeline:
         yield _checked_output(pipeline)
 
 
@@ -5016,7 +5030,7 @@ def _read_folders(block: bytes, file: IO[bytes]) -> Iterator[Folder]:
         raise ValueError("cut short")
 
 
-def _without_unread(folders: Iterable[Folder], lost: Unread) -> Iterator[Folder]:
+def _without_losses(folders: Iterable[Folder], lost: Losses) -> Iterator[Folder]:
     """What tar wrote, as the next backup is to find it: what the archive lacks is forgotten.
 
     tar stores what a snapshot does not name: a file that is not among its directory's entries, a
@@ -5111,8 +5125,8 @@ class Draft:
         # One that is cut short is worse than none: the next night would fail, or lie.
         if cut := [text for text in messages if self.path in text]:
             raise Failure(cut[0], "make room in DiffDir")
-        lost = unread(messages)
-        self._rewrite(lambda old: replace(old, folders=_without_unread(old.folders, lost)))
+        lost = losses_told_by(messages)
+        self._rewrite(lambda old: replace(old, folders=_without_losses(old.folders, lost)))
         return _content_digest(self.path)
 
     def _rewrite(self, change: Callable[[Snapshot], Snapshot]) -> None:
@@ -6296,8 +6310,8 @@ def _chain_after(
         if lacking:
             hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
                     " that is gone; --force-partial does without")
-    except Failure as unread:
-        hint = f"{first} may hold everything, but cannot be read: {unread}"
+    except Failure as fault:
+        hint = f"{first} may hold everything, but cannot be read: {fault}"
     good = [m for m in History(found).restorable() if m <= at]
     if not partial or not good:
         raise failure.at(hint=hint) from failure
@@ -6805,7 +6819,7 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
     stage = Stage((*words, "-C", folder), TAR_LOCALE)
-    with Pipeline([stage], env, blocks=pieces) as unpacking:
+    with Pipeline([stage], env, feed=pieces) as unpacking:
         for _ in unpacking.blocks():
             pass
         (end,) = unpacking.results()
@@ -8956,7 +8970,7 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
 def whole_number(text: str, option: str, largest: int) -> int:
     """The number, from 1 on, that is an option's value."""
     try:
-        return get_int(text, largest)
+        return read_number(text, largest)
     except ValueError as error:
         raise UsageFailure(f"{option} {text} {error}") from error
 
@@ -9121,7 +9135,7 @@ def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterato
     kinds: dict[str, str] = {}
     own: tuple[str, ...] = ()
     temp_dir = None
-    prefix = check_prefix(options["prefix"]) if "prefix" in options else ""
+    prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
     if "c" in options:
         for name in ("b", "K", "endpoint", "region"):
             if name in options:

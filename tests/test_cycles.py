@@ -137,6 +137,16 @@ def test_a_moment_knows_its_local_day() -> None:
     assert Moment.of(moment.epoch).epoch == moment.epoch
 
 
+def test_the_full_before_is_of_yesterday_where_the_clock_went_on_an_hour() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    for day in range(27, 32):  # the 29th has 23 hours
+        now = Moment.of(datetime(2026, 3, day, 0, 30, tzinfo=berlin))
+        before = Moment.of(datetime(2026, 3, day - 1, 0, 30, tzinfo=berlin))
+        cycle = CycleSpec.of({"Fulls": "4", "Diffs": "0"})
+        slot = s3napback.slot_number(cycle, before.day)
+        assert s3napback.slot_of_full_before(cycle, now, dumps=False) == slot
+
+
 @pytest.mark.parametrize("line", ["CycleType HanoiCycle\nDiscs 1500", "Frequency 1e-310"])
 def test_numbers_that_make_no_rotation_fail_the_job(site: Site, capsys: Capture, line: str) -> None:
     site.jobs = f"<Directory {site.data}>\n{line}\n</Directory>"

@@ -50,7 +50,7 @@ prefixes = st.lists(st.text("abW1. -é", min_size=1, max_size=9), min_size=1, ma
 
 @given(prefixes, names, st.integers(0, 9999), st.sampled_from([FULL, DIFF]))
 def test_names_with_a_prefix_parse_back(prefix: str, name: str, slot: int, mode: str) -> None:
-    assert s3napback.check_prefix(prefix) == prefix
+    assert s3napback.read_prefix(prefix) == prefix
     archive = s3napback.archive_name("Directory", f"/{name}", slot, mode, prefix)
     assert archive.startswith(f"{prefix}/")
     assert s3napback.parse_archive_name(archive, prefix) == (None, f"/{name}", slot, mode)
