@@ -624,6 +624,13 @@ def test_a_refusal_of_s3_comes_with_a_hint(
     assert not list((s3_site.folder / "diffs").iterdir())
 
 
+def test_the_buckets_of_an_account_need_a_right_of_their_own(s3_server: Any) -> None:
+    s3_server.fail = lambda *_: (403, "AccessDenied", "no")
+    with pytest.raises(Failure, match="cannot list the buckets of the account") as caught:
+        s3napback.list_buckets(Access(s3_server.endpoint, "us-east-1", "key", "secret"))
+    assert "s3:ListAllMyBuckets" in caught.value.hint
+
+
 def test_a_bucket_elsewhere_ends_at_once(s3_site: Site, s3_server: Any, capsys: Capture) -> None:
     s3_site.settings["RetryHours"] = "1"
     s3_server.fail = lambda *_: (301, "PermanentRedirect", "use the endpoint of the bucket")
