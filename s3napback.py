@@ -3283,9 +3283,8 @@ def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
     return kind(text, hint, code=code)
 
 
-def _unknown_host(url: str) -> str:
-    """What is wrong with the host name of a URL, "" if it is known."""
-    host = urllib.parse.urlsplit(url).hostname
+def _unknown_host(host: str | None) -> str:
+    """What is wrong with a host name, "" if it is known."""
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
@@ -3439,7 +3438,8 @@ class S3Store:
                     raise Failure(text, hint) from error
             raise TransientFailure(text) from error
         except boto.EndpointConnectionError as error:
-            said = _unknown_host(str(error.kwargs["endpoint_url"])) or error
+            url = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
+            said = _unknown_host(url.hostname) or f"no answer from {url.scheme}://{url.netloc}"
             raise TransientFailure(f"cannot {doing}: {said}") from error
         except (HTTPError, boto.HTTPClientError, boto.IncompleteReadError, boto.ConnectionError,
                 OSError) as error:
@@ -7529,7 +7529,8 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
         ("Compressor", check.compressor()), ("databases", check.roles()),
         ("DiffDir", check.diff_dir()), ("TempDir", check.temp_dir()),
         ("S3Keyfile", check.key_file()), ("bucket", check.bucket(retries)),
-        ("GpgRecipient", check.encryption()),
+        *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
+          for one in settings.gpg_recipients or [None]),
         *((f"{job.kind} {job.name}", check.source(job)) for job in jobs),
     ):
         yield from findings_of(subject, findings)
@@ -7638,7 +7639,6 @@ class _Check:
             if failure.status != EXIT_LOCKED:
                 raise
             yield _warning(failure.message)
-        _try_to_write(folder)
         largest = max((size_of_tree(entry.path) for entry in os.scandir(folder)), default=0)
         yield _room(folder, max(_LITTLE_ROOM, 2 * largest))
 
@@ -7646,10 +7646,9 @@ class _Check:
         check_temp_dir(self._settings, self._jobs)
         folder = self._settings.temp_dir
         if folder and any(job.use_temp_file for job in self._jobs):
-            _try_to_write(folder)
             yield _room(folder, _LITTLE_TEMP_ROOM)
 
-    # ---- the bucket, encryption ----
+    # ---- the bucket ----
 
     def key_file(self) -> Iterator[Finding]:
         path = self._settings.s3_keyfile
@@ -7682,16 +7681,10 @@ class _Check:
             yield from _bucket_facts(store.bucket, store.about())
         else:
             yield _ok(f"{store.bucket} is a folder of {settings.s3_endpoint}")
-            yield _room(folder_root(settings.s3_endpoint) or "", _LITTLE_TEMP_ROOM)
+            root = folder_root(settings.s3_endpoint) or ""
+            yield _room(os.path.join(root, store.bucket), _LITTLE_TEMP_ROOM)
         yield from _probe(store, settings)
         self._store = store
-
-    def encryption(self) -> Iterator[Finding]:
-        if not self._settings.gpg_recipients:
-            yield _ok("none: archives are not encrypted")
-        for recipient in self._settings.gpg_recipients:
-            check = _recipient(recipient, self._settings.gpg_keyring, self._run)
-            yield from findings_of("", check)
 
     # ---- what is to be backed up ----
 
@@ -7768,18 +7761,12 @@ class _Check:
                   f" about {size_text(size)}")
 
 
-def _try_to_write(folder: str) -> None:
-    """Raises Failure unless a file can be made and filled there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-            file.flush()
-    except OSError as error:
-        raise Failure(f"cannot write in {folder}: {error.strerror}",
-                      "make it, writable for the user that runs this") from error
-
-
 def _room(folder: str, little: int) -> Finding:
+    """Raises Failure unless a file can be made and filled there; little: bytes."""
+    hint = "make it, writable for the user that runs this"
+    with os_failures(f"write in {folder}", hint), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
     free = shutil.disk_usage(folder).free
     text = f"{folder} can be written, {size_text(free)} are free"
     return _warning(text, "make room there") if free < little else _ok(text)
@@ -7872,7 +7859,10 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
         raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
 
 
-def _recipient(recipient: str, keyring: str | None, run: RunOptions) -> Iterator[Finding]:
+def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> Iterator[Finding]:
+    if recipient is None:
+        yield _ok("none: archives are not encrypted")
+        return
     check_recipient(recipient, keyring, run.env)
     with run_filter(gpg_stage([recipient], keyring), [b"probe"], run.env) as output:
         sealed = b"".join(output)
@@ -8037,9 +8027,9 @@ def _date_part(at: datetime, part: re.Match[str]) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _is_true(text: str) -> bool:
-    """Perl's truth, and log4perl's "false"."""
-    return text.lower() not in ("", "0", "false")
+def _is_on(text: str) -> bool:
+    """Perl's truth, but for log4perl's "false"."""
+    return is_true(text) and text.lower() != "false"
 
 
 def _perl_integer(text: str) -> int:
@@ -8078,7 +8068,7 @@ class _Screen(_Appender):
         chosen = {option.partition(".")[2].upper(): value for option, value in options.items()
                   if option.startswith("stderr.")}
         of_all = "" if chosen else options.get("stderr", "1")
-        self._stderr = {level for level in _LEVELS if _is_true(chosen.get(level, of_all))}
+        self._stderr = {level for level in _LEVELS if _is_on(chosen.get(level, of_all))}
         self._colors = colors or {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -8118,13 +8108,17 @@ class _LogFile(
     _Appender, logging.handlers.RotatingFileHandler, logging.handlers.WatchedFileHandler
 ):
     """Made anew where it was moved; rotated before it grows over `size` bytes (0: never), and where
-    the value of its DatePattern changes."""
+    the value of its DatePattern changes.
+
+    The library's rotating handler would not call the watching one's __init__; what it would have
+    set besides are the two numbers at the end.
+    """
 
     def __init__(self, options: Mapping[str, str], size: str = "0") -> None:
         path, mode = options["filename"], options.get("mode", "append")
         if mode not in _FILE_MODES:
             raise ValueError(f"mode {mode} is unknown")
-        if _is_true(options.get("mkpath", "")):
+        if _is_on(options.get("mkpath", "")):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         is_new = not os.path.exists(path)
         with open(path, _FILE_MODES[mode], encoding="utf-8", errors="replace") as file:
@@ -8204,7 +8198,7 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         host, _, port = (self._server or "localhost").partition(":")
         port = port or options.get("port", "25")
         with smtplib.SMTP(host, int(port), timeout=self._TIMEOUT) as smtp:
-            if _is_true(options.get("tls_required", "")):
+            if _is_on(options.get("tls_required", "")):
                 smtp.starttls()
             if "authid" in options:
                 smtp.login(options["authid"], options.get("authpwd", ""))
@@ -8306,7 +8300,7 @@ class LogConfig:
         self._read_properties(text, dict(env or {}))
         self._read_loggers()
         self._threshold = self._range("threshold", "")
-        self._utc = _is_true(self._entries.pop("utcDateTimes", ""))
+        self._utc = _is_on(self._entries.pop("utcDateTimes", ""))
         self._filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
         for key in self._keys("appender"):
             self._read_appender(key)
@@ -8379,7 +8373,7 @@ class LogConfig:
                 for name in self.loggers[tail][1]:
                     if f"appender.{name}" not in self._entries:
                         self._wrong(key, f"appender {name} is used and not defined")
-            elif head == "additivity" and not _is_true(self._entries.pop(key)):
+            elif head == "additivity" and not _is_on(self._entries.pop(key)):
                 self.closed.add(tail)
 
     def _range(self, first: str, last: str, accept: bool = True) -> Filter:
@@ -8388,7 +8382,7 @@ class LogConfig:
 
     def _filter(self, key: str) -> Filter | None:
         kind = self._entries.pop(key)
-        accept = _is_true(self._entries.pop(f"{key}.AcceptOnMatch", "1"))
+        accept = _is_on(self._entries.pop(f"{key}.AcceptOnMatch", "1"))
         if kind.endswith("::LevelRange"):
             return self._range(f"{key}.LevelMin", f"{key}.LevelMax", accept)
         if kind.endswith("::LevelMatch"):
@@ -8464,8 +8458,8 @@ def read_logconfig() -> LogConfig:
 def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) -> list[str]:
     """Sets the log up; the sentences to be logged about what is wrong with it.
 
-    debug: everything is logged, whatever levels the config gives; changed: whether files may be
-    emptied and get their headers.
+    debug: everything is logged, whatever levels the config gives
+    changed: False to see only whether the log can be opened: no file is emptied or gets its header
     """
     close_log()
     problems = list(config.problems)
