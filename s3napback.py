@@ -249,8 +249,8 @@ _held_signal: int | None = None
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Puts off an `Interrupted` of the main thread to its end: for few and short steps that belong
-    together, such as to start a process and to note that it has to be ended."""
+    """Puts off an `Interrupted` of the main thread until the block ends: for a few short steps that
+    belong together, such as starting a process and noting that it has to be ended."""
     global _held_signal
     if threading.current_thread() is not threading.main_thread() or _held_signal is not None:
         yield
@@ -458,8 +458,10 @@ class CycleSpec:
     @staticmethod
     def of(timing: Mapping[str, str]) -> CycleSpec:
         """From the directives as they stand in the config; absent ones take their default."""
-        given = {TIMING[name].name: TIMING[name].metadata["read"](timing[name]) for name in timing}
-        return CycleSpec(**given)
+        rows = [(row, row.metadata["directive"]) for row in fields(CycleSpec)]
+        return CycleSpec(**{
+            row.name: row.metadata["read"](timing[name]) for row, name in rows if name in timing
+        })
 
 
 # Directive → the field that it fills: of the main level, and of a job's rotation.
@@ -496,7 +498,6 @@ class Line:
 
     @property
     def text(self) -> str:
-        """The value of a directive that has one."""
         return self.values[0]
 
     @property
@@ -535,11 +536,9 @@ class Block:
         return lists
 
     def lines(self, name: str) -> list[Line]:
-        """The lines of a directive."""
         return [e for e in self.by_name.get(name.lower(), ()) if isinstance(e, Line)]
 
     def blocks(self, name: str) -> list[Block]:
-        """The blocks with that tag."""
         return [e for e in self.by_name.get(name.lower(), ()) if isinstance(e, Block)]
 
     def listed(self, name: str) -> list[str]:
@@ -1146,8 +1145,8 @@ class Moment:
     def epoch_of(self, wall: datetime) -> float:
         """Epoch seconds of the last moment at which the local clock showed no more than `wall`.
 
-        So an hour that the clock showed twice is taken with both, and of one that it left out
-        nothing is. wall: without a zone.
+        Where the clock showed an hour twice, that is in the second one; where it left an hour out,
+        that is the moment before it. wall: without a zone.
         """
         low, high = sorted(wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1))
         while high - low > 1 and self.local(high).replace(tzinfo=None) > wall:
@@ -1559,8 +1558,10 @@ def tar_stage(
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
-    excludes: the config's patterns; left_out: paths, none of their letters a wildcard; sparse:
-    holes are stored as such; shown: as the original's line, for test mode.
+    excludes: the config's patterns
+    left_out: paths, which are no patterns
+    sparse: holes are stored as such
+    shown: as the original's line, for test mode
     """
     words = ["tar", "-f", "-"]
     for pattern in excludes:
@@ -1861,11 +1862,6 @@ CODECS = (
         ("zstd",), (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), (("zstd", "-dcq", "--long=31"),)
     ),
 )
-
-
-def codec_of(start: bytes) -> Codec | None:
-    """The format of data that starts so; None for what is not compressed, or in none of ours."""
-    return next((codec for codec in CODECS if start.startswith(codec.starts)), None)
 
 
 # How encrypted data begins: a packet, old or new, with the tag 1, 3, 9 or 18 (RFC 4880, 4.2).
@@ -2205,8 +2201,9 @@ def decoded(
         if is_openpgp(start):
             decrypt = Stage((*gpg, "-d"), IN_ENGLISH)
             start, blocks = split_head(stack.enter_context(run_filter(decrypt, blocks, env)))
-        if codec := codec_of(start):
-            blocks = stack.enter_context(run_filter(codec.decoder(env), blocks, env))
+        for codec in CODECS:
+            if start.startswith(codec.starts):
+                blocks = stack.enter_context(run_filter(codec.decoder(env), blocks, env))
         yield blocks
 
 
@@ -2351,8 +2348,10 @@ def youngest_revision(repository: str, env: Mapping[str, str]) -> int:
 
 
 def revision_identity(repository: str, revision: int, env: Mapping[str, str]) -> str:
-    """The repository's UUID and the moment of the revision, as far as there are any: what another
-    repository at its path, or itself brought back from an older copy, would not share."""
+    """The repository's UUID and the revision's date, without those that svnlook does not tell.
+
+    Another repository at its path, or itself brought back from an older copy, differs in them.
+    """
     at = ("propget", "--revprop", "-r", str(revision), repository, "svn:date")
     results = [run_tool(("svnlook", *words), env) for words in (("uuid", repository), at)]
     return " ".join(result.output.strip() for result in results if not result.status)
