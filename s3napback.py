@@ -18,7 +18,7 @@ How the data flows; the numbers are the sections below:
             job -7-> stages -8-> byte stream -12-> chunks -10-> keys  name-3-FULL:0000000000000 ...
     bucket listing -6-> archives -11-> chain -12-> byte stream -8-> gpg -d | tar x -15-> files
 
-Sections: 1 Manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
+Sections: 1 this manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
 8 Processes, 9 Buffers, 10 Stores, 11 Archives, 12 Transfer, 13 DiffDir, 14 Backup, 15 Recovery,
 16 Check, 17 Log, 18 Command line. Nothing uses a section below its own; main is last.
 """
