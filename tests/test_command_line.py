@@ -553,3 +553,10 @@ def test_demo_has_a_help_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs no account" in " ".join(capsys.readouterr().out.split())
     assert s3napback.main(["demo", "word"]) == 2
     assert "no NAME is taken: word" in capsys.readouterr().err
+
+
+def test_an_endpoint_that_does_not_answer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--endpoint", "http://127.0.0.1:9", "-k", "a", "-s", "b"]  # discard (RFC 863): closed
+    assert s3napback.main(["js3tream", "-l", "-b", "b", *where]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "s3napback: cannot list bucket b: no answer from http://127.0.0.1:9"
