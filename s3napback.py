@@ -1374,28 +1374,29 @@ def shown_prefix(name: str) -> str:
     return match["prefix"] if match else ""
 
 
-def _bare(name: str) -> str:
-    """A directory's name without one slash at each end: people type it either way."""
-    return name.removeprefix("/").removesuffix("/")
+def starts_meant(given: str, prefix: str = "") -> dict[str, int]:
+    """What the names of a source's archives begin with that a user means by a name, with its Prefix
+    or without it → how near it is: 0 for what was typed, 1 but for a slash at each end; 2 and 3
+    are these again, if the name itself begins as its Prefix does.
 
-
-def possible_starts(given: str, prefix: str = "") -> list[str]:
-    """What the names of the archives may begin with that a user means by the name of a source or of
-    an archive, with its Prefix or without it: listing prefixes."""
-    starts: dict[str, None] = {}
+    >>> starts_meant("/etc")
+    {'/etc-': 0, 'etc-': 1, 'etc/-': 1, '/etc/-': 1}
+    """
+    starts: dict[str, int] = {}
     # With a Prefix nothing outside it is listed: the access key may not be allowed to.
     shown = prefix or shown_prefix(given)
-    for own, name in ((prefix, given), (shown, given.removeprefix(f"{shown}/"))):
-        parsed = parse_archive_name(name)
-        for spelled in (name, _bare(name)):
-            kind, _, rest = spelled.partition("/")
+    name = given.removeprefix(f"{shown}/") if shown else given
+    for far, own, spelled in ((0, shown, name), (2, prefix, given)):
+        bare = spelled.removeprefix("/").removesuffix("/")  # people type it either way
+        starts.setdefault(archive_start(DIRECTORY, spelled, own), far)
+        for slashed in (bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
+            starts.setdefault(archive_start(DIRECTORY, slashed, own), far + 1)
+        for near, of_dump in enumerate((spelled, bare), far):
+            kind, _, rest = of_dump.partition("/")
             if kind in DUMPS:
-                stored = parsed[1] if parsed and parsed[0] else stored_name(kind, rest)
-                starts[archive_start(kind, stored, own)] = None
-        bare = _bare(parsed[1] if parsed and not parsed[0] else name)
-        for spelled in (bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
-            starts[archive_start(DIRECTORY, spelled, own)] = None
-    return list(starts)
+                for stored in (stored_name(kind, rest), rest):
+                    starts.setdefault(archive_start(kind, stored, own), near)
+    return starts
 
 
 def chunk_prefix(archive: str) -> str:
@@ -3956,11 +3957,13 @@ class Chain:
 
     as_of: the moment that they give, epoch seconds.
     warnings: sentences to be told.
+    lacking: what makes it less than was asked for, "" for nothing.
     """
 
     archives: tuple[CatalogEntry, ...]
     as_of: int
     warnings: tuple[str, ...] = ()
+    lacking: str = ""
 
 
 class History:
@@ -6024,7 +6027,7 @@ class Recovery:
     store: where the archives are; parallel: connections to it.
     endpoint: of another service than Amazon's.
     env: of the tools; gpg: how to call it.
-    kinds: names in the config → their kind.
+    kinds: names of directories and repositories in the config → their kind.
     prefix: the config's, "" for all that there are.
     temp_dir: for large chunks on their way.
     own: folders that backups leave out, and no restore may take away.
@@ -6224,28 +6227,41 @@ def group_by_source(
     return sources
 
 
-def matches(given: str, sources: Iterable[Source], prefix: str) -> list[Source]:
-    """The sources that a NAME of the command line means: as archives have it, or as configs do;
-    with its Prefix, which may be left out if it is `prefix`; exactly, else but for a slash at each
-    end."""
-    near: dict[int, list[Source]] = {}
-    for source in sources:
-        bare = given.removeprefix(f"{source.prefix}/") if source.prefix else given
-        spelled = [bare, _bare(bare)]
-        if source.prefix == prefix:
-            spelled.append(_bare(given))  # a name that begins as its Prefix does
-        elif source.prefix and bare == given:
-            continue
-        for rank, one in enumerate(spelled):
-            if source.kind in (MYSQL, POSTGRESQL):
-                head, _, rest = one.partition("/")
-                same = head == source.kind and source.name in (rest, stored_name(head, rest))
-            else:
-                same = one == (_bare(source.name) if rank else source.name)
-            if same:
-                near.setdefault(rank, []).append(source)
-                break
-    return near[min(near)] if near else []
+def meant_by(
+    recovery: Recovery, given: str, *, look_inside: bool = False
+) -> tuple[CatalogEntry | None, dict[Source, list[CatalogEntry]]]:
+    """(the archive, if it is that of one, the sources) that a NAME of the command line means, as
+    archives have it, or as configs do; with its Prefix or without it.
+
+    An archive's own name comes first; then the sources that are nearest to what was typed, see
+    `starts_meant`. Beside an archive stands its whole source. look_inside: see `catalogue`.
+    """
+    given, prefix = key_text(given), recovery.prefix
+    names = [f"{prefix}/{given.removeprefix('/')}"] if prefix else [given]
+    if prefix and given.startswith(f"{prefix}/"):
+        names.insert(0, given)
+
+    def listed(start: str) -> Iterator[CatalogEntry]:
+        return catalogue(recovery.store, start, prefix=prefix, look_inside=look_inside)
+
+    exact = [one for name in names for one in listed(f"{name}:") if one.archive.name == name]
+    starts = starts_meant(given, prefix)
+    if exact:
+        named = exact[0]
+        starts = {archive_start(named.kind or DIRECTORY, named.name, named.prefix): 0}
+        if named.kind == STREAM:
+            return named, group_by_source([named], recovery.kinds)
+    found = {one.archive.name: one for start in starts for one in listed(start)}
+    near: dict[int, dict[Source, list[CatalogEntry]]] = {}
+    for source, of_source in group_by_source(found.values(), recovery.kinds).items():
+        start = archive_start(source.kind, source.name, source.prefix)
+        if start in starts:
+            near.setdefault(starts[start], {})[source] = of_source
+    sources = near[min(near)] if near else {}
+    if not exact:
+        return None, sources
+    return named, {source: of_source for source, of_source in sources.items()
+                   if any(one.archive.name == named.archive.name for one in of_source)}
 
 
 def nothing_found(recovery: Recovery, names: Sequence[str]) -> Failure:
@@ -6262,33 +6278,24 @@ def find_chain(
 
     partial: less than was asked for will do.
     """
-    given, prefix = key_text(given), recovery.prefix
-    of_prefix = f"{prefix}/{given.removeprefix('/')}" if prefix else given
-    whole = given if given.startswith(f"{prefix}/") else of_prefix
-    found = {
-        one.archive.name: one for start in (*possible_starts(given, prefix), f"{whole}:")
-        for one in catalogue(recovery.store, start, prefix=prefix)
-    }
-    if named := found.get(given) or found.get(of_prefix):
+    named, sources = meant_by(recovery, given)
+    if not sources:
+        raise nothing_found(recovery, [given])
+    if len(sources) > 1:
+        kinds = " and ".join(sorted(f"{one.kind or 'the source'} {one.name}" for one in sources))
+        raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
+    ((source, of_source),) = sources.items()
+    if named:
         if named.fault and not partial:
             raise Failure(f"{named} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")
-        (source,) = group_by_source([named], recovery.kinds)
-        return source.kind, Chain((named,), math.floor(named.made))
-    sources = group_by_source(found.values(), recovery.kinds)
-    meant = matches(given, sources, prefix)
-    if not meant:
-        raise nothing_found(recovery, [given])
-    if len(meant) > 1:
-        kinds = " and ".join(sorted(f"{one.kind or 'the source'} {one.name}" for one in meant))
-        raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
-    of_source = sources[meant[0]]
+        return source.kind, Chain((named,), math.floor(named.made), lacking=named.fault)
     for doubt in date_doubts(of_source, moment):
         _TOOL_LOG.warning("in doubt: %s", doubt)
     try:
-        return meant[0].kind, choose_chain(of_source, at, moment)
+        return source.kind, choose_chain(of_source, at, moment)
     except Failure as failure:
-        return meant[0].kind, _chain_after(failure, recovery, of_source, at, moment, partial)
+        return source.kind, _chain_after(failure, recovery, of_source, at, moment, partial)
 
 
 def _chain_after(
@@ -6304,8 +6311,8 @@ def _chain_after(
             begun = [replace(one, holds_all=True) if one is first else one for one in found]
             with contextlib.suppress(Failure):
                 chain = choose_chain(begun, at, moment)
-                text = f"partial: {chain.archives[0]} does not hold {lacking}"
-                return replace(chain, warnings=(*chain.warnings, text)) if lacking else chain
+                text = f"{chain.archives[0]} does not hold {lacking}" if lacking else ""
+                return replace(chain, lacking=text)
         if lacking:
             hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
                     " that is gone; --force-partial does without")
@@ -6314,9 +6321,8 @@ def _chain_after(
     good = [m for m in History(found).restorable() if m <= at]
     if not partial or not good:
         raise failure.at(hint=hint) from failure
-    chain = choose_chain(found, good[-1])
-    text = f"partial: as of {_moment_text(moment, good[-1])}, the last good moment"
-    return replace(chain, warnings=(*chain.warnings, text))
+    text = f"as of {_moment_text(moment, good[-1])}, the last good moment"
+    return replace(choose_chain(found, good[-1]), lacking=text)
 
 
 def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
@@ -6349,6 +6355,21 @@ def refuse_frozen(chain: Chain) -> None:
 # Tar streams
 # --------------------------------------------------------------------------------------------------
 
+# The archives of a directory's chain are unpacked one upon the other in a private folder, and moved
+# to their place when all of them are good. tar itself would unpack the second into what the first
+# has left, and so through its links to anywhere (CVE-2025-45582, tar up to 1.35); it fails on many
+# renames, which it stores well; and it cannot tell what of a part is gone. So of each archive:
+#
+# 1. `TarStream` hands the wanted members on to tar, and ends when all of them have come. `Layer`
+#    takes down on the way what the archive tells: what was given to tar by name, the names in each
+#    directory (its dumpdir), renames.
+# 2. tar unpacks that: the first archive into the private tree, a later one into an empty folder.
+# 3. In the tree, `Unpacker` renames what was renamed, and takes away what is no longer named.
+# 4. `Merger` moves the new folder into the tree, entry by entry, opening each folder by its handle.
+#
+# At the end the tree is merged into its place in the same way, which until then has not changed. It
+# takes room for all that is restored beside what it replaces.
+
 # Bytes: tar's block, and the largest header of it that is read (the names in a folder of millions).
 _TAR_BLOCK = 512
 
@@ -6364,13 +6385,8 @@ _NEVER = ".."
 _PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
 
 
-def is_below(path: str, folder: str) -> bool:
-    """Whether a path is that folder, or in it; "" is the folder of all."""
-    return path == folder or not folder or path.startswith(folder + "/")
-
-
 def is_within(path: str, folders: set[str]) -> bool:
-    """Whether a path is one of the folders, or in one of them."""
+    """Whether a path is one of the folders, or in one of them; "" is the folder of all."""
     while path not in folders:
         if not path:
             return False
@@ -6446,7 +6462,7 @@ class Layer:
         wanted = self.wants(path)
         below: list[str] = []
         if path in self._above:
-            below = [p for p in self.paths if p != path and is_below(p, path)]
+            below = [p for p in self.paths if p != path and is_within(p, {path})]
         if not folder:
             self._awaited.discard(path)
             self.gone.update(below)
@@ -6723,7 +6739,7 @@ class Tree:
         self.modes.clear()
 
 
-def entries(folder: int) -> dict[str, bool]:
+def entries_of(folder: int) -> dict[str, bool]:
     """The names in an open folder; whether each is that of a folder."""
     with os.scandir(folder) as found:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
@@ -6742,7 +6758,7 @@ def is_folder(name: str, folder: int, *, follow: bool = False) -> bool:
     return stat.S_ISDIR(mode_of(name, folder, follow=follow))
 
 
-def move(name: str, source: int, target: int, as_name: str = "") -> None:
+def move_entry(name: str, source: int, target: int, as_name: str = "") -> None:
     """Renames an entry of one open folder into another, over what is no folder there."""
     as_name = as_name or name
     try:
@@ -6757,7 +6773,7 @@ def move(name: str, source: int, target: int, as_name: str = "") -> None:
         os.chmod(as_name, stat.S_IMODE(mode), dir_fd=target)
 
 
-def exchange(name: str, one: int, other: int) -> None:
+def exchange_entries(name: str, one: int, other: int) -> None:
     """Changes the entries of that name in two open folders for each other, in one step.
 
     Raises OSError where the system or the file system cannot (renameat2(2)).
@@ -6898,7 +6914,7 @@ class Workspace:
         """Moves an entry to the private folder; the name that it has there."""
         self._spares += 1
         spare = f"aside-{self._spares}"
-        move(name, folder, self.handle, spare)
+        move_entry(name, folder, self.handle, spare)
         return spare
 
 
@@ -6939,7 +6955,7 @@ class Merger:
                     raise self._in_the_way(path)
                 if new is None or there is None:  # moved as a whole
                     continue
-                info, coming, present = os.fstat(new), entries(new), entries(there)
+                info, coming, present = os.fstat(new), entries_of(new), entries_of(there)
                 kept = self._kept_in(path) if target is self._place else set()
                 for name in [only] if only else coming:
                     inner = f"{path}/{name}" if path else name
@@ -6973,16 +6989,16 @@ class Merger:
             old = mode_of(name, there)
             if old and (stat.S_ISDIR(old) or is_folder(name, new)):
                 try:
-                    exchange(name, new, there)
+                    exchange_entries(name, new, there)
                 except OSError:
                     spare = self._workspace.put_aside(name, there)
                     try:
-                        move(name, new, there)
+                        move_entry(name, new, there)
                     except BaseException:  # else it went with the private folder
-                        move(spare, self._workspace.handle, there, name)
+                        move_entry(spare, self._workspace.handle, there, name)
                         raise
             else:
-                move(name, new, there)
+                move_entry(name, new, there)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -7043,14 +7059,8 @@ class Merger:
 
 
 class Unpacker:
-    """The archives of a chain, unpacked one upon the other in a private folder, then moved.
-
-    tar unpacks the first into the private tree, and each later one into an empty folder of its
-    own, from where it is merged into the tree. So no archive reaches through a link that another
-    one left (CVE-2025-45582, tar up to 1.35). The place where it all goes does not change before
-    everything is unpacked; then the tree is merged into it, in the same way. It takes room for all
-    that is restored beside what it replaces.
-    """
+    """The archives of a chain, unpacked one upon the other in a private folder, then moved; the
+    banner "Tar streams" tells the steps, and why."""
 
     def __init__(
         self, folder: str, near: str, paths: Sequence[str], env: Mapping[str, str], *, whole: bool,
@@ -7085,9 +7095,11 @@ class Unpacker:
         with os_failures("unpack"), contextlib.ExitStack() as stack:
             while True:
                 os.mkdir(new.top, 0o700)
-                dumpdirs = self._count and stack.enter_context(
-                    tempfile.TemporaryFile(dir=self._workspace.path))
-                layer = Layer(self._taken, extra, dumpdirs or None)
+                dumpdirs = None
+                if self._count:
+                    dumpdirs = stack.enter_context(
+                        tempfile.TemporaryFile(dir=self._workspace.path))
+                layer = Layer(self._taken, extra, dumpdirs)
                 with content() as blocks:
                     warnings = run_tar(TarStream(blocks, layer), new.top, self._env)
                 if not layer.lacking:
@@ -7136,7 +7148,7 @@ class Unpacker:
                 assert here is not None
                 if mode_of(name, here):
                     self._workspace.put_aside(name, here)
-                move(spare, self._workspace.handle, here, name)
+                move_entry(spare, self._workspace.handle, here, name)
 
     def _origins(self, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """(where it was before all, its new path) of renamed directories."""
@@ -7154,7 +7166,7 @@ class Unpacker:
             with self._tree.opened(source) as there:
                 known = there is not None
             for before, after in pairs:  # else named by the new name of a folder above it
-                if not known and source != after and is_below(source, after):
+                if not known and source != after and is_within(source, {after}):
                     origin = before + source[len(after) :]
             found.append((origin, target))
         return found
@@ -7191,7 +7203,7 @@ class Unpacker:
             absent = [path for path in self._paths if not is_there(path)]
             found = set(self._paths).difference(absent) if self._paths else {""}
             for path in found:
-                if not any(is_below(path, other) for other in found - {path}):
+                if not is_within(path, found - {path}):
                     self._merger.merge(self._tree, self._place, path, names_in)
             self._place.lock()
         return absent
@@ -7218,9 +7230,11 @@ def kind_by_content(recovery: Recovery, one: CatalogEntry) -> str:
 
 
 def restore_directory(
-    recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], *, overwrite: bool
-) -> tuple[list[str], list[str]]:
-    """Brings back a directory, or members of it; (what could not be done, members not there)."""
+    recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], *, as_of: str,
+    overwrite: bool,
+) -> Iterator[str]:
+    """Brings back a directory, or members of it; what could not be done, a sentence each, also
+    where it then raises Failure. as_of: the moment, as text."""
     if os.path.realpath(folder) == "/" and folder != "/":
         raise UsageFailure(f"{folder} is the root folder", "write --to / to mean it")
     with os_failures("make the folder"):
@@ -7234,25 +7248,36 @@ def restore_directory(
     paths = sorted({os.path.normpath(f"/{member}").lstrip("/") for member in members})
     if "" in paths:
         paths = []
-
-    def unpack(*, whole: bool) -> tuple[list[str], list[str]]:
-        near = (paths[0] if paths else chain.archives[-1].name).lstrip("/")
+    near = (paths[0] if paths else chain.archives[-1].name).lstrip("/")
+    for whole in (not paths, True):
+        failure: Failure | None = None
         with Unpacker(
             folder, near, paths, recovery.env, whole=whole, kept=recovery.own
         ) as unpacker:
-            for one in chain.archives:
-                try:
-                    unpacker.add(partial(recovery.content, one))
-                except Failure as failure:
-                    saved = f"{folder} holds what came before" * (fresh and unpacker.salvage())
-                    raise failure.at(one.archive.name, failure.hint or saved) from failure
-            absent = unpacker.place()
-            return unpacker.warnings, absent
+            try:
+                _unpack_chain(recovery, chain, unpacker, folder, fresh=fresh, as_of=as_of)
+            except RenamedFolders:
+                continue
+            except Failure as raised:
+                failure = raised
+        yield from unpacker.warnings
+        if failure:
+            raise failure
+        return
 
-    try:
-        return unpack(whole=not paths)
-    except RenamedFolders:
-        return unpack(whole=True)
+
+def _unpack_chain(
+    recovery: Recovery, chain: Chain, unpacker: Unpacker, folder: str, *, fresh: bool, as_of: str
+) -> None:
+    """fresh: nothing was in the folder before; then it may hold what could be read."""
+    for one in chain.archives:
+        try:
+            unpacker.add(partial(recovery.content, one))
+        except Failure as failure:
+            saved = f"{folder} holds what came before" if fresh and unpacker.salvage() else ""
+            raise failure.at(one.archive.name, failure.hint or saved) from failure
+    if absent := unpacker.place():
+        raise Failure(f"not in the backup as of {as_of}: {', '.join(sorted(absent))}")
 
 
 def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
@@ -7362,13 +7387,12 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
 
 
 def chain_faults(
-    name: str, found: Sequence[CatalogEntry], moment: Moment, asked_for: Sequence[str]
+    name: str, found: Sequence[CatalogEntry], moment: Moment
 ) -> Iterator[str]:
     """A sentence for each archive of a source that is whole, but not what it continues."""
     first = begun_with(found)
     for one, at, whole in History(found).rows():
-        # Of an archive that was asked for by its name nothing else was looked at.
-        if one.fault or whole or one.archive.name in map(key_text, asked_for):
+        if one.fault or whole:
             continue
         if one is first:
             yield (f"{one}: no FULL is before it: whether it holds everything is found out by"
@@ -8813,6 +8837,7 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
     ),
     "restore-script": (
         "NAME", f"Prints a shell script that restores NAME without this program. {_A_NAME}",
+        # A key, since a DIFF with no FULL before it is read, to see whether it holds everything.
         (_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
     ),
     "verify": (
@@ -9142,9 +9167,9 @@ def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterato
         settings = settings_of(config, needs_diff_dir=False)
         prefix = prefix or settings.prefix
         for job in jobs_of(config):
-            name = stored_name(job.kind, job.name)
-            # As `parse_archive_name` gives it back.
-            kinds[f"/{name.removeprefix('/')}" if prefix else name] = job.kind
+            if job.kind not in DUMPS:  # the names of their archives tell
+                # As `parse_archive_name` gives it back.
+                kinds[f"/{job.name.removeprefix('/')}" if prefix else job.name] = job.kind
         bucket, access = settings.bucket, access_of(settings)
         own = (settings.diff_dir,)
         if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
@@ -9171,33 +9196,43 @@ def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterato
 def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
+    named = None
     with _recovery(options, clock) as recovery:
-        seen = catalogue(recovery.store, prefix=recovery.prefix, look_inside=True)
-        sources = group_by_source((one.without_chunks() for one in seen), recovery.kinds)
-    if names:
-        meant = matches(key_text(names[0]), sources, recovery.prefix)
-        sources = {source: sources[source] for source in meant}
-        if not sources:
-            raise nothing_found(recovery, names)
+        if names:
+            named, sources = meant_by(recovery, names[0], look_inside=True)
+            if not sources:
+                raise nothing_found(recovery, names)
+        else:
+            seen = catalogue(recovery.store, prefix=recovery.prefix, look_inside=True)
+            sources = group_by_source((one.without_chunks() for one in seen), recovery.kinds)
     if "json" in options:
-        print(json.dumps(_catalogue_json(recovery.store.bucket, sources, moment), indent=1))
+        shown = _catalogue_json(recovery.store.bucket, sources, named, moment)
+        print(json.dumps(shown, indent=1))
         return EXIT_OK
     if not sources:
         print_stderr(f"s3napback: {nothing_found(recovery, names).message}")
     for source, of_source in sorted(sources.items()):
-        for line in _catalogue_lines(source, of_source, moment):
+        for line in _catalogue_lines(source, of_source, named, moment):
             print(printable(line, ""))
     return EXIT_OK
 
 
+def _rows(
+    found: Sequence[CatalogEntry], named: CatalogEntry | None
+) -> list[tuple[CatalogEntry, int, bool]]:
+    """What `list` shows of a source's history: all, or one archive by its name."""
+    return [row for row in History(found).rows()
+            if named is None or row[0].archive.name == named.archive.name]
+
+
 def _catalogue_lines(
-    source: Source, found: Sequence[CatalogEntry], moment: Moment
+    source: Source, found: Sequence[CatalogEntry], named: CatalogEntry | None, moment: Moment
 ) -> Iterator[str]:
     kind, name, prefix = source
     of_prefix = f" (Prefix {prefix})" if prefix else ""
     yield f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}"
-    history = History(found)
-    for one, at, whole in history.rows():
+    rows = _rows(found, named)
+    for one, at, whole in rows:
         remarks = [one.fault or "complete", *_remarks(one)]
         if at != math.floor(one.made):
             remarks.insert(1, f"by a clock that said {_moment_text(moment, one.made)}")
@@ -9205,7 +9240,7 @@ def _catalogue_lines(
             remarks.insert(1, "stale: what it continues is gone")
         yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.archive.size)} in"
                f" {one.archive.count} chunks  {', '.join(remarks)}")
-    shown = ", ".join(_moment_text(moment, at) for at in history.restorable()) or "none"
+    shown = ", ".join(_moment_text(moment, at) for _, at, whole in rows if whole) or "none"
     yield f"  can be restored as of: {shown}"
     for doubt in date_doubts(found, moment):
         yield f"  in doubt: {doubt}"
@@ -9229,7 +9264,8 @@ def _remarks(one: CatalogEntry) -> Iterator[str]:
 
 
 def _catalogue_json(
-    bucket: str, sources: Mapping[Source, Sequence[CatalogEntry]], moment: Moment
+    bucket: str, sources: Mapping[Source, Sequence[CatalogEntry]], named: CatalogEntry | None,
+    moment: Moment,
 ) -> Any:
     def utc(epoch: float) -> str:
         return Moment(epoch).utc_text()
@@ -9242,7 +9278,7 @@ def _catalogue_json(
                 "kind": kind or None,
                 "name": name,
                 "prefix": prefix,
-                "restorable": [utc(at) for at in history.restorable()],
+                "restorable": [utc(at) for _, at, whole in rows if whole],
                 "doubts": date_doubts(found, moment),
                 "archives": [
                     {
@@ -9254,11 +9290,11 @@ def _catalogue_json(
                         "encrypted": one.encrypted, "leftovers": one.leftovers,
                         "staged": one.archive.staged, "stale": not one.fault and not whole,
                     }
-                    for one, at, whole in history.rows()
+                    for one, at, whole in rows
                 ],
             }
             for (kind, name, prefix), found in sorted(sources.items())
-            for history in [History(found)]
+            for rows in [_rows(found, named)]
         ],
     }
 
@@ -9270,10 +9306,12 @@ _MAX_SHOWN = 100
 def _chain_of(
     recovery: Recovery, name: str, options: Mapping[str, str], moment: Moment
 ) -> tuple[str, Chain]:
-    """(kind, chain) of what is to be restored."""
+    """(kind, chain) of what is to be restored; tells what is to be said of it."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
     kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
     refuse_frozen(chain)
+    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
+        print_stderr(f"s3napback: {warning}")
     return kind, chain
 
 
@@ -9284,38 +9322,37 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
     if (place is None) == ("stdout" not in options):
         raise UsageFailure("give one of --to PLACE and --stdout")
     warnings: list[str] = []
-    absent: list[str] = []
-    with _recovery(options, clock) as recovery:
-        kind, chain = _chain_of(recovery, name, options, moment)
-        size = sum(one.archive.size for one in chain.archives)
-        with progress_bar(name, size) as progress:
-            recovery = replace(recovery, progress=progress)
-            kind = kind or kind_by_content(recovery, chain.archives[0])
-            if kind != DIRECTORY and members:
-                raise UsageFailure(f"{members[0]}: only a directory has parts")
-            if kind == DIRECTORY:
-                if place is None:
-                    raise UsageFailure("a directory needs --to DIR")
-                warnings, absent = restore_directory(
-                    recovery, chain, place, members, overwrite=overwrite)
-            elif place is None:
-                write_dump(recovery, chain, _standard_output())
-            elif kind == SUBVERSION:
-                restore_repository(recovery, chain, place)
-            else:
-                restore_file(recovery, chain, place, overwrite=overwrite)
-    for warning in warnings[:_MAX_SHOWN]:
-        print_stderr(f"s3napback: {warning}")
-    if len(warnings) > _MAX_SHOWN:
-        print_stderr(f"s3napback: and {len(warnings) - _MAX_SHOWN} things more like these")
-    as_of = _moment_text(moment, chain.as_of)
-    if absent:
-        raise Failure(f"not in the backup as of {as_of}: {', '.join(sorted(absent))}")
-    for warning in chain.warnings:
-        print_stderr(f"s3napback: {warning}")
+    try:
+        with _recovery(options, clock) as recovery:
+            kind, chain = _chain_of(recovery, name, options, moment)
+            as_of = _moment_text(moment, chain.as_of)
+            size = sum(one.archive.size for one in chain.archives)
+            with progress_bar(name, size) as progress:
+                recovery = replace(recovery, progress=progress)
+                kind = kind or kind_by_content(recovery, chain.archives[0])
+                if kind != DIRECTORY and members:
+                    raise UsageFailure(f"{members[0]}: only a directory has parts")
+                if kind == DIRECTORY:
+                    if place is None:
+                        raise UsageFailure("a directory needs --to DIR")
+                    for warning in restore_directory(
+                        recovery, chain, place, members, as_of=as_of, overwrite=overwrite
+                    ):
+                        warnings.append(warning)  # told when the progress bar is gone
+                elif place is None:
+                    write_dump(recovery, chain, _standard_output())
+                elif kind == SUBVERSION:
+                    restore_repository(recovery, chain, place)
+                else:
+                    restore_file(recovery, chain, place, overwrite=overwrite)
+    finally:
+        for warning in warnings[:_MAX_SHOWN]:
+            print_stderr(f"s3napback: {warning}")
+        if len(warnings) > _MAX_SHOWN:
+            print_stderr(f"s3napback: and {len(warnings) - _MAX_SHOWN} things more like these")
     done = ", ".join(map(str, chain.archives))
     print_stderr(f"{name} as of {as_of} is in {place or 'standard output'}: {done}")
-    return EXIT_WARNINGS if warnings else EXIT_OK
+    return EXIT_WARNINGS if warnings or chain.lacking else EXIT_OK
 
 
 def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
@@ -9323,8 +9360,6 @@ def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], 
     options, (name,) = read_args("restore-script", args)
     with _recovery(options, clock) as recovery:
         kind, chain = _chain_of(recovery, name, options, moment)
-    for warning in chain.warnings:
-        print_stderr(f"s3napback: {warning}")
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
     output.write(restore_script(name, kind, chain, recovery).encode("utf-8", "surrogateescape"))
@@ -9338,16 +9373,15 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     sample = options.get("sample", "0").removesuffix("%")
     if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?|100", sample):
         raise UsageFailure(f"--sample {sample} is not a number of percents")
-    given = key_text(names[0]) if names else ""
+    named = None
     faults: list[str] = []
     found: list[CatalogEntry] = []
     with _recovery(options, clock) as recovery:
-        for one in catalogue(recovery.store, prefix=recovery.prefix):
-            source = Source(one.kind or "", one.name, one.prefix)
-            if names and given != one.archive.name and not matches(
-                given, [source], recovery.prefix
-            ):
-                continue
+        asked_for: Iterable[CatalogEntry] = catalogue(recovery.store, prefix=recovery.prefix)
+        if names:
+            named, sources = meant_by(recovery, names[0])
+            asked_for = [named] if named else itertools.chain(*sources.values())
+        for one in asked_for:
             found.append(one.without_chunks())
             try:
                 if one.fault:
@@ -9364,7 +9398,8 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     if not found:
         raise nothing_found(recovery, names)
     for source, of_source in sorted(group_by_source(found, recovery.kinds).items()):
-        faults += chain_faults(source.name, of_source, moment, names)
+        if not named:  # what it continues was not asked for
+            faults += chain_faults(source.name, of_source, moment)
         for doubt in date_doubts(of_source, moment):
             print_stderr(f"s3napback: in doubt: {doubt}")
     for fault in faults:

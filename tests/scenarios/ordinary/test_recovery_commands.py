@@ -183,6 +183,45 @@ def test_a_slash_at_an_end_makes_no_other_name(
             assert done.returncode == 0, done.stderr
 
 
+def test_a_name_means_the_same_to_each_command(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was typed comes before what differs by a slash; one archive is a NAME, too."""
+    monkeypatch.setenv("HOME", "/")
+    bare = str(site.data)[1:]
+    site.jobs = f"Directory /{bare}\nDirectory {bare}"
+    for night in (21, 22):
+        assert site.run("-f", now=NIGHT.replace(day=night)) == 0
+    for name in (bare, f"/{bare}"):
+        text = call("list", name, *site.bucket).stdout
+        assert text.startswith(f"Directory {name}\n") and text.count("Directory ") == 1
+        done = call("verify", name, *site.bucket)
+        assert (done.returncode, "2 archives checked" in done.stderr) == (0, True)
+        done = call("restore", name, "--to", f"{tmp_path}/{len(name)}", *site.bucket)
+        assert done.returncode == 0, done.stderr
+        newest, older = sorted(one for one in site.archives() if one.startswith(f"{name}-"))[::-1]
+        for archive in (newest, older):
+            text = call("list", archive, *site.bucket).stdout
+            assert f"  {archive}  " in text and "stale" not in text
+            assert (older in text) == (archive == older)
+            (shown,) = json.loads(call("list", "--json", archive, *site.bucket).stdout)["sources"]
+            assert [one["archive"] for one in shown["archives"]] == [archive]
+            assert len(shown["restorable"]) == 1
+            assert "1 archives checked" in call("verify", archive, *site.bucket).stderr
+    for command in ("list", "verify", "restore-script"):
+        assert "there is no backup of" in call(command, f"{bare}-9-DIFF", *site.bucket).stderr
+
+
+def test_a_database_of_a_directorys_name_does_not_make_it_a_dump(site: Site) -> None:
+    site.settings["Prefix"] = "web1"
+    site.jobs = "MySQL shop"
+    store = site.store()
+    store.create()
+    store.put(f"web1/shop-0-FULL:{0:020d}", b"x", {})
+    assert call("list", "-c", str(site.write())).stdout.startswith(
+        "Directory or Subversion /shop (Prefix web1)")
+
+
 def test_a_repository_and_a_dump_are_found_with_a_slash_too(
     site: Site, place: list[str], svn_repo_factory: Any, tmp_path: Path
 ) -> None:
@@ -239,7 +278,12 @@ def test_a_perl_job_that_began_with_a_diff_comes_back_by_its_name(
     assert done.returncode == 1
     assert f"{data}-4-DIFF does not hold kept" in done.stderr
     done = call("restore", str(data), "--to", f"{tmp_path}/less", "--force-partial", *place)
-    assert "partial: " in done.stderr
+    assert f"partial: {data}-4-DIFF does not hold kept" in done.stderr
+    assert done.returncode == 3
+    done = call("restore", str(data), "--to", f"{tmp_path}/none", "--force-partial", *place,
+                f"{data}/kept")
+    assert f"partial: {data}-4-DIFF does not hold kept" in done.stderr  # although the PATH is not
+    assert (done.returncode, "not in the backup as of" in done.stderr) == (1, True)
     assert (Path(f"{tmp_path}/less{data}") / "night2").exists()
 
 

@@ -349,7 +349,7 @@ def counted(real):
         return real(*args, **named)
     return act
 os.rename = counted(os.rename)
-s3napback.exchange = counted(s3napback.exchange)
+s3napback.exchange_entries = counted(s3napback.exchange_entries)
 sys.exit(s3napback.main(sys.argv[2:]))
 """
 
