@@ -133,3 +133,66 @@ def test_the_bucket_and_the_diffdir_in_a_source_outlive_its_restore(
     assert sorted(os.listdir(site.data)) == ["backup", "file"]
     assert (site.data / "file").read_text() == "one"
     assert f"{backup}/buckets/bkt is left as it is" in capsys.readouterr().err
+
+
+def test_folders_get_their_times_back(site: Site) -> None:
+    """Also those out of which something is taken, and those above and below it."""
+    inner = site.data / "inner"
+    (inner / "deep").mkdir(parents=True)
+    (inner / "deep" / "file").write_text("stored")
+    folders = [inner / "deep", inner, site.data]
+    for folder in folders:
+        os.utime(folder, (1e9, 1e9))
+    assert site.run() == 0
+    (inner / "deep" / "file").write_text("mine")
+    (inner / "more").write_text("mine")
+    (site.data / "file").unlink()
+    assert site.restore("/", "--overwrite") == 0
+    assert [folder.stat().st_mtime for folder in folders] == [1e9] * 3
+    assert sorted(os.listdir(inner)) == ["deep"]
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000, 0o300])
+def test_an_ordinary_user_gets_locked_folders_back_as_they_were(nobodys: Site, mode: int) -> None:
+    """What may not be written is moved out of and into, what may not be read is looked into."""
+    site = nobodys
+    (site.data / "locked" / "in").mkdir(parents=True)
+    (site.data / "locked" / "in" / "file").write_text("one")
+    (site.data / "locked" / "gone").write_text("one")
+    for night in (21, 22):
+        os.chmod(site.data / "locked" / "in", mode)
+        os.chmod(site.data / "locked", mode)
+        assert site.run("-f", now=NIGHT.replace(day=night)) == 0  # root may read it
+        if night == 21:
+            (site.data / "locked" / "gone").unlink()
+    subprocess.run(["chown", "-R", "65534:65534", site.folder], check=True)
+    place = site.folder / "place"
+    back = Path(f"{place}{site.data}") / "locked"
+    for words in ([], ["--overwrite"]):
+        if words:
+            os.chmod(back, 0o700)
+            (back / "more").write_text("mine")
+            os.chmod(back, mode)
+            os.chown(back / "more", 65534, 65534)
+        done = run_as_nobody(site, "restore", str(site.data), "--to", str(place), *words)
+        assert done.returncode == 0, done.stderr
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (back, back / "in")] == [mode] * 2
+        assert os.listdir(back) == ["in"]
+        assert (back / "in" / "file").read_text() == "one"
+
+
+def test_a_folder_that_a_user_may_not_search_is_told_with_the_reason(nobodys: Site) -> None:
+    site = nobodys
+    (site.data / "in" / "deep").mkdir(parents=True)
+    (site.data / "in" / "deep" / "file").write_text("one")
+    subprocess.run(["chown", "-R", "65534:65534", site.data], check=True)
+    assert run_as_nobody(site).returncode == 0
+    place = site.folder / "place"
+    locked = Path(f"{place}{site.data}") / "in"
+    (locked / "deep").mkdir(parents=True)
+    subprocess.run(["chown", "-R", "65534:65534", place], check=True)
+    os.chown(locked, 0, 0)
+    os.chmod(locked, 0o744)
+    done = run_as_nobody(site, "restore", str(site.data), "--overwrite", "--to", str(place))
+    assert done.returncode == 3, done.stderr
+    assert f"{locked}/deep could not be brought back whole: Permission denied" in done.stderr

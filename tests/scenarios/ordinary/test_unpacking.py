@@ -235,6 +235,30 @@ def test_renames_of_the_perl_script_come_back(site: Site, change: Any) -> None:
         assert os.listdir(f"{part}{site.data}") == [path.name]
 
 
+def test_a_path_in_one_directory_is_told_of_a_rename_out_of_another(site: Site) -> None:
+    """The first directory that is given to tar says where a folder of it has gone."""
+    for name in ("a/moved", "b"):
+        (site.data / name).mkdir(parents=True)
+    (site.data / "a" / "moved" / "file").write_text("one")
+    store = site.store()
+    store.create()
+    for night in range(2):
+        if night:
+            (site.data / "a" / "moved").rename(site.data / "b" / "moved")
+        archive = subprocess.run(
+            ["tar", "-f", "-", "-g", site.folder / "snapshot", "-C", "/", "-czp",
+             site.data / "a", site.data / "b"], capture_output=True, check=True,
+        )
+        mode = "DIFF" if night else "FULL"
+        store.put(f"{site.data}/*-{night}-{mode}:{0:020d}", archive.stdout, {})
+        (file,) = (site.folder / "buckets" / "bkt").glob(f"*-{night}-{mode}*")
+        os.utime(file, (1e9 + night * 86400, 1e9 + night * 86400))
+    for number, path in enumerate(("b", "b/moved", "b/moved/file")):
+        place = site.folder / f"back{number}"
+        assert site.restore(place, f"{site.data}/{path}", name=f"{site.data}/*") == 0
+        assert (Path(f"{place}{site.data}") / "b" / "moved" / "file").read_text() == "one"
+
+
 # ---- names ----
 
 
