@@ -4705,6 +4705,12 @@ def _fetch_chunk(
 # 13. DiffDir
 # ==================================================================================================
 
+# Of each Directory and each repository DiffDir has a diff file: what the last stored backup saw.
+# A position says where one stands: for a Directory the digest of tar's snapshot, for a repository
+# the last revision stored. Its sidecar says which archives in the bucket lead to that position.
+# An archive has the mark `s3napback-state`: of a Directory "FROM:TO", the position from which it
+# goes on ("-" for nothing) and the one to which it leads; of a repository "FIRST:LAST", revisions.
+
 # The names of drafts of diff files, and of sidecars. No diff file is called so: they start with the
 # job's name.
 _DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
@@ -4716,7 +4722,7 @@ _in_diff_dir = os_failures("write in DiffDir")  # as a decorator
 class Sidecar:
     """What is known of a diff file that we wrote; one without a sidecar is the Perl script's.
 
-    position: where the diff file stands, as `State.position` gives it.
+    position: where the diff file stands, as `DiffDir.position` gives it.
     place: the bucket, as `bucket_place` gives it.
     archives: those in the bucket, oldest first, that together end where the diff file does.
     excludes: what was left out of a directory.
@@ -4781,7 +4787,7 @@ def _new_file(folder: str) -> Iterator[str]:
             os.unlink(temp)
 
 
-class State:
+class DiffDir:
     """DiffDir: per name, what its last stored backup saw. Nothing else touches these files.
 
     folder: DiffDir with a slash at its end.
@@ -4812,8 +4818,7 @@ class State:
         return None
 
     def position(self, kind: str, name: str) -> str:
-        """Where the diff file stands, as `s3napback-state` says it; "" for no backup. Raises
-        Failure if it cannot be read."""
+        """Where the diff file stands; "" for no backup. Raises Failure if it cannot be read."""
         path = self.diff_file(name)
         try:
             with os_failures("read the diff file"), contextlib.suppress(FileNotFoundError):
@@ -5086,7 +5091,7 @@ class Draft:
     def prepare(
         self, twins: Iterable[tuple[bytes, os.stat_result]] = (), set_back: float = 0.0
     ) -> str:
-        """Makes it fit for tar; returns the state that it had, "-" for an empty one.
+        """Makes it fit for tar; returns the position that it had, "-" for an empty one.
 
         tar knows a directory again by device and inode, and stores one that has moved as a rename,
         which on the way back cannot be done where the name is still taken. So those that are not
@@ -5118,7 +5123,7 @@ class Draft:
 
     @_in_diff_dir
     def finish(self, messages: Sequence[str]) -> str:
-        """Makes what tar wrote tell of no more than what is in the archive; returns its state.
+        """Makes what tar wrote tell of no more than what is in the archive; returns its position.
 
         messages: tar's. Raises Failure where the next backup could not continue it.
         """
@@ -5231,7 +5236,7 @@ class Run:
 
     settings: Settings
     options: RunOptions
-    state: State
+    diff_dir: DiffDir
     store: Store
     place: str
 
@@ -5282,7 +5287,8 @@ class Plan:
     todays: the archive that the diff file describes, if that is of today.
     saved, youngest: revisions: the last one that is stored, the last one that there is; -1: none.
     failure: why it cannot be made.
-    twin, clash: the place of an earlier job: with the same archives, with this very archive now.
+    same_as: the place of an earlier job whose source has the same archives.
+    clash: the place of an earlier job that makes this very archive now.
     replaced: an archive that it continues, and that is replaced now.
     """
 
@@ -5297,7 +5303,7 @@ class Plan:
     saved: int = -1
     youngest: int = -1
     failure: Exception | None = None
-    twin: str = ""
+    same_as: str = ""
     clash: str = ""
     replaced: str = ""
 
@@ -5360,11 +5366,11 @@ def facts_of(run: Run, kind: str, name: str, mode: str) -> Facts:
     """Asks DiffDir about a source, and svnlook about a repository. Raises Failure."""
     if kind not in (DIRECTORY, SUBVERSION):
         return Facts()
-    state, env = run.state, run.options.env
-    sidecars, written = state.sidecars(name), state.written_on(name)
-    position = state.position(kind, name) if mode == DIFF and sidecars else ""
+    diff_dir, env = run.diff_dir, run.options.env
+    sidecars, written = diff_dir.sidecars(name), diff_dir.written_on(name)
+    position = diff_dir.position(kind, name) if mode == DIFF and sidecars else ""
     if kind == DIRECTORY:
-        return Facts(sidecars, written, position, bool(position) and state.is_ahead(name))
+        return Facts(sidecars, written, position, bool(position) and diff_dir.is_ahead(name))
     youngest, saved = youngest_revision(name, env), int(position or -1)
     noted = [one.identity for one in sidecars if one.position == position and one.identity]
     if saved > youngest or (noted and revision_identity(name, saved, env) not in noted):
@@ -5421,7 +5427,7 @@ def _with_sidecar(run: Run, plan: Plan, facts: Facts) -> Plan:
 
 
 def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
-    """The plans, with what each has to do with the others: `twin`, `clash`, `replaced`.
+    """The plans, with what each has to do with the others: `same_as`, `clash`, `replaced`.
 
     Of two that write now, the later does not continue the diff file that the earlier one moves on.
     """
@@ -5442,7 +5448,7 @@ def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
             plan = plan.holding_everything(logging.WARNING, why)
         yield replace(
             plan,
-            twin=source.job.where if source else "",
+            same_as=source.job.where if source else "",
             clash=other.job.where if other else "",
             replaced=min((ref.archive for ref in chain if ref.archive in todays), default=""),
         )
@@ -5629,7 +5635,7 @@ def print_commands(run: Run, seen: Seen) -> Outcome:
     program, target = f"{run.options.program} js3tream", f"{settings.bucket}:{plan.archive}"
     send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {shlex.quote(target)}"
     pipeline = shown_pipeline(
-        source_of(run, plan),
+        dump_stage(run, plan),
         plan.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
     )
     plan.log.info("%s", f"{program} -v{where} -d -b {shlex.quote(target)}")
@@ -5644,7 +5650,7 @@ def print_commands(run: Run, seen: Seen) -> Outcome:
     return Outcome("shown")
 
 
-def source_of(run: Run, plan: Plan) -> Stage:
+def dump_stage(run: Run, plan: Plan) -> Stage:
     """The command whose output is the backup; for a Directory as test mode shows it."""
     env = run.options.env
     if plan.kind == SUBVERSION:
@@ -5658,7 +5664,7 @@ def source_of(run: Run, plan: Plan) -> Stage:
         names = expand_name(plan.name, env)
     except Failure:
         names = [plan.name]
-    return tar_stage(names, excludes, run.state.diff_file(plan.name), shown=True)
+    return tar_stage(names, excludes, run.diff_dir.diff_file(plan.name), shown=True)
 
 
 def store_archive(run: Run, seen: Seen) -> Outcome:
@@ -5669,11 +5675,11 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
     boot, before, warnings, draft = boot_clock(), "", list[str](), None
     with contextlib.ExitStack() as stack:
         if plan.kind not in DUMPS:
-            draft = stack.enter_context(run.state.draft(plan.name, empty=plan.self_contained))
+            draft = stack.enter_context(run.diff_dir.draft(plan.name, empty=plan.self_contained))
         if draft and plan.kind == DIRECTORY:
             source, before, warnings = _directory(run, plan, draft, boot)
         else:
-            source = source_of(run, plan)
+            source = dump_stage(run, plan)
         began = Moment(options.clock()).utc_text()
         progress = stack.enter_context(options.progress(plan.archive))
         with _running(run, plan, source) as (pipeline, stream):
@@ -5694,7 +5700,7 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
             identity = "" if plan.kind == DIRECTORY else (
                 revision_identity(plan.name, plan.youngest, options.env)
             )
-            run.state.commit(plan.name, Sidecar(
+            run.diff_dir.commit(plan.name, Sidecar(
                 state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.excludes,
                 identity, boot,
             ))
@@ -5736,8 +5742,8 @@ def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, St
 def _finish_draft(plan: Plan, draft: Draft | None, before: str, pipeline: Pipeline) -> str:
     """Waits for the pipeline, and brings the draft up to date: the archive's `s3napback-state`.
 
-    before: the state that the draft had. Raises Failure where the stream is not to be trusted, or
-    the next backup could not continue it.
+    before: the draft's position. Raises Failure where the stream is not to be trusted, or the next
+    backup could not continue it.
     """
     messages = pipeline.finish()
     if draft and plan.kind == DIRECTORY:
@@ -5786,14 +5792,14 @@ def _announce(run: Run, seen: Seen) -> None:
 def _directory(
     run: Run, plan: Plan, draft: Draft, boot: tuple[str, float]
 ) -> tuple[Stage, str, list[str]]:
-    """(the command that reads a Directory, the state that the draft had, warnings).
+    """(the command that reads a Directory, the position that the draft had, warnings).
 
     Makes the draft fit to it. Raises Failure where there is nothing, and was something: a file
     system that is not mounted is not to be stored.
     """
     env = run.options.env
     names = expand_name(plan.name, env)
-    found = survey_names(names, run.state.last_seen(plan.name))
+    found = survey_names(names, run.diff_dir.last_seen(plan.name))
     faults = found.faults
     if found.unknown and not faults and any(run.archives_of(plan)):
         faults = [f"directory {plan.name} is empty, and archives of it are in the bucket"]
@@ -5806,7 +5812,7 @@ def _directory(
     set_back = plan.sidecar.set_back(boot) if plan.sidecar else 0.0
     before = draft.prepare(twins_in(places), set_back)
     # Our own files: backups of backups grow without end.
-    own, left_out = run.state.own_files(plan.name), list[str]()
+    own, left_out = run.diff_dir.own_files(plan.name), list[str]()
     if root := folder_root(run.settings.s3_endpoint):
         own += bucket_folders(root, run.settings.bucket)
     for path in own:
@@ -5878,14 +5884,14 @@ def run_config(path: str, options: RunOptions) -> int:
             settings.s3_keyfile, shlex.quote(settings.s3_keyfile),
         )
     check_temp_dir(settings, jobs)
-    state = State(settings.diff_dir, options.now)
+    diff_dir = DiffDir(settings.diff_dir, options.now)
     store = open_store(settings.bucket, access, options.clock, Retries(settings.retry_hours, log))
     place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
-    run = Run(settings, options, state, store, place)
+    run = Run(settings, options, diff_dir, store, place)
     with contextlib.ExitStack() as stack:
         if not options.test:
-            stack.enter_context(state.lock())
-            state.clear()
+            stack.enter_context(diff_dir.lock())
+            diff_dir.clear()
         status = run_jobs(run, jobs)
     return worst_status((status, EXIT_WARNINGS if unserved else EXIT_OK))
 
@@ -5924,10 +5930,10 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
     for archive in sorted({seen.done for seen in surveyed if seen.done}):
         log.info("%s:%s", bucket, archive)
     doubles = [seen.plan for seen in surveyed
-               if seen.plan.twin and (seen.is_skipped or not seen.plan.clash)]
+               if seen.plan.same_as and (seen.is_skipped or not seen.plan.clash)]
     for plan in doubles:
         plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
-                         plan.job.where, plan.twin)
+                         plan.job.where, plan.same_as)
     outcomes = []
     for job, of_job in itertools.groupby(surveyed, key=lambda seen: seen.plan.job):
         if job.is_block:
@@ -7565,7 +7571,7 @@ class _Check:
     def __init__(self, settings: Settings, jobs: Sequence[Job], run: RunOptions) -> None:
         self._settings, self._jobs, self._run = settings, jobs, run
         self._now, self._env = run.now, run.env
-        self._state = State(settings.diff_dir, run.now)
+        self._diff_dir = DiffDir(settings.diff_dir, run.now)
         self._store: Store | None = None  # where the bucket is there
 
     # ---- what stands in the config ----
@@ -7656,7 +7662,7 @@ class _Check:
     def diff_dir(self) -> Iterator[Finding]:
         folder = self._settings.diff_dir
         try:
-            with self._state.lock():
+            with self._diff_dir.lock():
                 pass
         except Failure as failure:
             if failure.status != EXIT_LOCKED:
@@ -7730,7 +7736,7 @@ class _Check:
                 yield replace(one, subject=f"{kind} {name}")
 
     def _directory(self, name: str) -> Iterator[Finding]:
-        survey = survey_names(expand_name(name, self._env), self._state.last_seen(name))
+        survey = survey_names(expand_name(name, self._env), self._diff_dir.last_seen(name))
         for text in survey.faults:
             yield _error(text, "mount it, or see who may read it")
         yield from map(_error, survey.links)
@@ -7772,8 +7778,8 @@ class _Check:
                     f"{last.name} is of the host {host}, which stores in this bucket, too",
                     "give each machine a Bucket of its own, or a Prefix",
                 )
-        if kind not in (DIRECTORY, SUBVERSION) or self._state.sidecars(name) or (
-            not self._state.written_on(name)
+        if kind not in (DIRECTORY, SUBVERSION) or self._diff_dir.sidecars(name) or (
+            not self._diff_dir.written_on(name)
         ):
             return
         fulls = [objects for _, mode, objects in by_date if mode == FULL]

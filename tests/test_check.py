@@ -233,7 +233,7 @@ def test_without_a_key_file_it_says_where_the_key_is_from(s3_site: Site, check: 
 
 
 def test_another_run_at_work_is_a_warning(site: Site, check: Check) -> None:
-    state = s3napback.State(site.settings["DiffDir"] + "/", Moment.of(NIGHT))
+    state = s3napback.DiffDir(site.settings["DiffDir"] + "/", Moment.of(NIGHT))
     with state.lock():
         found = check()
     assert "another run is at work" in found["DiffDir"]["text"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import ArchiveRef, Failure, Moment, Sidecar, State
+from s3napback import ArchiveRef, DiffDir, Failure, Moment, Sidecar
 
 # ---- a DIFF continues what is whole ----
 
@@ -131,7 +131,7 @@ def test_a_forced_run_that_ends_before_its_state_is_kept(
         raise s3napback.Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(s3napback.State, "commit", ended)
+        patch.setattr(s3napback.DiffDir, "commit", ended)
         assert site.run("-f", now=night - timedelta(hours=23)) == 143
     assert site.content(name) == before
     assert site.run(now=night) == 3  # what DiffDir tells of is gone, so all is stored
@@ -185,11 +185,11 @@ def test_directories_that_took_anothers_name_come_back(site: Site, how: str) -> 
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(f"{tmp_path}/", Moment.of(NIGHT))
+def state(tmp_path: Path) -> DiffDir:
+    return DiffDir(f"{tmp_path}/", Moment.of(NIGHT))
 
 
-def test_a_diff_file_that_cannot_be_read_is_told(state: State, tmp_path: Path) -> None:
+def test_a_diff_file_that_cannot_be_read_is_told(state: DiffDir, tmp_path: Path) -> None:
     path = Path(state.diff_file("/repo"))
     path.write_text("many")
     with pytest.raises(Failure, match="cannot read the revision") as failure:
@@ -201,7 +201,7 @@ def test_a_diff_file_that_cannot_be_read_is_told(state: State, tmp_path: Path) -
         state.position("Directory", "/repo")
 
 
-def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
+def test_notes_that_cannot_be_kept(state: DiffDir, tmp_path: Path) -> None:
     notes = Sidecar("x", "bkt", (ArchiveRef("a", "y"),))
     state.commit("/repo", notes)
     (path,) = tmp_path.glob(".s3napback-*.chain")
@@ -214,7 +214,7 @@ def test_notes_that_cannot_be_kept(state: State, tmp_path: Path) -> None:
 
 
 def test_a_diff_dir_that_went_away_is_a_sentence(tmp_path: Path) -> None:
-    state = State(f"{tmp_path}/away/", Moment.of(NIGHT))
+    state = DiffDir(f"{tmp_path}/away/", Moment.of(NIGHT))
     for attempt in (state.lock(), state.draft("/x", empty=True)):
         with pytest.raises(Failure, match="DiffDir"), attempt:
             pass
@@ -224,7 +224,7 @@ def test_a_diff_dir_that_went_away_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_the_place_of_a_diff_file(site: Site, capsys: Capture) -> None:
-    path = Path(State(site.settings["DiffDir"] + "/", Moment.of(NIGHT)).diff_file(str(site.data)))
+    path = Path(DiffDir(site.settings["DiffDir"] + "/", Moment.of(NIGHT)).diff_file(str(site.data)))
     path.mkdir()
     os.utime(path, (1e9, 1e9))
     assert site.run() == 1
@@ -291,7 +291,7 @@ def test_a_read_only_diff_dir_is_a_failure_before_anything_is_stored(
 
 
 def test_a_second_run_on_a_diff_dir_is_refused(site: Site, capsys: Capture) -> None:
-    with s3napback.State(f"{site.folder}/diffs/", s3napback.Moment(0)).lock():
+    with s3napback.DiffDir(f"{site.folder}/diffs/", s3napback.Moment(0)).lock():
         assert site.run() == 75
         assert site.run("-t") == 0  # looks, and waits for no one
     assert f"another run is at work in DiffDir {site.folder}/diffs/" in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_12_a_repository_that_does_not_verify(
 
 
 def test_13_one_run_at_a_time(site: Site, capsys: Capture) -> None:
-    state = s3napback.State(site.settings["DiffDir"] + "/", s3napback.Moment.of(NIGHT))
+    state = s3napback.DiffDir(site.settings["DiffDir"] + "/", s3napback.Moment.of(NIGHT))
     before = site.state()
     with state.lock():
         assert site.run() == 75

@@ -340,7 +340,7 @@ def keep_notes(stage: Stage) -> None:
     marks = {"archive": "x", "chunks": "1", "bytes": "1", "day": at.date().isoformat(),
              "made": s3napback.Moment.of(at).utc_text(), "kind": kind}
     store.put(f"{name}-9-FULL:{0:013d}", b"x", {s3napback.META + k: v for k, v in marks.items()})
-    state = s3napback.State(f"{stage.folder}/diffs/", s3napback.Moment.of(at))
+    state = s3napback.DiffDir(f"{stage.folder}/diffs/", s3napback.Moment.of(at))
     reached = text.strip() if kind == "Subversion" else hashlib.sha256(text.encode()).hexdigest()
     place = s3napback.bucket_place(endpoint, bucket)
     link = s3napback.ArchiveRef(f"{name}-9-FULL", "x")

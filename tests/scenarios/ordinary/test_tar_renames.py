@@ -150,7 +150,7 @@ def test_an_inode_number_that_is_used_again_is_no_rename(site: Site) -> None:
 def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
     """Gives a directory another inode number, in the diff file and in what the bucket says."""
     stamp = diff_file.stat()
-    old = s3napback.State(f"{diff_file.parent}/", s3napback.Moment.of(NIGHT))
+    old = s3napback.DiffDir(f"{diff_file.parent}/", s3napback.Moment.of(NIGHT))
     name = str(site.data)
     before = old.position("Directory", name)
     content = diff_file.read_bytes()
