@@ -5347,7 +5347,7 @@ def plans_of(run: Run, job: Job) -> list[Plan]:
         kind = SUBVERSION
         try:
             names = repositories_in(job.name)
-            if not names:
+            if not names and not run.options.test:
                 raise Failure(f"there is no repository in {job.name}",
                               "mount it, or correct the name")
         except Failure as failure:
@@ -5971,14 +5971,15 @@ def _skip(seen: Seen) -> Outcome:
 
 def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
     plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
-    if plan.job.kind == SUBVERSION_DIR:
+    is_done = bool(seen.done) and not run.options.force
+    if plan.job.kind == SUBVERSION_DIR and not plan.clash and not is_done:  # it may take hours
         verified = run_tool(("svnadmin", "verify", "-q", plan.name), run.options.env)
         verified.required(f"the repository {plan.name} does not verify")
     plan.log.info("%s %s -> %s", plan.kind, stored_name(plan.kind, plan.name), path)
     if plan.clash:
         raise Failure(f"the job at {plan.clash} writes to the same archive",
                       "give one of them another name or timing", where=plan.job.where)
-    if seen.done and not run.options.force:
+    if is_done:
         plan.log.warning("Skipping %s -- already done today", path)
         return Outcome("skipped")
     return make(run, seen)

@@ -168,6 +168,7 @@ def test_a_folder_of_repositories_that_is_empty_fails(site: Site, capsys: Captur
     site.jobs = f"SubversionDir {site.data}"
     assert site.run() == 1
     assert "no repository in" in capsys.readouterr().err
+    assert site.run("-t") == 0
 
 
 # ---- links ----
