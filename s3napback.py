@@ -4973,7 +4973,7 @@ class Folder(NamedTuple):
     def path(self) -> str:
         return os.path.join("/", os.fsdecode(self.name))
 
-    def now(self) -> tuple[int, int]:
+    def on_disk(self) -> tuple[int, int]:
         """(device, inode) of what its path leads to now, zeros for nothing."""
         try:
             info = os.lstat(self.name if self.name[:1] == b"/" else b"/" + self.name)
@@ -4983,11 +4983,11 @@ class Folder(NamedTuple):
 
     def is_in_place(self) -> bool:
         """Whether its path leads to the same directory now."""
-        return self.now() == (self.device, self.inode)
+        return self.on_disk() == (self.device, self.inode)
 
     def is_on_another(self) -> bool:
         """Whether it is another directory now, and on another file system that begins above it."""
-        device, inode = self.now()
+        device, inode = self.on_disk()
         return (device not in (0, self.device) and inode != self.inode
                 and not os.path.ismount(self.path))
 
@@ -5162,11 +5162,12 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inspection:
     """What is to be said of a Directory's names before tar reads them, beside what it saw last.
 
-    faults: why nothing is to be stored; renumbered: paths that only their device number sets apart
-    from what they were; unknown: all are empty, and what they were is not known.
+    faults: why nothing is to be stored.
+    renumbered: paths that only their device number sets apart from what they were.
+    unknown: all are empty, and what they were is not known.
     """
 
     faults: list[str]
@@ -5176,7 +5177,7 @@ class Survey:
     unknown: bool
 
 
-def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
+def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection:
     """Looks at the places that a Directory stands for; folders: as tar saw them last."""
     faults = [fault for name in names if (fault := access_fault(name))]
     warnings: list[str] = []
@@ -5195,9 +5196,9 @@ def survey_names(names: Sequence[str], folders: Iterable[Folder]) -> Survey:
         elif folder.is_on_another():
             warnings.append(f"{path} was on another file system at the last backup: is that not"
                             " mounted?")
-        elif folder.now()[1] == folder.inode and not folder.is_in_place():
+        elif folder.on_disk()[1] == folder.inode and not folder.is_in_place():
             renumbered.append(path)
-    return Survey(faults, [*links_among(names)], warnings, renumbered, unknown)
+    return Inspection(faults, [*links_among(names)], warnings, renumbered, unknown)
 
 
 # ==================================================================================================
@@ -5285,7 +5286,8 @@ class Plan:
     sidecar: of the diff file, if all that it names has to be in the bucket.
     chain_broken: log level and reason, where it continues nothing though it could have.
     todays: the archive that the diff file describes, if that is of today.
-    saved, youngest: revisions: the last one that is stored, the last one that there is; -1: none.
+    saved: the last revision that is stored, -1 for none.
+    youngest: the last revision that there is.
     failure: why it cannot be made.
     same_as: the place of an earlier job whose source has the same archives.
     clash: the place of an earlier job that makes this very archive now.
@@ -5517,7 +5519,7 @@ def survey(run: Run, plan: Plan) -> Seen:
 
 
 def _with_todays(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
-    """A day is done by an archive in the bucket, of a run of this day on this host."""
+    """What is seen, with whether the day is done: by an archive of today, of a run on this host."""
     plan, now, head = seen.plan, run.options.now, run.store.head
     today = run.today.isoformat()
     there = resolve_archive(plan.archive, seen.existing_chunks, head, run.settings.chunk_size)
@@ -5541,7 +5543,7 @@ def _with_todays(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject
 
 
 def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
-    """A DIFF is worth what it continues: the chain, or a plan that holds everything."""
+    """What is seen, with the chain; a DIFF whose chain is not whole is to hold everything."""
     plan, chain = seen.plan, []
     for ref in plan.sidecar.archives if plan.sidecar else ():
         checked = ref.refreshed(chunks(ref.archive), run.store.head)
@@ -5562,7 +5564,8 @@ def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]
 
 def finish_staged(run: Run, seen: Seen) -> Seen:
     """Puts a complete archive that waits beside its place into it (SafeReplace), since a run was
-    ended before it could; and looks again, as `survey`."""
+    ended before it could; and looks again, as `survey`: the plan stays what the first look made it.
+    """
     if not any(is_staged(item.key) for item in seen.existing_chunks):
         return seen
     archive = seen.plan.archive
@@ -5683,7 +5686,10 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
         began = Moment(options.clock()).utc_text()
         progress = stack.enter_context(options.progress(plan.archive))
         with _running(run, plan, source) as (pipeline, stream):
-            state = "" if stream is pipeline else _finish_draft(plan, draft, before, pipeline)
+            # All that UseTempFile stores is there already, and is judged before it is sent.
+            state = None
+            if plan.job.use_temp_file:
+                state = _finish_draft(plan, draft, before, pipeline)
             with Upload(
                 run.store, plan.archive, seen.existing_chunks,
                 chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
@@ -5691,7 +5697,8 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
             ) as upload:
                 for chunk in upload.chunks(stream):
                     upload.put(chunk)
-                state = state or _finish_draft(plan, draft, before, pipeline)
+                if state is None:
+                    state = _finish_draft(plan, draft, before, pipeline)
                 warnings += pipeline.finish()
                 stored = upload.commit(_marks(run, plan, began, state, warnings))
         if draft:
@@ -5799,7 +5806,7 @@ def _directory(
     """
     env = run.options.env
     names = expand_name(plan.name, env)
-    found = survey_names(names, run.diff_dir.last_seen(plan.name))
+    found = inspect_names(names, run.diff_dir.last_seen(plan.name))
     faults = found.faults
     if found.unknown and not faults and any(run.archives_of(plan)):
         faults = [f"directory {plan.name} is empty, and archives of it are in the bucket"]
@@ -7737,7 +7744,7 @@ class _Check:
                 yield replace(one, subject=f"{kind} {name}")
 
     def _directory(self, name: str) -> Iterator[Finding]:
-        survey = survey_names(expand_name(name, self._env), self._diff_dir.last_seen(name))
+        survey = inspect_names(expand_name(name, self._env), self._diff_dir.last_seen(name))
         for text in survey.faults:
             yield _error(text, "mount it, or see who may read it")
         yield from map(_error, survey.links)
