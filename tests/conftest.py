@@ -465,7 +465,11 @@ def mariadb(short_folder: Callable[[str], Path]) -> Iterator[MariaDb]:
     folder.chmod(0o755)  # clients of other users reach the socket
     common = ["--no-defaults", f"--user={user}", f"--datadir={folder}/data"]
     install = [require_tool("mariadb-install-db"), *common, "--skip-test-db"]
-    run([*install, "--auth-root-authentication-method=normal"])
+    # A server clears up its temporary folder when it starts: another's tables, too.
+    temp = folder / "tmp"
+    temp.mkdir()
+    shutil.chown(temp, user)
+    run([*install, "--auth-root-authentication-method=normal"], env={"TMPDIR": str(temp)})
     socket_path = folder / "my.sock"
     daemon = subprocess.Popen(
         [
@@ -478,6 +482,7 @@ def mariadb(short_folder: Callable[[str], Path]) -> Iterator[MariaDb]:
             "--innodb-buffer-pool-size=16M",
             "--innodb-flush-log-at-trx-commit=0",
         ],
+        env={**os.environ, "TMPDIR": str(temp)},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

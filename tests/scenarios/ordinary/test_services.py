@@ -546,7 +546,7 @@ def test_a_storage_class_that_is_unknown_costs_no_old_archive(
 @pytest.mark.parametrize("answer, hint", [
     ((400, "AuthorizationHeaderMalformed", "expecting 'eu-1'"), "set S3Region to the region"),
     ((400, "IllegalLocationConstraintException", ""), "set S3Region"),
-    ((403, "AccessDenied", ""), "check Bucket, or make it by hand: the key lacks the right"),
+    ((403, "AccessDenied", ""), "check Bucket, or make it by hand: the access key lacks the right"),
     ((400, "TooManyBuckets", ""), "set Bucket to another"),
     ((409, "BucketAlreadyExists", ""), "set Bucket to another"),
 ])
