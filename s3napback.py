@@ -2957,9 +2957,12 @@ class FolderStore:
                 if not entry.name.startswith(".new-"):
                     continue
                 pid = entry.name.removeprefix(self._temp_start).partition("-")[0]
-                dead = pid.isdecimal() and not os.path.exists(f"/proc/{pid}")
                 with contextlib.suppress(OSError):  # gone by now, or somebody else's
-                    if dead or time.time() - entry.stat().st_mtime > _ABANDONED:
+                    if pid.isdecimal():  # its time says nothing: `put` sets it before it is done
+                        abandoned = not os.path.exists(f"/proc/{pid}")
+                    else:
+                        abandoned = time.time() - entry.stat().st_mtime > _ABANDONED
+                    if abandoned:
                         os.unlink(entry.path)
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:

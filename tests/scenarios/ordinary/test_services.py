@@ -640,6 +640,18 @@ def test_half_written_files_of_killed_runs_go_with_the_next(site: Site) -> None:
     assert [path.name for path in folder.glob(".new-*")] == [".new-young"]
 
 
+def test_what_another_run_is_just_writing_is_left_whatever_its_time(site: Site) -> None:
+    """Just before its rename it has the time of the run's clock, which may be long ago."""
+    assert site.run() == 0
+    folder = site.folder / "buckets" / "bkt"
+    node = os.uname().nodename.replace("-", "%2D")
+    half = folder / f".new-{node}-{os.getpid()}-0123"
+    half.write_bytes(b"x")
+    os.utime(half, (1e9, 1e9))
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert half.exists()
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_chunks_whose_etags_say_nothing_are_known_by_their_marks(
     tmp_path: Path, mixed: bool
