@@ -20,7 +20,8 @@ How the data flows; the numbers are the sections below:
 
 Sections: 1 this manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
 8 Processes, 9 Buffers, 10 Stores, 11 Archives, 12 Transfer, 13 DiffDir, 14 Backup, 15 Recovery,
-16 Check, 17 Log, 18 Command line. Nothing uses a section below its own; main is last.
+16 Search, 17 Check, 18 Watch, 19 Log, 20 Command line. Nothing uses a section below its own;
+main is last.
 """
 
 from __future__ import annotations
@@ -7451,7 +7452,12 @@ def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
 
 
 # ==================================================================================================
-# 16. Check
+# 16. Search
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 17. Check
 # ==================================================================================================
 
 # What cron gives a job (Debian's cron, crontab(5)); a PATH in the crontab is not known here.
@@ -7926,7 +7932,12 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
 
 
 # ==================================================================================================
-# 17. Log
+# 18. Watch
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 19. Log
 # ==================================================================================================
 
 # log4perl's names for Python's numbers; the numbers of all level names: those of Log::Dispatch
@@ -8554,7 +8565,7 @@ def _our_loggers() -> list[logging.Logger]:
 
 
 # ==================================================================================================
-# 18. Command line
+# 20. Command line
 # ==================================================================================================
 
 USAGE = """\

@@ -1,4 +1,4 @@
-"""Section 17: log4perl's property files on Python's logging."""
+"""Section 19: log4perl's property files on Python's logging."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Section 13 and its commands: from a bucket and a key to the data again."""
+"""Section 15 and its commands: from a bucket and a key to the data again."""
 
 import gzip
 import hashlib

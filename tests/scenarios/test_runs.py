@@ -1,4 +1,4 @@
-"""Section 12 against the recordings: whole runs in test mode, as the original logged them."""
+"""Section 14 against the recordings: whole runs in test mode, as the original logged them."""
 
 import hashlib
 import json
