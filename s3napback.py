@@ -353,6 +353,23 @@ def read_number(text: str, largest: int) -> int:
     return int(text)
 
 
+_DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+
+
+def read_duration(text: str, least: float = 0.0) -> float:
+    """Seconds. Raises ValueError for another text, and for less than the least.
+
+    >>> read_duration("90s"), read_duration("1h30m"), read_duration("2d")
+    (90.0, 5400.0, 172800.0)
+    """
+    match = _DURATION.fullmatch(text[:30])
+    units = zip(match.groups("0"), (86400, 3600, 60, 1), strict=True) if match else ()
+    seconds = float(sum(int(number) * unit for number, unit in units))
+    if not match or seconds < least:
+        raise ValueError("is not a duration such as 90s, 15m, 26h, 2d or 1h30m")
+    return seconds
+
+
 def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Callable[[str], Any]:
     """A reader of texts of a pattern."""
 
@@ -5332,6 +5349,9 @@ class Plan:
         """Whether its repository is all in the archives that it continues."""
         return 0 <= self.saved == self.youngest and not self.chain_broken
 
+    def outcome(self, status: str, error: str = "", size: int = 0) -> Outcome:
+        return Outcome(self.kind, self.name, self.archive, status, error, size)
+
     def holding_everything(self, level: int, why: str) -> Plan:
         """It with a broken chain."""
         why = f"{why}; everything is stored in it"
@@ -5619,14 +5639,37 @@ _PATIENCE_OF_SOURCES = 30.0
 class Outcome:
     """What a plan came to.
 
-    status: "stored", "shown", "skipped" or "failed".
-    size: bytes stored.
-    is_warned: whether it is stored, and something is to be told of it.
+    kind, name: of the source, see `Plan`.
+    archive: its name; empty where none was due, or could be planned.
+    status: "ok", "warnings" (stored, and something is to be told of it), "failed" or "skipped"; in
+    test mode "shown".
+    error: why it failed, else empty.
+    bytes: stored ones; seconds: how long it took.
     """
 
+    kind: str
+    name: str
+    archive: str
     status: str
-    size: int = 0
-    is_warned: bool = False
+    error: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the run of one config came to.
+
+    status: the exit status.
+    outcomes: in the order of the jobs; none where something kept the whole config from running.
+    error: what that was, else empty.
+    seconds: how long it took.
+    """
+
+    status: int
+    outcomes: tuple[Outcome, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
 
 
 def print_commands(run: Run, seen: Seen) -> Outcome:
@@ -5654,7 +5697,7 @@ def print_commands(run: Run, seen: Seen) -> Outcome:
             plan.log.info("%s", line)
     else:
         plan.log.info("%s", f"{pipeline} | {send}")
-    return Outcome("shown")
+    return plan.outcome("shown")
 
 
 def dump_stage(run: Run, plan: Plan) -> Stage:
@@ -5864,7 +5907,7 @@ def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]
     is_broken = plan.chain_broken is not None and plan.chain_broken[0] >= logging.WARNING
     is_foreign = bool(seen.foreign_host) and not run.options.force  # with it, it was meant
     is_warned = bool(warnings) or is_broken or is_foreign or not stored.old_chunks_removed
-    return Outcome("stored", stored.size, is_warned)
+    return plan.outcome("warnings" if is_warned else "ok", size=stored.size)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5872,8 +5915,8 @@ def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]
 # --------------------------------------------------------------------------------------------------
 
 
-def run_config(path: str, options: RunOptions) -> int:
-    """Makes the backups that one config file asks for now, and returns the exit status.
+def run_config(path: str, options: RunOptions) -> RunReport:
+    """Makes the backups that one config file asks for now.
 
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
     counted, and the others still run.
@@ -5903,8 +5946,8 @@ def run_config(path: str, options: RunOptions) -> int:
         if not options.test:
             stack.enter_context(diff_dir.lock())
             diff_dir.clear()
-        status = run_jobs(run, jobs)
-    return worst_status((status, EXIT_WARNINGS if unserved else EXIT_OK))
+        report = run_jobs(run, jobs)
+    return replace(report, status=EXIT_WARNINGS) if unserved and not report.status else report
 
 
 def check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
@@ -5918,8 +5961,8 @@ def check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
                                where=settings.path)
 
 
-def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
-    """All that is due now, in order, or in test mode what that would be; the exit status."""
+def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
+    """All that is due now, in order, or in test mode what that would be."""
     started, bucket = time.monotonic(), run.settings.bucket
     # Planning first: a config that cannot be worked through stores nothing.
     plans = list(paired(run, [plan for job in jobs for plan in plans_of(run, job)]))
@@ -5945,26 +5988,28 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
     for plan in doubles:
         plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
                          plan.job.where, plan.same_as)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for job, of_job in itertools.groupby(surveyed, key=lambda seen: seen.plan.job):
         if job.is_block:
             log.info("%s => %s", job.kind.lower(), job.name)
         outcomes += [run_task(run, seen, make) for seen in of_job]
-    text, status = summary(outcomes, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    text, status = summary(outcomes, seconds)
     log.info("Finished: %s", "test mode, nothing was done" if run.options.test else text)
-    return worst_status((status, EXIT_WARNINGS if doubles else EXIT_OK))
+    status = worst_status((status, EXIT_WARNINGS if doubles else EXIT_OK))
+    return RunReport(status, tuple(outcomes), seconds=seconds)
 
 
 def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
+    started = time.monotonic()
     try:
         if seen.plan.failure:
             raise seen.plan.failure
-        if seen.is_skipped:
-            return _skip(seen)
-        return _make(run, seen, make)
+        outcome = _skip(seen) if seen.is_skipped else _make(run, seen, make)
     except Exception as error:
-        return _fail(run, seen, error)
+        outcome = _fail(run, seen, error)
+    return replace(outcome, seconds=time.monotonic() - started)
 
 
 def _skip(seen: Seen) -> Outcome:
@@ -5977,7 +6022,7 @@ def _skip(seen: Seen) -> Outcome:
         plan.log.warning("Skipping %s -- was already backed up today", plan.name)
     else:
         plan.log.info("%s has no new revisions since last backup; skipping", plan.name)
-    return Outcome("skipped")
+    return plan.outcome("skipped")
 
 
 def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
@@ -5992,7 +6037,7 @@ def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome
                       "give one of them another name or timing", where=plan.job.where)
     if is_done:
         plan.log.warning("Skipping %s -- already done today", path)
-        return Outcome("skipped")
+        return plan.outcome("skipped")
     return make(run, seen)
 
 
@@ -6001,11 +6046,13 @@ def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
     where = f"{run.settings.bucket}:{plan.archive}" if plan.archive else plan.name
     if isinstance(error, OSError):
         error = os_failure(error, "go on")
+    text = str(error)
     if isinstance(error, Failure):
-        plan.log.error("Backup to %s failed: %s", where, error)
+        plan.log.error("Backup to %s failed: %s", where, text)
     else:
-        plan.log.error("Backup to %s failed, by a fault of this program: %s: %s", where,
-                       type(error).__name__, error, exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        plan.log.error("Backup to %s failed, by a fault of this program: %s", where, text,
+                       exc_info=error)
     if plan.mode == FULL and seen.existing_chunks:  # gone if the upload failed half-way
         with run.store.retries.once():
             is_lost = not has_full(run, plan)
@@ -6015,16 +6062,16 @@ def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
                 " as soon as the cause is gone; SafeReplace On keeps the old one till then",
                 plan.name,
             )
-    return Outcome("failed")
+    return plan.outcome("failed", text)
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> tuple[str, int]:
     """(what the closing line says, the exit status) of a run that took so long."""
     statuses = [one.status for one in outcomes]
-    warned = sum(one.is_warned for one in outcomes)
-    size = sum(one.size for one in outcomes)
+    warned = statuses.count("warnings")
+    size = sum(one.bytes for one in outcomes)
     text = (
-        f"{statuses.count('stored')} stored{f' ({warned} with warnings)' if warned else ''},"
+        f"{statuses.count('ok') + warned} stored{f' ({warned} with warnings)' if warned else ''},"
         f" {statuses.count('skipped')} skipped, {statuses.count('failed')} failed;"
         f" {size_text(size)} in {duration_text(seconds)}"
     )
@@ -7936,6 +7983,20 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
 # ==================================================================================================
 
 
+def run_watched(path: str, options: RunOptions) -> RunReport:
+    """The run of a config as `run_config`, and what is told of it to those who watch.
+
+    Raises no Failure: what keeps one config from running is logged, and keeps no other back.
+    """
+    started = time.monotonic()
+    try:
+        report = run_config(path, options)
+    except Failure as failure:
+        log.critical("%s", failure)
+        report = RunReport(failure.status, error=str(failure))
+    return replace(report, seconds=time.monotonic() - started)
+
+
 # ==================================================================================================
 # 19. Log
 # ==================================================================================================
@@ -8773,14 +8834,8 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
             now, clock, tool_environment(os.environ), _program(), progress_bar,
             host_name(), test="-t" in given, force="-f" in given,
         )
-        statuses = []
-        for path in _config_paths(dict(options).get("-c", ""), names):
-            try:
-                statuses.append(run_config(path, run))
-            except Failure as failure:  # it keeps no other config back
-                log.critical("%s", failure)
-                statuses.append(failure.status)
-        return worst_status(statuses)
+        paths = _config_paths(dict(options).get("-c", ""), names)
+        return worst_status([run_watched(path, run).status for path in paths])
     except Failure as failure:
         log.critical("%s", failure)
         return failure.status
@@ -9560,7 +9615,7 @@ def _demo_backup(folder: str, env: Mapping[str, str], day: Moment) -> None:
     run = RunOptions(day, lambda: day.epoch + time.monotonic() - started, env, _program(),
                      progress_bar, host_name())
     try:
-        status = run_config(f"{folder}/demo.conf", run)
+        status = run_config(f"{folder}/demo.conf", run).status
     finally:
         log.removeHandler(handler)
     if status != EXIT_OK:

@@ -403,15 +403,19 @@ def test_a_repository_is_stored_from_the_revision_after_the_last_one() -> None:
     assert plan.has_nothing_new
 
 
+def outcome(status: str, size: int = 0) -> s3napback.Outcome:
+    return s3napback.Outcome("Directory", "/a", "/a-0-FULL", status, bytes=size)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "text", "status"),
     [
         ([], "0 stored, 0 skipped, 0 failed; 0 bytes in 3.0 s", 0),
-        ([s3napback.Outcome("stored", 7), s3napback.Outcome("skipped")],
+        ([outcome("ok", 7), outcome("skipped")],
          "1 stored, 1 skipped, 0 failed; 7 bytes in 3.0 s", 0),
-        ([s3napback.Outcome("stored", 7, is_warned=True)],
+        ([outcome("warnings", 7)],
          "1 stored (1 with warnings), 0 skipped, 0 failed; 7 bytes in 3.0 s", 3),
-        ([s3napback.Outcome("stored", 7, is_warned=True), s3napback.Outcome("failed")],
+        ([outcome("warnings", 7), outcome("failed")],
          "1 stored (1 with warnings), 0 skipped, 1 failed; 7 bytes in 3.0 s", 1),
     ],
 )
@@ -419,3 +423,39 @@ def test_the_closing_line_and_the_exit_status_follow_from_the_outcomes(
     outcomes: list[s3napback.Outcome], text: str, status: int
 ) -> None:
     assert s3napback.summary(outcomes, 3.0) == (text, status)
+
+
+
+def test_a_run_reports_what_became_of_every_archive(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+    run_watched = s3napback.run_watched
+
+    def keep(path: str, options: s3napback.RunOptions) -> s3napback.RunReport:
+        reports.append(run_watched(path, options))
+        return reports[-1]
+
+    monkeypatch.setattr(s3napback, "run_watched", keep)
+    site.jobs = f"Directory {site.data}\nDirectory /nonexistent\nSubversion /nonexistent"
+    assert site.run() == 1
+    site.jobs = f"Directory {site.data}"
+    assert site.run() == 0
+    assert site.run("-f", "-t") == 0
+    site.settings["Bucket"] = "no/bucket"
+    assert site.run() == 2
+
+    first, second, shown, bad = reports
+    stored, absent, unreadable = first.outcomes
+    assert (stored.kind, stored.name, stored.status) == ("Directory", str(site.data), "ok")
+    assert stored.archive.startswith(f"{site.data}-")
+    assert (stored.bytes > 0, stored.seconds > 0, stored.error) == (True, True, "")
+    assert (absent.status, absent.bytes) == ("failed", 0)
+    assert "directory /nonexistent does not exist" in absent.error
+    assert (unreadable.kind, unreadable.archive, unreadable.status) == ("Subversion", "", "failed")
+    assert (first.status, first.error) == (1, "")
+    assert first.seconds >= sum(one.seconds for one in first.outcomes)
+    assert [one.status for one in second.outcomes] == ["skipped"]
+    assert [one.status for one in shown.outcomes] == ["shown"]
+    assert (bad.status, bad.outcomes) == (2, ())
+    assert "no/bucket is not a bucket's name" in bad.error

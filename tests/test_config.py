@@ -262,6 +262,29 @@ def test_each_malformed_directive_is_told(name: str, value: str, tmp_path: Path)
     assert f"{tmp_path}/x.conf:" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("15m", 900), ("26h", 93600), ("2d", 172800), ("1h30m", 5400), ("0h", 0),
+     ("1d1h1m1s", 90061)],
+)
+def test_a_duration_is_read_with_its_units(text: str, seconds: int) -> None:
+    assert s3napback.read_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "90", "h", "1.5h", "-1h", "1h 30m", "30m1h", "1w", "1H", "١h", "1h\n", "9" * 40]
+)
+def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a duration such as 90s, 15m, 26h, 2d or 1h30m"):
+        s3napback.read_duration(text)
+
+
+def test_a_duration_may_have_a_least() -> None:
+    assert s3napback.read_duration("1s", least=1) == 1
+    with pytest.raises(ValueError, match="is not a duration"):
+        s3napback.read_duration("0s", least=1)
+
+
 def test_good_settings_are_read(tmp_path: Path) -> None:
     settings = s3napback.settings_of(
         config_with(
