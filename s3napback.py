@@ -5915,14 +5915,12 @@ def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]
 # --------------------------------------------------------------------------------------------------
 
 
-def run_config(path: str, options: RunOptions) -> RunReport:
-    """Makes the backups that one config file asks for now.
+def run_config(config: Block, settings: Settings, options: RunOptions) -> RunReport:
+    """Makes the backups that one config, of these settings, asks for now.
 
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
     counted, and the others still run.
     """
-    config = read_config(path)
-    settings = settings_of(config)
     jobs = jobs_of(config)
     unserved = not_backed_up(config, jobs)
     for warning in (*config_warnings(config), *unserved):
@@ -7990,7 +7988,8 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     """
     started = time.monotonic()
     try:
-        report = run_config(path, options)
+        config = read_config(path)
+        report = run_config(config, settings_of(config), options)
     except Failure as failure:
         log.critical("%s", failure)
         report = RunReport(failure.status, error=str(failure))
@@ -9615,7 +9614,8 @@ def _demo_backup(folder: str, env: Mapping[str, str], day: Moment) -> None:
     run = RunOptions(day, lambda: day.epoch + time.monotonic() - started, env, _program(),
                      progress_bar, host_name())
     try:
-        status = run_config(f"{folder}/demo.conf", run).status
+        config = read_config(f"{folder}/demo.conf")
+        status = run_config(config, settings_of(config), run).status
     finally:
         log.removeHandler(handler)
     if status != EXIT_OK:
