@@ -2643,6 +2643,7 @@ class StoredObject:
     size: bytes
     etag: hex, the MD5 of a plain upload
     modified: epoch seconds
+    version: the id of this version of it, "" where the newest is meant
     """
 
     key: str
@@ -2650,6 +2651,7 @@ class StoredObject:
     etag: str
     modified: float
     storage_class: str = "STANDARD"
+    version: str = ""
 
 
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
@@ -3213,12 +3215,14 @@ def _refuse_other_than_listings(
     response_dict: dict[str, Any], operation_model: Any, **_: Any
 ) -> None:
     # An empty object is parsed, too: as a listing of nothing.
-    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+    roots = {"ListObjectsV2": (b"ListBucketResult", _WRONG_ENDPOINT),
+             "ListObjectVersions": (b"ListVersionsResult", _NO_VERSIONS)}
+    if operation_model.name not in roots or response_dict["status_code"] != 200:
         return
-    body = response_dict["body"]
+    body, (root, hint) = response_dict["body"], roots[operation_model.name]
     cut = len(body) < int(response_dict["headers"].get("content-length") or 0)
-    if not cut and b"ListBucketResult" not in body[:2000]:
-        raise Failure("what the service answers to a listing is no listing", _WRONG_ENDPOINT)
+    if not cut and root not in body[:2000]:
+        raise Failure("what the service answers to a listing is no listing", hint)
 
 
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired")
@@ -3234,6 +3238,14 @@ _TRANSIENT_CODES = (
 # every 5xx but 501, "Not Implemented", does so, too.
 _TRANSIENT_STATUSES = (408, 429)
 
+# Where objects are frozen: a storage class, or an archive tier of INTELLIGENT_TIERING.
+_FROZEN = ("GLACIER", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS")
+
+# How long the retrieval options usually take; from the deep ones (Amazon S3 User Guide, "Archive
+# retrieval options").
+THAW_TIMES = {"Bulk": ("5 to 12 hours", "48 hours"), "Standard": ("3 to 5 hours", "12 hours"),
+              "Expedited": ("5 minutes", "")}
+
 _HINTS = {
     "AccessDenied": "the access key lacks {right}, or the bucket is someone else's",
     "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
@@ -3247,6 +3259,7 @@ _HINTS = {
     "InvalidLocationConstraint": "check S3Region",
     "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
     "InvalidStorageClass": "check StorageClass",
+    "InvalidObjectState": "it is frozen: s3napback.py restore --thaw asks for it",
 }
 
 # The right that a request needs (AWS Service Authorization Reference, "Actions defined by Amazon
@@ -3256,8 +3269,11 @@ _RIGHTS = {
     "list_objects_v2": "s3:ListBucket", "copy_object": "s3:GetObject and s3:PutObject",
     "delete_object": "s3:DeleteObject", "delete_objects": "s3:DeleteObject",
     "create_bucket": "s3:CreateBucket", "delete_bucket": "s3:DeleteBucket",
-    "list_buckets": "s3:ListAllMyBuckets",
+    "list_buckets": "s3:ListAllMyBuckets", "restore_object": "s3:RestoreObject",
+    "list_object_versions": "s3:ListBucketVersions", "object_version": "s3:GetObjectVersion",
 }
+
+_NO_VERSIONS = "--versions-at needs a service, and a bucket, that keeps the versions of objects"
 
 _WRONG_ENDPOINT = "S3Endpoint may be no S3 service, or already hold the bucket's name: remove it"
 
@@ -3292,6 +3308,8 @@ def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
         hint = f"check Bucket, or make it by hand: {hint}"
     elif operation == "list_objects_v2" and code == "NoSuchKey":  # the request was for an object
         hint = _WRONG_ENDPOINT
+    elif operation == "list_object_versions" and status in (400, 405, 501):
+        hint = hint or _NO_VERSIONS
     elif code in ("404", "NoSuchKey", "NoSuchBucket"):
         kind = NotFound
     elif code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES or (
@@ -3338,6 +3356,15 @@ def _etag_as_md5(answer: Mapping[str, Any]) -> str:
     if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
         return ""
     return etag
+
+
+def _listed(item: Mapping[str, Any]) -> StoredObject:
+    """An object, or a version of one, of the answer to a listing."""
+    return StoredObject(
+        item["Key"], item["Size"], item.get("ETag", "").strip('"'),
+        item["LastModified"].timestamp(), item.get("StorageClass", "STANDARD"),
+        item.get("VersionId", ""),
+    )
 
 
 class RateLimiter:
@@ -3433,6 +3460,10 @@ class S3Store:
         with self._errors(f"{doing} bucket {self.bucket}", operation):
             return getattr(self._client, operation)(Bucket=self.bucket, **parameters)
 
+    def _named(self, key: str) -> dict[str, str]:
+        """What a request to read an object names it by."""
+        return {"Key": key}
+
     @contextlib.contextmanager
     def _errors(self, doing: str, operation: str) -> Iterator[None]:
         """Turns what boto3 raises within the block into Failures; see `_refusal`."""
@@ -3488,7 +3519,7 @@ class S3Store:
     @retried
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         with self._errors(f"fetch {key} from bucket {self.bucket}", "get_object"):
-            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            answer = self._client.get_object(Bucket=self.bucket, **self._named(key))
             with contextlib.closing(answer["Body"]) as body:
                 # urllib3 copies what it reads: in pieces, so that the copies stay small.
                 into.fill(lambda view: body.readinto(view[:_PIECE]))
@@ -3503,14 +3534,14 @@ class S3Store:
     def peek(self, key: str, count: int) -> bytes:
         with self._errors(f"fetch {key} from bucket {self.bucket}", "get_object"):
             part = f"bytes=0-{count - 1}"
-            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=part)
+            answer = self._client.get_object(Bucket=self.bucket, **self._named(key), Range=part)
             data: bytes = answer["Body"].read(count)
         return data
 
     @retried
     def head(self, key: str) -> dict[str, str] | None:
         try:
-            answer = self._request(f"look up {key} in", "head_object", Key=key)
+            answer = self._request(f"look up {key} in", "head_object", **self._named(key))
         except NotFound:
             return None
         return _user_metadata(answer) | ({} if _etag_as_md5(answer) else {ETAG_IS_NOT_MD5: "yes"})
@@ -3519,14 +3550,32 @@ class S3Store:
     def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
         start = {"StartAfter": after} if after else {}
         answer = self._request("list", "list_objects_v2", Prefix=prefix, **start)
-        objects = [
-            StoredObject(
-                item["Key"], item["Size"], item.get("ETag", "").strip('"'),
-                item["LastModified"].timestamp(), item.get("StorageClass", "STANDARD"),
-            )
-            for item in answer.get("Contents", ())
-        ]
+        objects = [_listed(item) for item in answer.get("Contents", ())]
         return objects, bool(answer.get("IsTruncated")) and bool(objects)
+
+    @retried
+    def frozen_in(self, key: str) -> tuple[str, bool]:
+        """(where an object is frozen, "" if it can be read; whether it has been asked for)."""
+        answer = self._request(f"look up {key} in", "head_object", **self._named(key))
+        place = answer.get("ArchiveStatus") or answer.get("StorageClass", "")
+        # The header x-amz-restore: a thawed copy of an object stays of the frozen one's class.
+        asked = answer.get("Restore", "")
+        if place not in _FROZEN or 'ongoing-request="false"' in asked:
+            return "", False
+        return place, bool(asked)
+
+    @retried
+    def thaw(self, item: StoredObject, tier: str, days: int) -> None:
+        """Asks for a frozen object by a retrieval option of THAW_TIMES, for so many days."""
+        request: dict[str, Any] = {"GlacierJobParameters": {"Tier": tier}}
+        if item.storage_class != "INTELLIGENT_TIERING":  # whose objects are moved, not copied
+            request["Days"] = days
+        try:
+            self._request(f"thaw {item.key} in", "restore_object", **self._named(item.key),
+                          RestoreRequest=request)
+        except Failure as failure:
+            if failure.code != "RestoreAlreadyInProgress":
+                raise
 
     @retried
     def copy(self, source: str, target: str) -> None:
@@ -3639,23 +3688,99 @@ class S3Store:
         return _skew(answer)
 
 
+class PastStore(S3Store):
+    """A bucket as it was at a moment, by the versions of its objects that it keeps; only read.
+
+    Of each key that version counts which was the newest then. A version's date is the whole second,
+    by the service's clock, at which its upload began. Of a version and a delete marker of the same
+    second the version counts: a backup deletes a chunk, and then stores another. at: epoch seconds.
+    """
+
+    def __init__(self, bucket: str, access: Access, retries: Retries | None, at: float) -> None:
+        super().__init__(bucket, access, retries)
+        self._at = at
+        self._known: dict[str, str] = {}  # version ids of what was listed
+        self._listings: dict[tuple[str, str], Iterator[StoredObject]] = {}
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, operation: str) -> Iterator[None]:
+        reads = operation in ("get_object", "head_object")
+        with super()._errors(doing, "object_version" if reads else operation):
+            yield
+
+    def _named(self, key: str) -> dict[str, str]:
+        version = self._known.get(key) or next(
+            (item.version for item in self._objects(key) if item.key == key), None)
+        if version is None:
+            raise NotFound(f"{key} was not in bucket {self.bucket} then")
+        return {"Key": key, "VersionId": version}
+
+    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+        listing = self._listings.pop((prefix, after), None) or itertools.dropwhile(
+            lambda item: item.key.encode() <= after.encode(), self._objects(prefix))
+        page = list(itertools.islice(listing, 1000))
+        if page:
+            self._listings[prefix, page[-1].key] = listing
+        if len(self._known) > 200_000:  # a bucket may hold millions; `_named` asks again
+            self._known = {}
+        self._known.update((item.key, item.version) for item in page)
+        return page, bool(page)
+
+    def _objects(self, prefix: str) -> Iterator[StoredObject]:
+        for _, versions in itertools.groupby(self._versions(prefix), key=lambda one: one["Key"]):
+            then = (one for one in versions if one["LastModified"].timestamp() <= self._at)
+            if (one := next(then, None)) and "Size" in one:  # a delete marker has none
+                yield _listed(one)
+
+    def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """The versions and delete markers of each key, the newest first."""
+        if self._is_unversioned:
+            raise Failure(f"bucket {self.bucket} never kept older versions", _NO_VERSIONS)
+        ask = partial(self._request, "list the versions in", "list_object_versions", Prefix=prefix)
+        before: dict[str, str] | None = None
+        start: dict[str, str] = {}
+        while start != before:
+            answer = self.retries.run(partial(ask, **start))
+            found = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+            found.sort(key=lambda one: (
+                one["Key"].encode(), -one["LastModified"].timestamp(), not one.get("IsLatest")))
+            yield from found
+            if not answer.get("IsTruncated"):
+                return
+            before, start = start, {name: answer[f"Next{name}"] for name in (
+                "KeyMarker", "VersionIdMarker") if answer.get(f"Next{name}")}
+        raise Failure(f"the listing of the versions in bucket {self.bucket} does not go on")
+
+    @cached_property
+    def _is_unversioned(self) -> bool:
+        try:
+            return not self._request("ask about", "get_bucket_versioning").get("Status")
+        except Failure:  # whoever may not ask
+            return False
+
+
 # --------------------------------------------------------------------------------------------------
 # Buckets
 # --------------------------------------------------------------------------------------------------
 
 
 def open_store(
-    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None
+    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None,
+    at: float | None = None,
 ) -> Store:
     """The store of a bucket.
 
     clock: gives epoch seconds, the stamps of a folder store
     retries: None: each operation is tried once
+    at: the moment as of which it is read, epoch seconds; None: as it is
     """
     root = folder_root(access.endpoint)
-    if root is not None:
-        return FolderStore(root, bucket, clock)
-    return S3Store(bucket, access, retries)
+    if root is None:
+        return S3Store(bucket, access, retries) if at is None else PastStore(
+            bucket, access, retries, at)
+    if at is not None:
+        raise UsageFailure("a bucket in a folder keeps no older versions", _NO_VERSIONS)
+    return FolderStore(root, bucket, clock)
 
 
 def list_buckets(access: Access) -> list[tuple[str, float]]:
@@ -6151,8 +6276,8 @@ def decryption(
 # Catalogue
 # --------------------------------------------------------------------------------------------------
 
-# Storage classes of objects that cannot be read at once.
-_FROZEN = {"GLACIER", "DEEP_ARCHIVE"}
+# Storage classes of objects that may have to be thawed; of the last one the listing tells no more.
+_COLD = {"GLACIER", "DEEP_ARCHIVE", "INTELLIGENT_TIERING"}
 
 # Archives that the catalogue asks about at the same time.
 _CATALOGUE_PARALLEL = 8
@@ -6193,7 +6318,7 @@ def catalogue(
             kind = archive.metadata["kind"]
         leftovers = len(objects) - archive.count
         one = CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
-        if look_inside and not _FROZEN.intersection(one.archive.storage_classes):
+        if look_inside and not _COLD.intersection(one.archive.storage_classes):
             return replace(one, encrypted=is_openpgp(store.peek(archive.chunks[0].key, 32)))
         return one
 
@@ -6404,14 +6529,36 @@ def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
     return os.fsdecode(lacking)
 
 
-def refuse_frozen(chain: Chain) -> None:
-    """Raises Failure where an archive's storage class gives nothing at once."""
-    for one in chain.archives:
-        if frozen := _FROZEN.intersection(one.archive.storage_classes):
-            raise Failure(
-                f"{one} is in the storage class {min(frozen)} and cannot be read at once",
-                "thaw its objects first: aws s3api restore-object, some hours before",
-            )
+def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> None:
+    """Raises Failure where objects of a chain are frozen.
+
+    tier: the retrieval option by which they are asked for before, and the status is 75; "": they
+    are not. days: for how long they are to be there.
+    """
+    store = recovery.store
+    cold = [item for one in chain.archives for item in one.archive.chunks
+            if item.storage_class in _COLD]
+    if not cold or not isinstance(store, S3Store):
+        return
+    with workers(store, recovery.parallel, "thaw") as pool:
+        states = pool.map(lambda item: store.frozen_in(item.key), cold)
+        frozen = {item: state for item, state in zip(cold, states, strict=True) if state[0]}
+        if not frozen:
+            return
+        places = sorted({place for place, _ in frozen.values()})
+        text = (f"{len(frozen)} objects, {size_text(sum(item.size for item in frozen))}, are"
+                f" frozen in {' and '.join(places)}")
+        if not tier:
+            raise Failure(text, "restore --thaw asks for them")
+        times = {THAW_TIMES[tier][place.startswith("DEEP")] for place in places}
+        if "" in times:
+            raise UsageFailure(f"--tier {tier}: {text}, where it is not known",
+                               "use Standard or Bulk")
+        new = [item for item, (_, asked) in frozen.items() if not asked]
+        list(pool.map(lambda item: store.thaw(item, tier, days), new))
+    raise Failure(f"{text}: {len(new)} were asked for now, {len(frozen) - len(new)} before",
+                  f"they usually come in {' or '.join(sorted(times))}: call this again then",
+                  status=EXIT_LOCKED)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7431,6 +7578,10 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
         lines.append(f"printf '%s\\n' {shown} >&2; : > \"$work/a\"")
         for item in one.archive.chunks:
             fetch = f"aws s3 cp{endpoint} {shlex.quote(f's3://{bucket}/{item.key}')} -"
+            if item.version:
+                what = shlex.join(("--bucket", bucket, "--key", item.key, "--version-id",
+                                   item.version))
+                fetch = f'aws s3api get-object{endpoint} {what} "$work/c" >&2; cat "$work/c"'
             if root:
                 path = FolderStore(root, bucket, time.time).path_of(item.key)
                 fetch = f"cat {shlex.quote(path)}"
@@ -8886,6 +9037,7 @@ _BUCKET_OPTIONS: Options = ("where the archives are: -c, or -b with what it need
     ("--region", "NAME", "where the bucket is"),
     ("--prefix", "NAME", "the Prefix of the config that made the archives; without it those of"
      " every one are meant, and NAME is as list shows it: web1/etc"),
+    ("--versions-at", "WHEN", "from the older versions of a versioned bucket, as it was then"),
 ))
 _STATE_OPTIONS: Options = ("which state", (
     ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
@@ -8915,6 +9067,10 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
             ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
             ("--overwrite", "", "into a folder that is not empty: what was not backed up is"
              " DELETED there"),
+            ("--thaw", "", "ask for what is frozen (Glacier), and end with 75; once it is there,"
+             " the same call restores"),
+            ("--tier", "NAME", "how: Bulk, Standard (unless given) or Expedited"),
+            ("--days", "N", "for how long the thawed copies stay (7)"),
         )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
     ),
     "restore-script": (
@@ -9229,7 +9385,9 @@ def _standard_output() -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterator[Recovery]:
+def _recovery(
+    options: Mapping[str, str], moment: Moment, clock: Callable[[], float]
+) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
     _js3tream_log()
     kinds: dict[str, str] = {}
@@ -9264,7 +9422,8 @@ def _recovery(options: Mapping[str, str], clock: Callable[[], float]) -> Iterato
         )
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
-    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG))
+    then = parse_when(options["versions-at"], moment) if "versions-at" in options else None
+    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG), then)
     if root := folder_root(access.endpoint):
         own += tuple(bucket_folders(root, bucket))
     with decryption(
@@ -9279,7 +9438,7 @@ def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
     named = None
-    with _recovery(options, clock) as recovery:
+    with _recovery(options, moment, clock) as recovery:
         if names:
             named, sources = meant_by(recovery, names[0], look_inside=True)
             if not sources:
@@ -9391,10 +9550,20 @@ def _chain_of(
     """(kind, chain) of what is to be restored; tells what is to be said of it."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
     kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
-    refuse_frozen(chain)
+    tier, days = _thawing(options)
+    refuse_frozen(recovery, chain, tier, days)
     for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
         print_stderr(f"s3napback: {warning}")
     return kind, chain
+
+
+def _thawing(options: Mapping[str, str]) -> tuple[str, int]:
+    """(retrieval option, "" for none; days) of --thaw."""
+    tier = options.get("tier", "Standard").capitalize()
+    if tier not in THAW_TIMES:
+        raise UsageFailure(f"--tier {tier} is none of {', '.join(THAW_TIMES)}")
+    days = whole_number(options.get("days", "7"), "--days", 3650)
+    return tier if "thaw" in options else "", days
 
 
 def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
@@ -9405,7 +9574,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
         raise UsageFailure("give one of --to PLACE and --stdout")
     warnings: list[str] = []
     try:
-        with _recovery(options, clock) as recovery:
+        with _recovery(options, moment, clock) as recovery:
             kind, chain = _chain_of(recovery, name, options, moment)
             as_of = _moment_text(moment, chain.as_of)
             size = sum(one.archive.size for one in chain.archives)
@@ -9440,7 +9609,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
 def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
     options, (name,) = read_args("restore-script", args)
-    with _recovery(options, clock) as recovery:
+    with _recovery(options, moment, clock) as recovery:
         kind, chain = _chain_of(recovery, name, options, moment)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
@@ -9458,7 +9627,7 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     named = None
     faults: list[str] = []
     found: list[CatalogEntry] = []
-    with _recovery(options, clock) as recovery:
+    with _recovery(options, moment, clock) as recovery:
         asked_for: Iterable[CatalogEntry] = catalogue(recovery.store, prefix=recovery.prefix)
         if names:
             named, sources = meant_by(recovery, names[0])

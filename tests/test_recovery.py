@@ -543,7 +543,7 @@ def test_frozen_objects_are_named(s3_server: Any, tmp_path: Path) -> None:
     done = command("restore", "-b", "cold", "-K", str(s3_server.write_keyfile(tmp_path / "k")),
                    "--endpoint", s3_server.endpoint, "/d", "--to", str(tmp_path / "x"))
     assert done.returncode == 1
-    assert b"storage class DEEP_ARCHIVE and cannot be read at once (thaw" in done.stderr
+    assert b"frozen in DEEP_ARCHIVE (restore --thaw asks for them)" in done.stderr
 
 
 def test_force_partial_gives_the_last_good_moment(two_nights: Callable[..., Path]) -> None:
