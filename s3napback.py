@@ -491,12 +491,15 @@ JOB_DIRECTIVES = {
     **dict.fromkeys((*TIMING, "UseTempFile"), KINDS),
     "Exclude": (DIRECTORY,),
     "MySQLOptions": (MYSQL,),
+    **dict.fromkeys(
+        ("ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem"), (DIRECTORY,)
+    ),
 }
 
 # What is a job or holds some; what is a list; what is yes or no; all directives by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
-_LISTS = (*KINDS, "GpgRecipient", "Exclude", "MySQLOptions")
-_SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile")
+_LISTS = (*KINDS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom", "MySQLOptions")
+_SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile", "ExcludeCaches", "OneFileSystem")
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
 }
@@ -958,7 +961,14 @@ def _setting(config: Block, name: str, row: Field[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to be backed up; where: FILE:LINE."""
+    """One thing to be backed up.
+
+    where: FILE:LINE.
+    excludes: patterns.
+    tar_options: what else says to tar what is left out.
+    exclude_files: the files of ExcludeFrom, a line for each.
+    patterns_read: what stands in these, once they are read.
+    """
 
     kind: str
     name: str
@@ -968,6 +978,18 @@ class Job:
     use_temp_file: bool
     excludes: tuple[str, ...]
     mysql_options: tuple[str, ...]
+    tar_options: tuple[str, ...] = ()
+    exclude_files: tuple[Line, ...] = ()
+    patterns_read: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """All that says what is left out: the next archive continues no other one's."""
+        return (*self.excludes, *self.tar_options, *self.patterns_read)
+
+    @property
+    def one_file_system(self) -> bool:
+        return "--one-file-system" in self.tar_options
 
 
 def jobs_of(config: Block) -> list[Job]:
@@ -1003,7 +1025,35 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
         temp is not None and perl_number(temp.text) == 1,
         tuple(block.listed("Exclude")) if kind == DIRECTORY else (),
         tuple(options),
+        tuple(_tar_options(block)) if kind == DIRECTORY else (),
+        tuple(_items(block, "ExcludeFrom", "/.*", "a whole path")) if kind == DIRECTORY else (),
     )
+
+
+def _items(block: Block, name: str, pattern: str, meaning: str) -> Iterator[Line]:
+    """The values of a list, a line for each. Raises Failure for one that is not of the pattern."""
+    read = matching(pattern, meaning)
+    for line in block.lines(name):
+        for text in line.listed:
+            try:
+                yield replace(line, values=(read(text),))
+            except ValueError as error:
+                raise UsageFailure(f"{name} {text} {error}", where=line.where) from error
+
+
+def _tar_options(block: Block) -> Iterator[str]:
+    """tar's words for what is left out besides Exclude and ExcludeFrom. A directory with a tag in
+    it is stored, and the tag: restored, it is a cache to the next backup again."""
+    for name, option in (
+        ("ExcludeCaches", "--exclude-caches"), ("OneFileSystem", "--one-file-system")
+    ):
+        for line in block.lines(name)[:1]:
+            if line.text not in ("0", "1"):
+                raise UsageFailure(f"{name} {line.text} is not yes or no", where=line.where)
+            yield from [option] if is_true(line.text) else []
+    name_of_a_file = r"(?!\.{1,2}$)[^/]+"
+    for line in _items(block, "ExcludeIfPresent", name_of_a_file, "the name of a file"):
+        yield f"--exclude-tag={line.text}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1095,13 +1145,18 @@ def _lists(block: Block, name: str) -> _Remarks:
         for comment in line.values[len(line.listed) :][:1]:
             yield line, f": the list of names ends at {comment}; a comment has a line of its own"
         for text in line.listed if name == "Exclude" else ():
-            # tar's names have no slash at the end, no two in a row, and no "." for a part.
-            parts = [part for part in text.split("/") if part not in ("", ".")]
-            plain = "/" * text.startswith("/") + "/".join(parts)
-            if parts and text != plain:
+            if plain := usable_pattern(text):
                 yield line, f" {text} excludes nothing; write {plain}"
     if name == "MySQLOptions" and len(block.listed(name)) > 1:
         yield block.lines(name)[0], ": all words are used; the Perl script used the first"
+
+
+def usable_pattern(pattern: str) -> str:
+    """What to write for a pattern that can match no name of tar's, "" for any other."""
+    # They have no slash at the end, no two in a row, and no "." for a part.
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    plain = "/" * pattern.startswith("/") + "/".join(parts)
+    return plain if parts and pattern != plain else ""
 
 
 def _blocks(block: Block, name: str) -> _Remarks:
@@ -1571,20 +1626,41 @@ def expand_home(name: str, env: Mapping[str, str]) -> str:
     return os.path.expanduser(name)
 
 
+def with_patterns_read(job: Job) -> Job:
+    """The job with what the files of its ExcludeFrom say, as tar reads them: a pattern a line,
+    blanks at its end are none of it, and there are no comments. Raises Failure (status 2)."""
+    patterns: list[str] = []
+    for line in job.exclude_files:
+        with (
+            failures_at(line.where),
+            os_failures(f"read ExcludeFrom {line.text}", status=EXIT_USAGE),
+            open(line.text, "rb") as file,
+        ):
+            patterns += filter(None, (os.fsdecode(one.rstrip()) for one in file))
+    return replace(job, patterns_read=tuple(patterns))
+
+
+def exclude_options(job: Job, env: Mapping[str, str]) -> list[str]:
+    """tar's words for what the config leaves out."""
+    words = list[str]()
+    for pattern in job.excludes:
+        words += ["--exclude", expand_home(pattern, env)]
+    return [*words, *(f"--exclude-from={line.text}" for line in job.exclude_files),
+            *job.tar_options]
+
+
 def tar_stage(
-    names: Sequence[str], excludes: Sequence[str], snapshot: str, *,
+    names: Sequence[str], options: Sequence[str], snapshot: str, *,
     left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False,
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
-    excludes: the config's patterns
+    options: as `exclude_options` gives them
     left_out: paths, which are no patterns
     sparse: holes are stored as such
     shown: as the original's line, for test mode
     """
-    words = ["tar", "-f", "-"]
-    for pattern in excludes:
-        words += ["--exclude", pattern]
+    words = ["tar", "-f", "-", *options]
     if left_out:
         # They also apply to later options; --no-anchored behind them would make tar skip
         # directories.
@@ -1617,7 +1693,8 @@ _MAX_WORD = 120_000
 # by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
 # another night's snapshot of a file system, for the one that is stored, since their inode numbers
 # are the same. A rename that tar sees nevertheless is told, and names can be read back.
-TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--quoting-style=escape")
+TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
+              "--quoting-style=escape")
 
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
 _TAR_MESSAGE = re.compile(r"[^:]+: ((?:[^\\:]|\\.)+): (.*)")
@@ -1755,17 +1832,21 @@ def mounts() -> list[Mount]:
     return list(found.values())
 
 
-def mounts_of(names: Sequence[str]) -> list[tuple[str, Mount]]:
+def mounts_of(
+    names: Sequence[str], one_file_system: bool = False
+) -> list[tuple[str, Mount]]:
     """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
-    those within them: first those that begin outside."""
+    those within them that it reads, too: first those that begin outside."""
     known = sorted(mounts(), key=lambda mount: len(mount.place))
     outside: list[tuple[str, Mount]] = []
     within: list[tuple[str, Mount]] = []
     for name in names:
         real = os.path.realpath(path_of(name))
-        for mount in [one for one in known if _within(real, one.place) is not None][-1:]:
+        home = [one for one in known if _within(real, one.place) is not None][-1:]
+        for mount in home:
             (within if mount.place == real else outside).append((name, mount))
-        within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in known
+        read = [one for one in known if not one_file_system or one.device == home[0].device]
+        within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in read
                    if (rest := _within(mount.place, real))]
     return outside + within
 
@@ -5569,7 +5650,7 @@ def _with_sidecar(run: Run, plan: Plan, facts: Facts) -> Plan:
     elif facts.is_ahead:
         why = ("what it continues was made when the clock was ahead, and tar would miss what"
                " changed since")
-    elif set(sidecar.excludes) != set(plan.job.excludes):
+    elif set(sidecar.excludes) != set(plan.job.left_out):
         # tar would take the files that an Exclude left out for files that it has stored.
         level, why = logging.INFO, "its Excludes are not those of the last backup"
     else:
@@ -5834,12 +5915,12 @@ def dump_stage(run: Run, plan: Plan) -> Stage:
         return mysql_stage(plan.name, plan.job.mysql_options, env)
     if plan.kind == POSTGRESQL:
         return postgresql_stage(plan.name)
-    excludes = [expand_home(pattern, env) for pattern in plan.job.excludes]
+    options = exclude_options(plan.job, env)
     try:
         names = expand_name(plan.name, env)
     except Failure:
         names = [plan.name]
-    return tar_stage(names, excludes, run.diff_dir.diff_file(plan.name), shown=True)
+    return tar_stage(names, options, run.diff_dir.diff_file(plan.name), shown=True)
 
 
 def store_archive(run: Run, seen: Seen) -> Outcome:
@@ -5880,7 +5961,7 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
                 revision_identity(plan.name, plan.youngest, options.env)
             )
             run.diff_dir.commit(plan.name, Sidecar(
-                state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.excludes,
+                state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.left_out,
                 identity, boot,
             ))
             draft.commit()
@@ -5987,7 +6068,7 @@ def _directory(
     for path in () if plan.self_contained else found.renumbered:
         plan.log.info("the device of %s has another number: everything that was there is stored"
                       " again", path)
-    places = mounts_of(names)
+    places = mounts_of(names, plan.job.one_file_system)
     set_back = plan.sidecar.set_back(boot) if plan.sidecar else 0.0
     before = draft.prepare(twins_in(places), set_back)
     # Our own files: backups of backups grow without end.
@@ -5999,8 +6080,7 @@ def _directory(
             plan.log.info("%s lies in %s, and is left out of the archive", path, plan.name)
             left_out += within
     stage = tar_stage(
-        names, [expand_home(pattern, env) for pattern in plan.job.excludes], draft.path,
-        left_out=left_out,
+        names, exclude_options(plan.job, env), draft.path, left_out=left_out,
         sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
     )
     return stage, before, [*found.links, *found.warnings, *faults]
@@ -6046,7 +6126,7 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
     counted, and the others still run.
     """
-    jobs = jobs_of(config)
+    jobs = list(map(with_patterns_read, jobs_of(config)))
     unserved = not_backed_up(config, jobs)
     for warning in (*config_warnings(config), *unserved):
         log.warning("%s", warning)
@@ -7933,7 +8013,7 @@ class _Check:
     def source(self, job: Job) -> Iterator[Finding]:
         names = [job.name]
         if job.kind == DIRECTORY:
-            yield from self._directory(job.name)
+            yield from self._directory(job)
         elif job.kind in (SUBVERSION, SUBVERSION_DIR):
             names = names if job.kind == SUBVERSION else repositories_in(job.name)
             for name in names:
@@ -7948,8 +8028,17 @@ class _Check:
             for one in self._history(kind, name):
                 yield replace(one, subject=f"{kind} {name}")
 
-    def _directory(self, name: str) -> Iterator[Finding]:
-        survey = inspect_names(expand_name(name, self._env), self._diff_dir.last_seen(name))
+    def _directory(self, job: Job) -> Iterator[Finding]:
+        for pattern in with_patterns_read(job).patterns_read:
+            if plain := usable_pattern(pattern):
+                yield _warning(f"ExcludeFrom: {pattern} excludes nothing", f"write {plain}")
+        names = expand_name(job.name, self._env)
+        survey = inspect_names(names, self._diff_dir.last_seen(job.name))
+        read = mounts_of(names, job.one_file_system)
+        others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
+        outer = [p for p in others if not any(_within(p, o) for o in others)]
+        if outer:
+            yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
         for text in survey.faults:
             yield _error(text, "mount it, or see who may read it")
         yield from map(_error, survey.links)

@@ -79,7 +79,10 @@ def directives_of(heading: str) -> dict[str, str]:
     ("heading", "rows", "others"),
     [
         ("At the main level:", s3napback.SETTINGS, set()),
-        ("A block, and a `<Cycle>`", s3napback.TIMING, {"Exclude", "MySQLOptions", "UseTempFile"}),
+        ("A block, and a `<Cycle>`", s3napback.TIMING, {
+            "Exclude", "ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem",
+            "MySQLOptions", "UseTempFile",
+        }),
     ],
 )
 def test_the_tables_of_directives_are_those_of_the_program(

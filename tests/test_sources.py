@@ -4,12 +4,12 @@ import gzip
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ESC, NIGHT, Capture, Site, files, require_tool
+from conftest import ESC, NIGHT, Capture, Site, differences, files, require_tool, tmpfs
 
 import s3napback
 
@@ -126,6 +126,150 @@ def test_directories_of_any_name_come_back(
     ) == 0
     assert (Path(str(target) + str(place)) / "file").read_text() == "here"
     assert not list(site.folder.rglob("pwned"))
+
+
+# ---- what is left out ----
+
+CACHE = "Signature: 8a477f597d28d172789f06886806bc55\n"  # bford.info/cachedir
+NIGHTS = [datetime(2026, 11, day, 3, 0) for day in (19, 20, 21, 22)]  # a FULL and three DIFFs
+
+
+def fill(folder: Path) -> Path:
+    """A folder with a file, and one in a folder in it."""
+    (folder / "sub").mkdir(parents=True)
+    (folder / "file").write_text(folder.name)
+    (folder / "sub" / "deep").write_text(folder.name)
+    return folder
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_tag_leaves_out_what_is_beside_it_for_as_long_as_it_is_there(site: Site) -> None:
+    cache, private, fake = (fill(site.data / name) for name in ("cache", "private", "fake"))
+    (fake / "CACHEDIR.TAG").write_text("Signature: of something else")
+    site.jobs = (f"<Directory {site.data}>\nExcludeCaches On\nExcludeIfPresent .no-a .no-b\n"
+                 "ExcludeIfPresent .no-c\n</Directory>")
+    everything = names_in(site.data)
+    assert site.run(now=NIGHTS[0]) == 0
+    # Both were stored before they had a tag: what came, changed and went meanwhile is nobody's.
+    for folder, tag in ((cache, "CACHEDIR.TAG"), (private, ".no-c")):
+        (folder / tag).write_text(CACHE)
+        (folder / "file").write_text("changed")
+        (folder / "sub" / "deep").unlink()
+    assert site.run(now=NIGHTS[1]) == 0
+    tagged = {name for name in everything if not name.startswith(("cache/", "private/"))}
+    tagged |= {"cache/CACHEDIR.TAG", "private/.no-c"}
+    # Without their tags they are stored, though none of their files is new.
+    (cache / "CACHEDIR.TAG").unlink()
+    (private / ".no-c").unlink()
+    assert site.run(now=NIGHTS[2]) == 0
+    assert sorted(name[-4:] for name in site.archives()) == ["DIFF", "DIFF", "FULL"]
+    assert names_in(site.restored(after=NIGHTS[0])) == everything
+    assert names_in(site.restored(after=NIGHTS[1])) == tagged
+    assert names_in(site.restored(after=NIGHTS[2])) == names_in(site.data)
+    assert differences(site.data, site.restored()) == ""
+
+
+def test_the_folder_of_a_cache_comes_back_with_its_tag(site: Site) -> None:
+    cache = fill(site.data / "cache")
+    cache.chmod(0o2750)
+    (cache / "CACHEDIR.TAG").write_text(CACHE)
+    site.jobs = f"<Directory {site.data}>\nExcludeCaches yes\n</Directory>"
+    assert site.run() == 0
+    back = site.restored() / "cache"
+    assert names_in(back) == {"CACHEDIR.TAG"} and back.stat().st_mode & 0o7777 == 0o2750
+
+
+def test_one_file_system_is_not_left(site: Site, capsys: Capture) -> None:
+    moved = fill(site.data / "moved")
+    site.jobs = f"<Cycle c>\nOneFileSystem On\nDirectory {site.data}\n</Cycle>"
+    assert site.run(now=NIGHTS[0]) == 0
+    with tmpfs(moved, "size=1m"):
+        fill(moved / "new")
+        assert site.run(now=NIGHTS[1]) == 0
+        back = site.restored(after=NIGHTS[1])
+        assert names_in(back) == {"file", "moved"}
+        capsys.readouterr()
+        assert s3napback.main(["check", "-c", str(site.conf)], now=NIGHTS[1]) == 0
+        assert f"by OneFileSystem what is in {moved} is left out" in capsys.readouterr().out
+    assert site.run(now=NIGHTS[2]) == 0  # no warning: what was mounted there was never stored
+    assert differences(site.data, site.restored()) == ""
+    site.jobs = site.jobs.replace("On", "Off")
+    with tmpfs(moved, "size=1m"):
+        fill(moved / "new")
+        assert site.run(now=NIGHTS[3]) == 0
+        assert differences(site.data, site.restored()) == ""
+
+
+def test_a_job_s_own_mount_point_is_not_left_out(site: Site) -> None:
+    with tmpfs(site.data, "size=1m"):
+        (site.data / "file").write_text("on it")
+        site.jobs = f"<Directory {site.data}>\nOneFileSystem On\n</Directory>"
+        assert site.run() == 0
+        assert differences(site.data, site.restored()) == ""
+
+
+def test_exclude_from_is_read_as_tar_reads_it(site: Site, capsys: Capture) -> None:
+    rules = site.folder / "the rules"
+    for name in ("a.o", "b.log", "# c", "keep"):
+        (site.data / name).write_text(name)
+    rules.write_bytes(b"*.o\r\n\n   \n*.log  \n# c\nsub/")
+    (site.folder / "more").write_text("/nothing")
+    site.jobs = (f"<Directory {site.data}>\nExclude *.tmp\nExcludeFrom \"{rules}\""
+                 f" {site.folder}/more\n</Directory>")
+    assert site.run("-t", now=NIGHTS[0]) == 0
+    words = f"--exclude '*.tmp' '--exclude-from={rules}' --exclude-from={site.folder}/more -g"
+    assert words in capsys.readouterr().err
+    assert site.run(now=NIGHTS[0]) == 0
+    assert names_in(site.restored()) == {"file", "keep"}
+    assert s3napback.main(["check", "-c", str(site.conf)], now=NIGHTS[0]) == 3
+    assert "ExcludeFrom: sub/ excludes nothing: write sub" in capsys.readouterr().out
+    # The order counts for nothing; what is let in again has to be stored, old as it is.
+    rules.write_bytes(b"*.log\n# c\n*.o\nsub/\n")
+    assert site.run(now=NIGHTS[1]) == 0
+    assert "everything is stored" not in capsys.readouterr().err
+    rules.write_bytes(b"*.log\n")
+    assert site.run(now=NIGHTS[2]) == 0
+    assert "its Excludes are not those of the last backup" in capsys.readouterr().err
+    assert names_in(site.restored()) == {"file", "keep", "a.o", "# c"}
+
+
+def test_what_is_left_out_no_more_is_in_the_next_archive(site: Site, capsys: Capture) -> None:
+    for name, tag in (("cache", "CACHEDIR.TAG"), ("private", ".no")):
+        (fill(site.data / name) / tag).write_text(CACHE)
+    options = ["ExcludeCaches On", "ExcludeIfPresent .no"]
+    for night in NIGHTS[:3]:
+        lines = "\n".join(options)
+        site.jobs = f"<Directory {site.data}>\n{lines}\n</Directory>"
+        assert site.run(now=night) == 0
+        told = "its Excludes are not those of the last backup" in capsys.readouterr().err
+        assert told == (night != NIGHTS[0])
+        options = options[1:]
+    assert differences(site.data, site.restored()) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ExcludeCaches perhaps", "ExcludeCaches perhaps is not yes or no"),
+        ("OneFileSystem 2", "OneFileSystem 2 is not yes or no"),
+        ("ExcludeIfPresent a/b", "ExcludeIfPresent a/b is not the name of a file"),
+        ("ExcludeIfPresent ok ..", "ExcludeIfPresent .. is not the name of a file"),
+        ('ExcludeIfPresent ""', "ExcludeIfPresent  is not the name of a file"),
+        ("ExcludeFrom rules", "ExcludeFrom rules is not a whole path"),
+        ("ExcludeFrom /absent/rules", "cannot read ExcludeFrom /absent/rules: No such file"),
+        ("ExcludeFrom /", "cannot read ExcludeFrom /: Is a directory"),
+    ],
+)
+def test_a_wrong_word_for_what_is_left_out_stores_nothing(
+    site: Site, line: str, said: str, capsys: Capture
+) -> None:
+    site.jobs = f"Directory {site.data}\n<Cycle c>\n{line}\nDirectory {site.data}\n</Cycle>"
+    assert site.run() == 2
+    assert f"{site.conf}:9: {said}" in capsys.readouterr().err
+    assert not site.archives()
 
 
 # ---- databases and repositories ----
