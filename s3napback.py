@@ -1529,6 +1529,14 @@ def diff_file_name(name: str, mark: str = "") -> str:
     return f"{name}{mark}.diff".replace("/", "_")
 
 
+def index_file_name(place: str, archive: str) -> str:
+    """The file in DiffDir with the index of a Directory's archive; those of one source begin alike.
+    place: the bucket, as `bucket_place` gives it."""
+    start, slot, mode = archive.rsplit("-", 2)
+    digest = hashlib.sha256(os.fsencode(f"{place}\0{start}")).hexdigest()[:32]
+    return f".s3napback-{digest}-{slot}-{mode}.files"
+
+
 def temp_file_name(bucket: str, archive: str) -> str:
     """The original's name for an archive's temp file; ours adds unguessable letters to it."""
     return f"{bucket}:{archive}.temp".replace("/", "_")
@@ -1572,11 +1580,13 @@ def stored_name(kind: str, name: str) -> str:
 @dataclass(frozen=True)
 class Stage:
     """One process of a pipeline. argv: its command line; env: what its environment adds;
-    watched: the last bytes that it writes are kept, because they tell whether it wrote all."""
+    watched: the last bytes that it writes are kept, because they tell whether it wrote all;
+    descriptors: of ours that it may use."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     watched: bool = False
+    descriptors: tuple[int, ...] = ()
 
     @property
     def tool(self) -> str:
@@ -1651,7 +1661,7 @@ def exclude_options(job: Job, env: Mapping[str, str]) -> list[str]:
 
 def tar_stage(
     names: Sequence[str], options: Sequence[str], snapshot: str, *,
-    left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False,
+    left_out: Sequence[str] = (), sparse: bool = True, shown: bool = False, listing: int = -1,
 ) -> Stage:
     """GNU tar writing what changed since `snapshot`, which it brings up to date as it goes.
 
@@ -1659,6 +1669,7 @@ def tar_stage(
     left_out: paths, which are no patterns
     sparse: holes are stored as such
     shown: as the original's line, for test mode
+    listing: the descriptor to which it writes a line for each member, -1 for none
     """
     words = ["tar", "-f", "-", *options]
     if left_out:
@@ -1674,13 +1685,17 @@ def tar_stage(
         asked = base64.b64encode(b"\0".join(map(os.fsencode, names))).decode()
         if len(asked) < _MAX_WORD:
             # Without the time of day, so that the same content is the same bytes.
-            dateless = "globexthdr.mtime={2000-01-01}"
+            dateless = "globexthdr.mtime={2000-01-01 00:00:00}"
             words.append(f"--pax-option={dateless},comment={ASKED_FOR}{asked}")
+        if listing >= 0:
+            words += [*TAR_LISTING, f"--index-file=/dev/fd/{listing}"]
     if any("\\" in name for name in names):
         words.append("--no-unquote")  # else tar takes a backslash and an n for a newline
     if any(name.startswith("-") for name in names):
         words.append("--")
-    return Stage((*words, *names), TAR_LOCALE)  # its messages decide what a status of 2 means
+    descriptors = (listing,) if listing >= 0 else ()
+    # Its messages decide what a status of 2 means.
+    return Stage((*words, *names), (*TAR_LOCALE, ("TZ", "UTC0")), descriptors=descriptors)
 
 
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
@@ -1694,7 +1709,12 @@ _MAX_WORD = 120_000
 # another night's snapshot of a file system, for the one that is stored, since their inode numbers
 # are the same. A rename that tar sees nevertheless is told, and names can be read back.
 TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
-              "--quoting-style=escape")
+              "--quoting-style=escape", "--quote-chars=>")
+
+# How it is to list what it stores, beside its messages: as `ls -l` does. A `>` in a name is `\>`,
+# so that the arrow behind a symbolic link is none of its name's. Times are in UTC by TZ, since with
+# the option for it tar remarks on the date that it is given.
+TAR_LISTING = ("-vv", "--warning=no-new-directory", "--full-time")
 
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
 _TAR_MESSAGE = re.compile(r"[^:]+: ((?:[^\\:]|\\.)+): (.*)")
@@ -1723,6 +1743,14 @@ class Losses:
     folders: set[bytes] = field(default_factory=set)
 
 
+def unescaped(name: bytes) -> bytes:
+    """A name as it is, from tar's quoting style `escape`: that of Python but for the `>`, as is
+    `backslashreplace`."""
+    if b"\\" not in name:
+        return name
+    return name.replace(b"\\>", b">").decode("unicode_escape").encode("latin-1")
+
+
 def losses_told_by(messages: Sequence[str]) -> Losses:
     """What tar's messages say of files and directories that it could not read as they were."""
     result = Losses(everything=len(messages) > _MAX_MESSAGES)
@@ -1731,9 +1759,7 @@ def losses_told_by(messages: Sequence[str]) -> Losses:
         if not match or match[2].startswith(_TAR_RENAMED):
             result.everything |= not _TAR_CLOSING.match(text)
             continue
-        # tar's quoting style `escape` is Python's but for colons, as is `backslashreplace`.
-        name = match[1].replace("\\:", ":").encode().decode("unicode_escape").encode("latin-1")
-        path = name.rstrip(b"/")
+        path = unescaped(match[1].replace("\\:", ":").encode()).rstrip(b"/")
         folder, _, entry = path.rpartition(b"/")
         result.entries.setdefault(folder or b"/", set()).add(entry)
         if _TAR_LOST_FOLDER.match(match[2]):
@@ -2189,7 +2215,7 @@ class Pipeline:
                     stage.argv, env=stage.environment(self._env), bufsize=0,
                     stdin=subprocess.PIPE if number in feeds else source or subprocess.DEVNULL,
                     stdout=self._output if is_last and self._output else subprocess.PIPE,
-                    stderr=self._errors[-1],
+                    stderr=self._errors[-1], pass_fds=stage.descriptors,
                 )
             self._processes.append(process)
             if source and number not in feeds:
@@ -4942,6 +4968,10 @@ def _fetch_chunk(
 # job's name.
 _DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
 
+# Beside them, an index of each archive of a Directory: see `IndexDraft`. Bytes before what is
+# compressed of it: the id of the archive's upload, and a newline.
+INDEX_HEAD = 33
+
 _in_diff_dir = os_failures("write in DiffDir")  # as a decorator
 
 
@@ -5129,6 +5159,10 @@ class DiffDir:
     def _digest(name: str) -> str:
         return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
+    def index_path(self, place: str, archive: str) -> str:
+        """Of an archive's index; see `index_file_name`."""
+        return self._folder + index_file_name(place, archive)
+
     # ---- a run's own ----
 
     @contextlib.contextmanager
@@ -5143,7 +5177,9 @@ class DiffDir:
                 temp = stack.enter_context(_new_file(self._folder))
                 if not empty and os.path.exists(path):
                     shutil.copyfile(path, temp)
-            yield Draft(temp, path, self._moment)
+                index = IndexDraft(stack.enter_context(_new_file(self._folder)))
+            stack.callback(index.close)
+            yield Draft(temp, path, self._moment, index)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -5184,6 +5220,10 @@ class DiffDir:
 # What is added to device numbers while tar works on a draft; Linux's have 32 bits (its kdev_t.h).
 _MASK = 1 << 62
 
+# The time of a directory, which tar does not look at, where names were taken from its entries that
+# an archive before may have.
+_TRIMMED = b"0"
+
 
 class Folder(NamedTuple):
     """What tar saw of a directory. entries: a letter and a name for each, NUL between them."""
@@ -5199,6 +5239,11 @@ class Folder(NamedTuple):
     @property
     def path(self) -> str:
         return os.path.join("/", os.fsdecode(self.name))
+
+    @property
+    def names(self) -> bytes:
+        """The entries' names, NUL between them."""
+        return re.sub(rb"(?<![^\0]).", b"", self.entries, flags=re.DOTALL)
 
     def on_disk(self) -> tuple[int, int]:
         """(device, inode) of what its path leads to now, zeros for nothing."""
@@ -5275,7 +5320,7 @@ def _without_losses(folders: Iterable[Folder], lost: Losses) -> Iterator[Folder]
             continue
         if names := lost.entries.get(folder.name):
             kept = [e for e in folder.entries.split(b"\0") if e[1:] not in names]
-            folder = folder._replace(entries=b"\0".join(kept))
+            folder = folder._replace(entries=b"\0".join(kept), seconds=_TRIMMED)
         yield folder._replace(device=folder.device & ~_MASK)
 
 
@@ -5302,11 +5347,13 @@ def _content_digest(path: str) -> str:
 
 @dataclass(frozen=True)
 class Draft:
-    """A diff file in the making. path: where it is written; target: the diff file."""
+    """A diff file in the making. path: where it is written; target: the diff file; index: of the
+    archive that leads to it, also in the making."""
 
     path: str
     target: str
     moment: Moment
+    index: IndexDraft
 
     @_in_diff_dir
     def write(self, text: str) -> None:
@@ -5349,10 +5396,11 @@ class Draft:
         return before
 
     @_in_diff_dir
-    def finish(self, messages: Sequence[str]) -> str:
+    def finish(self, messages: Sequence[str], before: str) -> str:
         """Makes what tar wrote tell of no more than what is in the archive; returns its position.
 
-        messages: tar's. Raises Failure where the next backup could not continue it.
+        messages: tar's; before: the position that it had. Raises Failure where the next backup
+        could not continue it.
         """
         if os.stat(self.path).st_mtime_ns == 0:  # GNU tar does it last, whatever it met
             raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
@@ -5360,8 +5408,21 @@ class Draft:
         if cut := [text for text in messages if self.path in text]:
             raise Failure(cut[0], "make room in DiffDir")
         lost = losses_told_by(messages)
+        if not lost.everything:  # nor renames, of which an index tells nothing
+            with contextlib.suppress(ValueError):
+                self.index.end(self._with_other_names() if before != "-" else ())
         self._rewrite(lambda old: replace(old, folders=_without_losses(old.folders, lost)))
         return _content_digest(self.path)
+
+    def _with_other_names(self) -> Iterator[Folder]:
+        """The directories in which a name may be gone that an archive before has."""
+        with open(self.target, "rb") as old, open(self.path, "rb") as new:
+            # Hashes only: there may be millions.
+            names = {hash(one.name): hash(one.names) for one in Snapshot.read(old).folders
+                     if one.seconds != _TRIMMED}
+            for one in Snapshot.read(new).folders:
+                if names.get(hash(one.name)) != hash(one.names):
+                    yield one
 
     def _rewrite(self, change: Callable[[Snapshot], Snapshot]) -> None:
         """Empties a draft that is no snapshot of the known format: then everything is stored."""
@@ -5375,12 +5436,97 @@ class Draft:
             os.replace(temp, self.path)
 
     @_in_diff_dir
-    def commit(self) -> None:
-        """Makes it the diff file: before the rename the old one stands whole, then this one."""
+    def commit(self, index_path: str, upload: str) -> None:
+        """Makes it the diff file: before the rename the old one stands whole, then this one.
+
+        index_path: where the index goes; upload: the id of its archive's upload."""
+        self.index.commit(index_path, upload)
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
         os.utime(self.path, (self.moment.epoch, self.moment.epoch))
         os.replace(self.path, self.target)
+
+
+class IndexDraft:
+    """The index of an archive in the making: what a search would have to fetch the archive for.
+
+    After the id of the upload, which tells whether it is still the one in the bucket, compressed by
+    zlib (RFC 1950): a line of JSON with the directories and the other names that tar was given;
+    tar's line for each member (`TAR_LISTING`) and an empty one; a line of JSON for each directory
+    in which a name may be gone that an archive before has: its path and all names in it.
+
+    An aid, no part of the backup: where it cannot be written there is none. path: of an empty file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._zip = path, zlib.compressobj(1)
+        self._file: IO[bytes] | None = None
+        self._listening = contextlib.ExitStack()
+        self._failed, self._is_whole = True, False
+
+    def begin(self, names: Sequence[str]) -> int:
+        """The descriptor to which tar is to write its lines, -1 where there is to be no index.
+
+        names: those that tar is given.
+        """
+        with contextlib.suppress(OSError):
+            self._file = open(self._path, "wb", 0)  # noqa: SIM115 - until `close`
+            reader, writer = os.pipe()
+            pipe = self._listening.enter_context(os.fdopen(reader, "rb", 0))
+            thread = threading.Thread(target=self._copy, args=(pipe,), daemon=True)
+            thread.start()
+            self._listening.callback(thread.join)
+            self._listening.callback(os.close, writer)
+            widen_pipe(pipe)
+            if os.path.exists(f"/dev/fd/{writer}"):
+                self._failed = False
+                given: tuple[list[str], list[str]] = ([], [])
+                for name in names:
+                    given[not stat.S_ISDIR(os.lstat(path_of(name)).st_mode)].append(name)
+                self._file.write(bytes(INDEX_HEAD))
+                self._write(json.dumps(given).encode() + b"\n")
+                return writer
+        return -1
+
+    def _copy(self, pipe: IO[bytes]) -> None:
+        while lines := pipe.read(_PIPE_BYTES):
+            self._write(lines)
+            time.sleep(0.02)  # tar writes line by line; to be woken by each is more work than that
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._file and not self._failed:
+                write_all(self._file, self._zip.compress(data))
+        except OSError:
+            self._failed = True  # what comes is read all the same: tar would wait
+
+    def end(self, folders: Iterable[Folder]) -> None:
+        """Adds the directories, once tar has ended."""
+        self._listening.close()
+        self._write(b"\n")
+        for folder in folders:
+            names = os.fsdecode(folder.names).split("\0")
+            self._write(json.dumps([os.fsdecode(folder.name), names]).encode() + b"\n")
+        with contextlib.suppress(OSError):
+            if self._file and not self._failed:
+                write_all(self._file, self._zip.flush())
+                self._is_whole = True
+
+    def commit(self, target: str, upload: str) -> None:
+        """Puts it in its place, in that of the index of the archive that was there before."""
+        with contextlib.suppress(OSError):
+            os.unlink(target)
+        with contextlib.suppress(OSError):
+            if self._file and self._is_whole:
+                os.pwrite(self._file.fileno(), f"{upload}\n".encode(), 0)
+                os.fsync(self._file.fileno())
+                os.replace(self._path, target)
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+        self._listening.close()
+        if self._file:
+            self._file.close()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5964,7 +6110,8 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
                 state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.left_out,
                 identity, boot,
             ))
-            draft.commit()
+            index = run.diff_dir.index_path(run.place, plan.archive)
+            draft.commit(index, stored.ref.upload)
     if stored.size * 10 < size_before:
         warnings.append(f"it has {size_text(stored.size)}, the full backup before it"
                         f" {size_text(size_before)}: is all of it there?")
@@ -6007,7 +6154,7 @@ def _finish_draft(plan: Plan, draft: Draft | None, before: str, pipeline: Pipeli
     """
     messages = pipeline.finish()
     if draft and plan.kind == DIRECTORY:
-        return f"{before}:{draft.finish(messages)}"
+        return f"{before}:{draft.finish(messages, before)}"
     if draft:
         draft.write(f"{plan.youngest}\n")
     return "{}:{}".format(*plan.revisions) if draft else ""
@@ -6082,6 +6229,7 @@ def _directory(
     stage = tar_stage(
         names, exclude_options(plan.job, env), draft.path, left_out=left_out,
         sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
+        listing=draft.index.begin(names),
     )
     return stage, before, [*found.links, *found.warnings, *faults]
 

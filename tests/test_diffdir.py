@@ -236,7 +236,7 @@ def test_a_snapshot_of_another_program_is_not_continued(site: Site) -> None:
     (path,) = site.diff_files()
     content = b"GNU tar-1.34-2\n" + b"x\0" * 12
     path.write_bytes(content)
-    s3napback.Draft(str(path), "", Moment.of(NIGHT)).prepare()
+    s3napback.Draft(str(path), "", Moment.of(NIGHT), s3napback.IndexDraft("")).prepare()
     assert path.read_bytes() == b""  # nothing of it is believed
     path.write_bytes(content)
     # No archive ends there, so all is stored anew.
