@@ -395,6 +395,15 @@ def read_url(text: str) -> str | None:
     return text or None
 
 
+_PING_URL = r"(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*([/?][!-\"$-~]*)?"
+
+
+def read_ping_url(text: str) -> str:
+    if not re.fullmatch(_PING_URL, text):  # which is not shown: there may be a password in it
+        raise UsageFailure("PingURL is not a URL", "write https://HOST/PATH or http://HOST/PATH")
+    return text
+
+
 def read_command(text: str) -> str:
     if not shlex.split(text):
         raise ValueError("is no command")
@@ -455,6 +464,8 @@ class Settings:
     )
     safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
     prefix: str = setting("Prefix", read_prefix, "")
+    ping_urls: tuple[str, ...] = setting("PingURL", read_ping_url, ())
+    metrics_file: str | None = setting("MetricsFile", read_text, None)
 
 
 @dataclass(frozen=True)
@@ -498,7 +509,8 @@ JOB_DIRECTIVES = {
 
 # What is a job or holds some; what is a list; what is yes or no; all directives by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
-_LISTS = (*KINDS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom", "MySQLOptions")
+_LISTS = (*KINDS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom", "MySQLOptions",
+          "PingURL")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile", "ExcludeCaches", "OneFileSystem")
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
@@ -937,6 +949,11 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
                     raise UsageFailure(f"DiffDir {value} is no folder")
                 raise UsageFailure(f"DiffDir does not exist, please create: {value}",
                                    f"run: mkdir -m 700 {shlex.quote(value)}")
+            if name == "MetricsFile" and needs_diff_dir and value and not os.path.isdir(
+                folder := os.path.dirname(os.path.abspath(value))
+            ):
+                raise UsageFailure(f"MetricsFile {value} is in a folder that does not exist",
+                                   f"run: mkdir {shlex.quote(folder)}")
     return Settings(**found)
 
 
@@ -5592,6 +5609,8 @@ class RunOptions:
     program: how to call this program in a shell.
     progress: makes the progress display of one archive.
     host: the name of this machine.
+    tells_jobs: whether what each job came to is logged, with the outcome as `job` of the record.
+    log_text: the end of what was logged since it was last asked for.
     """
 
     now: Moment
@@ -5602,6 +5621,8 @@ class RunOptions:
     host: str = ""
     test: bool = False
     force: bool = False
+    tells_jobs: bool = False
+    log_text: Callable[[], bytes] = bytes
 
 
 @dataclass(frozen=True)
@@ -6360,7 +6381,11 @@ def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
         outcome = _skip(seen) if seen.is_skipped else _make(run, seen, make)
     except Exception as error:
         outcome = _fail(run, seen, error)
-    return replace(outcome, seconds=time.monotonic() - started)
+    outcome = replace(outcome, seconds=time.monotonic() - started)
+    if run.options.tells_jobs:
+        seen.plan.log.info("%s %s: %s", outcome.kind, outcome.name, outcome.status,
+                           extra={"job": vars(outcome)})
+    return outcome
 
 
 def _skip(seen: Seen) -> Outcome:
@@ -7905,6 +7930,32 @@ _TOOLS = {
 }
 
 
+# Seconds that those who watch have for an answer, however slowly they send it.
+_WATCH_TIMEOUT = 10.0
+
+
+def in_time(call: Callable[..., T], *args: Any) -> T:
+    """What a call returns. Raises what it raises, and TimeoutError where it takes too long."""
+    future = ThreadPoolExecutor(1).submit(call, *args)
+    if not wait([future], _WATCH_TIMEOUT).done:  # the program's end waits for no thread
+        raise TimeoutError(f"no answer within {_WATCH_TIMEOUT:.0f} s")
+    return future.result()
+
+
+def send_request(url: str, body: bytes | None, method: str | None = None) -> None:
+    """Sends a POST, or without a body a GET. Raises an exception unless the answer is good."""
+    from urllib import request
+
+    headers = {"User-Agent": f"s3napback/{__version__}", "Content-Type": "text/plain"}
+    opener = request.OpenerDirector()  # what build_opener makes follows redirects to ftp:
+    for handler in (
+        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.UnknownHandler,
+        request.HTTPRedirectHandler, request.HTTPErrorProcessor, request.HTTPDefaultErrorHandler,
+    ):
+        opener.add_handler(handler())
+    opener.open(request.Request(url, body, headers, method=method), timeout=_WATCH_TIMEOUT).close()
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of `check`. level: "ok", "warning" or "error"; hint: what to do, "" for nothing."""
@@ -7999,6 +8050,7 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
         ("Compressor", check.compressor()), ("databases", check.roles()),
         ("DiffDir", check.diff_dir()), ("TempDir", check.temp_dir()),
         ("S3Keyfile", check.key_file()), ("bucket", check.bucket(retries)),
+        ("PingURL", check.pings()), ("MetricsFile", check.metrics_file()),
         *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
           for one in settings.gpg_recipients or [None]),
         *((f"{job.kind} {job.name}", check.source(job)) for job in jobs),
@@ -8155,6 +8207,30 @@ class _Check:
             yield _room(os.path.join(root, store.bucket), _LITTLE_TEMP_ROOM)
         yield from _probe(store, settings)
         self._store = store
+
+    # ---- those who watch ----
+
+    def pings(self) -> Iterator[Finding]:
+        for url in self._settings.ping_urls:
+            # Not the URL itself: to healthchecks any request for it is a signal, a HEAD, too.
+            server = urllib.parse.urlsplit(url)._replace(path="/", query="")
+            try:
+                in_time(send_request, server.geturl(), None, "HEAD")
+            except Exception as error:
+                if not hasattr(error, "code"):  # of an answer, whatever it is
+                    yield _warning(f"{server.netloc} does not answer: {error}")
+                    continue
+            yield _ok(f"{server.netloc} answers")
+
+    def metrics_file(self) -> Iterator[Finding]:
+        path = self._settings.metrics_file
+        if not path:
+            return
+        folder = os.path.dirname(os.path.abspath(path))
+        yield _room(folder, _LITTLE_ROOM)
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IWOTH:
+            yield _warning(f"{folder} can be written by everybody", f"chmod o-w {folder}")
 
     # ---- what is to be backed up ----
 
@@ -8369,19 +8445,160 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
 # ==================================================================================================
 
 
+# What a signal adds to the path of a PingURL (healthchecks, "Pinging API").
+_START, _SUCCESS, _FAIL = "/start", "", "/fail"
+
+_PING_PAUSES = (0.0, 1.0, 3.0)  # seconds before each try
+
+
+def ping_target(url: str, signal: str, run_id: str) -> str:
+    """Where a signal goes; "" for a start and a URL with %s, which stands for up or down.
+
+    >>> ping_target("https://hc.example.com/5f?create=1", "/fail", "7")
+    'https://hc.example.com/5f/fail?create=1&rid=7'
+    """
+    if "%s" in url:
+        return "" if signal == _START else url.replace("%s", "down" if signal == _FAIL else "up")
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.rstrip("/") + signal if signal else parts.path
+    return parts._replace(path=path, query=f"{parts.query}&rid={run_id}".lstrip("&")).geturl()
+
+
+def ping(url: str, signal: str, run_id: str, body: bytes = b"") -> None:
+    """Sends a signal, by three tries; that it did not arrive is a warning."""
+    target, why = ping_target(url, signal, run_id), ""
+    for pause in _PING_PAUSES if target else ():
+        time.sleep(pause)
+        try:
+            return in_time(send_request, target, None if "%s" in url else body)
+        except Exception as error:
+            why = f"{getattr(error, 'code', '')} {getattr(error, 'reason', error)}".strip()
+    if why:  # the whole URL is for nobody's eyes but those of who may send signals
+        log.warning("PingURL at %s: the ping%s did not arrive: %s",
+                    urllib.parse.urlsplit(url).netloc, signal and f" {signal}", why)
+
+
+# All are gauges, named by Prometheus' "Metric and label naming".
+_METRICS = {
+    "job_last_success_timestamp_seconds": "When all of it was last known to be stored.",
+    "job_last_run_timestamp_seconds": "When it was last stored, or that failed.",
+    "job_status": "What came of that: 0 stored, 3 stored with warnings, 1 failed.",
+    "job_bytes": "How much was stored then.",
+    "job_duration_seconds": "How long that took.",
+    "run_timestamp_seconds": "When the last run of the config ended.",
+    "run_status": "Its exit status.",
+    "run_jobs": "How many of its jobs came to that.",
+}
+_STATUSES = {"ok": EXIT_OK, "warnings": EXIT_WARNINGS, "failed": EXIT_FAILED}
+_SAMPLE = re.compile(r's3napback_(\w+)\{(config="(?:[^"\\]|\\.)*".*)\} ([0-9.e+-]+)')
+
+
+def labels_text(**labels: str) -> str:
+    """As they stand between the braces (Prometheus, "Exposition formats")."""
+    texts = {name: re.sub(r'["\\]', r"\\\g<0>", printable(text, ""))
+             for name, text in labels.items()}
+    return ",".join(f'{name}="{text}"' for name, text in texts.items())
+
+
+def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
+    """What a MetricsFile says after a run of one config. What was not run keeps its values, and
+    what the config does not name any more goes. Raises ValueError where the old text is none."""
+    samples: dict[tuple[str, str], float] = {}
+    for line in old.split("\n"):
+        if match := _SAMPLE.fullmatch(line):
+            samples[match[1], match[2]] = float(match[3])
+        elif line and not line.startswith("# "):
+            raise ValueError(line)
+    own = labels_text(config=config)
+    jobs = {labels_text(config=config, kind=one.kind, name=one.name): one
+            for one in report.outcomes}
+    for name, labels in list(samples):
+        if jobs and labels.startswith(f"{own},kind=") and labels not in jobs:
+            del samples[name, labels]
+    samples["run_timestamp_seconds", own] = now = round(now, 3)
+    samples["run_status", own] = report.status
+    for status in (*_STATUSES, "skipped"):
+        count = sum(one.status == status for one in report.outcomes)
+        samples["run_jobs", labels_text(config=config, status=status)] = count
+    for labels, one in jobs.items():
+        # What is due and skipped is there: it was stored today, or nothing is new.
+        if one.status in ("ok", "warnings") or (one.status == "skipped" and one.archive):
+            samples["job_last_success_timestamp_seconds", labels] = now
+        if one.status in _STATUSES:
+            samples["job_last_run_timestamp_seconds", labels] = now
+            samples["job_status", labels] = _STATUSES[one.status]
+            samples["job_bytes", labels] = one.bytes
+            samples["job_duration_seconds", labels] = round(one.seconds, 3)
+    text = ""
+    for metric, meaning in _METRICS.items():
+        text += f"# HELP s3napback_{metric} {meaning}\n# TYPE s3napback_{metric} gauge\n"
+        text += "".join(f"s3napback_{name}{{{labels}}} {value:.15g}\n"
+                        for (name, labels), value in sorted(samples.items()) if name == metric)
+    return text
+
+
+def write_metrics(path: str, config: str, report: RunReport, now: float) -> None:
+    """Brings a MetricsFile up to date. Raises OSError, and leaves it as it was."""
+    folder, old = os.path.dirname(os.path.abspath(path)), ""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the run of another config may be at it
+        with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
+            old = file.read()
+        try:
+            text = metrics_text(old, config, report, now)
+        except ValueError:
+            log.warning("MetricsFile %s is damaged: it is begun anew", path)
+            text = metrics_text("", config, report, now)
+        with _new_file(folder) as temp:
+            with open(temp, "w", encoding="utf-8") as output:
+                output.write(text)
+            os.chmod(temp, 0o644)  # node_exporter is another user
+            os.replace(temp, path)
+    finally:
+        os.close(handle)
+
+
 def run_watched(path: str, options: RunOptions) -> RunReport:
     """The run of a config as `run_config`, and what is told of it to those who watch.
 
     Raises no Failure: what keeps one config from running is logged, and keeps no other back.
     """
-    started = time.monotonic()
+    import uuid
+
+    started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor()
+    settings, urls, pings = None, list[str](), list[Future[None]]()
+    report = RunReport(EXIT_FAILED)
     try:
+        with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
+            text = "\n".join(ConfigFile.open(path).lines)
+            urls = re.findall(rf"(?im)^\s*PingURL\s+[\"']?({_PING_URL})[\"']?\s*$", text)
         config = read_config(path)
-        report = run_config(config, settings_of(config), options)
+        urls = [url for url in config.listed("PingURL") if re.fullmatch(_PING_URL, url)]
+        settings = settings_of(config)
+        if not options.test:
+            pings = [pool.submit(ping, url, _START, run_id) for url in urls]
+        report = run_config(config, settings, options)
     except Failure as failure:
         log.critical("%s", failure)
         report = RunReport(failure.status, error=str(failure))
-    return replace(report, seconds=time.monotonic() - started)
+    finally:
+        report = replace(report, seconds=time.monotonic() - started)
+        file = settings.metrics_file if settings else None
+        if options.test:
+            for url in urls:
+                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
+        elif file and report.status != EXIT_LOCKED:  # the run that holds the lock writes its own
+            try:
+                in_time(write_metrics, file, os.path.abspath(path), report, options.clock())
+            except OSError as error:
+                log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+        signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
+        if urls and not options.test:
+            wait(pings)
+            body = options.log_text()
+            wait([pool.submit(ping, url, signal, run_id, body) for url in urls])
+    return report
 
 
 # ==================================================================================================
@@ -8601,6 +8818,40 @@ _PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
     for day in ("yyyy-dd", "yyyy-mm-dd")
     for hours, value in (("", ""), ("-a", "%p"), ("-hh", "%H"), ("-hh-mm", "%H:%M"))
 }
+
+
+class LogTail(_Appender):
+    """Keeps the end of the log."""
+
+    # Bytes: what healthchecks takes ("Attaching logs"); lines that may have as many, and more.
+    _MAX_BYTES, _MAX_LINES = 100_000, 2000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(PatternFormatter())
+        self._lines: deque[str] = deque(maxlen=self._MAX_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+    def take(self) -> bytes:
+        """What was logged since it was last taken, in UTF-8; of much the last whole lines."""
+        text = "".join(self._lines).encode("utf-8", "backslashreplace")
+        self._lines.clear()
+        cut = len(text) - self._MAX_BYTES
+        return text if cut <= 0 else text[cut - 1 :].partition(b"\n")[2]
+
+
+class JsonFormatter(logging.Formatter):
+    """An object a line; the outcome of a job is a part of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created).astimezone()
+        return json.dumps({
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": _LEVEL_NAMES.get(record.levelno, record.levelname), "category": record.name,
+            "message": printable(super().format(record)), **getattr(record, "job", {}),
+        }) + "\n"
 
 
 class _LogFile(
@@ -8954,11 +9205,15 @@ def read_logconfig() -> LogConfig:
     return config
 
 
-def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) -> list[str]:
+def open_log(
+    config: LogConfig, *, debug: bool = False, changed: bool = True,
+    others: Sequence[logging.Handler] = (), as_json: bool = False,
+) -> list[str]:
     """Sets the log up; the sentences to be logged about what is wrong with it.
 
     debug: everything is logged, whatever levels the config gives
     changed: False to see only whether the log can be opened: no file is emptied or gets its header
+    others: handlers of all messages, besides the config's; as_json: instead of those to the screen
     """
     close_log()
     problems = list(config.problems)
@@ -8978,17 +9233,21 @@ def open_log(config: LogConfig, *, debug: bool = False, changed: bool = True) ->
             what = f"cannot write log file {target}" if target else f"cannot log to {name}"
             problems.append(f"{where}: {what}: {_reason(error)}; going on without it")
             continue
+        if as_json and isinstance(handler, _Screen):
+            del handlers[name]
         handler.set_name(name)
         handler.setFormatter(formatter)
         for one in filters:
             handler.addFilter(one)
-    if not handlers:
-        handlers[""] = _Screen({})
-        handlers[""].setFormatter(PatternFormatter())
-        loggers[_LOG_ROOT] = (loggers.get(_LOG_ROOT, (None,))[0], [""])
+    if as_json or not handlers:
+        screen = _Screen({"stderr": "0"} if as_json else {})
+        screen.setFormatter(JsonFormatter() if as_json else PatternFormatter())
+        others = *others, screen
     for logger in _our_loggers():
         logger.propagate = logger.name != _LOG_ROOT and logger.name not in config.closed
         logger.setLevel(logging.NOTSET)
+        for handler in others if not logger.propagate else ():
+            logger.addHandler(handler)
     logging.getLogger(_LOG_ROOT).setLevel(logging.DEBUG if debug else logging.INFO)
     for name, (level, names) in loggers.items():
         if level is not None and not debug:
@@ -9021,6 +9280,7 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          make the backups that are due; NAME stands for /etc/s3napback/NAME.conf
          -c FILE  the config file          -t  show what would be done, change nothing
          -f       do it even if not due    -d  log every command and detail
+         --log-json  the log to standard output, a JSON object a line
        s3napback.py {list|restore|restore-script|verify} -h
          what is in the bucket, and back again; whether it is whole
        s3napback.py check -h
@@ -9196,7 +9456,7 @@ def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[i
 def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
     try:
-        options, names = getopt.getopt(list(args), "c:fthd", ["help", "version"])
+        options, names = getopt.getopt(list(args), "c:fthd", ["help", "version", "log-json"])
     except getopt.GetoptError as error:
         print_stderr(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
         print_stderr(USAGE.rstrip(), keep="\n")
@@ -9208,7 +9468,8 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
     if "--version" in given:
         print(f"s3napback {__version__}")
         return EXIT_OK
-    problems = open_log(read_logconfig(), debug="-d" in given)
+    as_json, tail = "--log-json" in given, LogTail()
+    problems = open_log(read_logconfig(), debug="-d" in given, others=[tail], as_json=as_json)
     try:
         for problem in problems:
             log.warning("%s", problem)
@@ -9220,6 +9481,7 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         run = RunOptions(
             now, clock, tool_environment(os.environ), _program(), progress_bar,
             host_name(), test="-t" in given, force="-f" in given,
+            tells_jobs=as_json, log_text=tail.take,
         )
         paths = _config_paths(dict(options).get("-c", ""), names)
         return worst_status([run_watched(path, run).status for path in paths])
