@@ -1368,28 +1368,39 @@ def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] |
     turn = (date(year + 1, 1, 1) - first).days
     dates = [first + timedelta(days=n) for n in range(turn + 90)]
     days = [Day(at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days) for at in dates]
-    counts = restore_points(cycle, days, dumps)
+    counts = [len(restorable_nights(held)) for held in rotation(cycle, days, dumps)]
     usual = min(counts[turn - 180 : turn])
     after = min(counts[turn:])
     return (usual, after) if after * 2 < usual else None
 
 
-def restore_points(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> list[int]:
-    """How many moments can be restored after each of the days, if no night fails."""
-    held: dict[int, int] = {}  # slot → the night that is in it
-    needs: list[int | None] = []  # night → the one that it continues
-    counts = []
-    for day in days:
+class Night(NamedTuple):
+    """A backup of a rotation. number: of its day; needs: the numbers of its chain, its own too."""
+
+    number: int
+    slot: int
+    mode: str
+    needs: frozenset[int]
+
+
+def rotation(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> Iterator[list[Night]]:
+    """What is in the slots after each of the days, oldest first, if no night fails."""
+    held: list[Night] = []
+    for number, day in enumerate(days):
         if is_backup_day(cycle, day):
             slot, mode = slot_and_mode(cycle, day, dumps)
-            needs.append(None if mode == FULL or not needs else len(needs) - 1)
-            held[slot] = len(needs) - 1
-        good: set[int] = set()
-        for night in sorted(held.values()):
-            if needs[night] is None or needs[night] in good:
-                good.add(night)
-        counts.append(len(good))
-    return counts
+            needs = held[-1].needs if held and mode == DIFF else frozenset()
+            held = [night for night in held if night.slot != slot]
+            if not needs <= {night.number for night in held}:
+                needs = frozenset()  # what is gone, or replaced by it, a DIFF does not continue
+            held.append(Night(number, slot, mode, needs | {number}))
+        yield held
+
+
+def restorable_nights(held: Sequence[Night]) -> list[Night]:
+    """Those of the nights that can be restored."""
+    there = {night.number for night in held}
+    return [night for night in held if night.needs <= there]
 
 
 # ==================================================================================================
@@ -8601,6 +8612,51 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     return report
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a job makes on each day, and what is there of it after the run of one day.
+
+    due, kept: day in ISO 8601 → end of an archive's name: of what is made; of what is there.
+    restorable: the days of what is there that can be restored, oldest first.
+    """
+
+    kind: str
+    name: str
+    due: Mapping[str, str]
+    kept: Mapping[str, str]
+    restorable: Sequence[str]
+
+
+def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) -> Forecast:
+    """The forecast by the calendar, as if no night failed, for the last of the days that are
+    followed. Raises Failure (status 2) for what is no rotation."""
+    cycle, dumps, days = job.cycle, job.kind in DUMPS, [*followed]
+
+    def end(slot: int, mode: str) -> str:
+        return f"{slot}" if dumps else f"{slot}-{mode}"
+
+    with failures_at(job.where):
+        due = {at: end(*slot_and_mode(cycle, day, dumps))
+               for at, day in shown.items() if is_backup_day(cycle, day)}
+        held = deque(rotation(cycle, [*followed.values()], dumps), 1).pop()
+    return Forecast(job.kind, job.name, due, {days[n.number]: end(n.slot, n.mode) for n in held},
+                    [days[night.number] for night in restorable_nights(held)])
+
+
+def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
+    """Bytes of what is there then, by one listing: an archive will be as large as it is, one that
+    is made from today on and is not there yet as the newest of its mode; None without one."""
+    start = archive_start(one.kind, stored_name(one.kind, one.name), prefix)
+    listed = sorted((max(item.modified for item in objects), mode, archive,
+                     sum(item.size for item in objects))
+                    for archive, mode, objects in archives_of(store, start, prefix))
+    newest = {mode: size for _, mode, _, size in listed}
+    sizes = {start + end: newest.get(DIFF if end.endswith(DIFF) else FULL)
+             for day, end in one.kept.items() if day >= today}
+    sizes |= {archive: size for _, _, archive, size in listed}
+    return None if None in sizes.values() else sum(filter(None, sizes.values()))
+
+
 # ==================================================================================================
 # 19. Log
 # ==================================================================================================
@@ -9283,8 +9339,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          --log-json  the log to standard output, a JSON object a line
        s3napback.py {list|restore|restore-script|verify} -h
          what is in the bucket, and back again; whether it is whole
-       s3napback.py check -h
-         is this set-up going to work tonight, from cron?
+       s3napback.py {check|plan} -h
+         is this set-up going to work tonight, from cron? what will be there in three weeks?
        s3napback.py js3tream -h
          one stream to the bucket, or back: recovery by hand
        s3napback.py demo
@@ -9596,6 +9652,17 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
             ("--cron", "", "as cron runs it: by the first line of the script, in the home folder,"
              " with cron's PATH and HOME and nothing else"),
             ("--json", "", "for programs: a list of {level, subject, text, hint}"),
+        )),),
+    ),
+    "plan": (
+        "[NAME...]", "What is due on which day, and what can be restored after the last one: by the"
+        " calendar, as if no night failed. NAME is as in a backup.",
+        (("what is shown, and how", (
+            ("-c", "FILE", "the config file"),
+            ("--days", "N", "the days from today on (14)"),
+            ("--on", "DATE", "what can be restored after the run of that day: 2026-12-31"),
+            ("--time", "HH:MM", "of the runs (03:00): HanoiCycle counts days of UTC"),
+            ("--json", "", "for programs; README.md has the form"),
         )),),
     ),
     "demo": (
@@ -10188,6 +10255,85 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
 
+def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+    """`plan`: the calendar of a config's jobs, and what it leaves in the bucket."""
+    options, names = read_args("plan", args)
+    count = whole_number(options.get("days", "14"), "--days", 3660)
+    today, at = now.date(), options.get("time", "03:00")
+    last = today + timedelta(days=count - 1)
+    try:
+        on = date.fromisoformat(options.get("on", f"{last}"))
+        # A slot may be that of December 31st of leap years alone.
+        shown, followed = _days(now, last, count, at), _days(now, on, 4 * 366, at)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise UsageFailure(f"that is no day, or no time: {error}",
+                           "write --on 2026-12-31, --time 03:00") from error
+    found = []
+    for path in _config_paths(options.get("c", ""), names):
+        config = read_config(path)
+        settings, sizes, why = settings_of(config, needs_diff_dir=False), [], ""
+        plan = [forecast(job, shown, followed)
+                for one in jobs_of(config) for job in _jobs_by_source(one)]
+        try:
+            store = open_store(settings.bucket, access_of(settings), clock)
+            sizes = [size_of(one, store, settings.prefix, f"{today}") for one in plan]
+        except Failure as failure:
+            why = f": {failure}"
+        found += [{"config": path, **vars(one), "bytes": size}
+                  for one, size in itertools.zip_longest(plan, sizes)]
+        for line in () if "json" in options else _plan_lines(plan, [*shown], on, sizes, why):
+            print(printable(line.rstrip(), ""))
+    if "json" in options:
+        print(json.dumps({"format": 1, "on": f"{on}", "sources": found}, indent=1))
+    return EXIT_OK
+
+
+def _days(moment: Moment, last: date, count: int, at: str) -> dict[str, Day]:
+    """The days up to the last one, each as a run sees it that begins at that local time."""
+    walls = [datetime.fromisoformat(f"{last - timedelta(days=back)} {at}")
+             for back in reversed(range(count))]
+    return {f"{wall.date()}": replace(moment, epoch=moment.epoch_of(wall)).day for wall in walls}
+
+
+def _jobs_by_source(job: Job) -> list[Job]:
+    """The job; for a SubversionDir that is here one for each repository."""
+    if job.kind == SUBVERSION_DIR:
+        with contextlib.suppress(Failure):
+            return [replace(job, kind=SUBVERSION, name=name) for name in repositories_in(job.name)]
+    return [job]
+
+
+def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
+                sizes: Sequence[int | None], why: str) -> Iterator[str]:
+    """In 80 columns the calendar, with one for each rotation, and the picture. why: no size is
+    known."""
+    columns: dict[tuple[str, ...], str] = {}
+    heads = [columns.setdefault(tuple(one.due.get(at, "-") for at in shown), f"#{len(columns) + 1}")
+             for one in plan]
+    dates = (f"{at} {date.fromisoformat(at):%a}" for at in shown)
+    rows = [("", *columns.values()), *zip(dates, *columns, strict=True)]
+    width = 2 + max((len(cell) for row in rows for cell in row[1:]), default=0)
+    beside = (80 - 16) // width
+    for start in range(1, len(columns) + 1, beside):
+        for day, *cells in (row[:1] + row[start : start + beside] for row in rows):
+            yield f"{day:16}{''.join(f'{cell:{width}}' for cell in cells)}"
+        yield ""
+    days = [f"{on - timedelta(days=back)}" for back in reversed(range(50))]
+    yield f"What can be restored after the run of {on} (F: a FULL, d: a DIFF):"
+    yield f"    {days[0]}{days[-1]:>40}"
+    for head, one in zip(heads, plan, strict=True):
+        marks = {at: "d" if one.kept[at].endswith(DIFF) else "F" for at in one.restorable}
+        yield f"{head:4}{one.kind} {one.name}"
+        reach = f"{len(marks)}, from {min(marks)}" if marks else "nothing"
+        yield f"    {''.join(marks.get(at, '.') for at in days)}  {reach}"
+        if older := [at for at in marks if at < days[0]]:
+            more = f" and {len(older) - 4} more" if len(older) > 4 else ""
+            yield f"    and of {', '.join(older[-4:])}{more}"
+    known = size_text(sum(filter(None, sizes))) + ", each archive as large as its last one"
+    rest = f"; {sizes.count(None)} sources not known" if None in sizes else ""
+    yield f"Size then: {f'not known{why}' if why else known + rest}"
+
+
 # --------------------------------------------------------------------------------------------------
 # demo
 # --------------------------------------------------------------------------------------------------
@@ -10300,6 +10446,7 @@ COMMANDS: dict[str, Command] = {
     "restore-script": cmd_restore_script,
     "verify": cmd_verify,
     "check": cmd_check,
+    "plan": cmd_plan,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,
 }

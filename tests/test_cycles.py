@@ -162,12 +162,27 @@ def days(first: datetime, count: int) -> list[Day]:
     return [Moment.of(first + timedelta(days=n)).day for n in range(count)]
 
 
+def restore_points(cycle: CycleSpec, week: list[Day], dumps: bool) -> list[int]:
+    return [len(s3napback.restorable_nights(held))
+            for held in s3napback.rotation(cycle, week, dumps)]
+
+
 def test_restore_points_are_the_archives_that_a_chain_reaches() -> None:
     week = days(datetime(2026, 1, 1, 3), 9)
     cycle = CycleSpec(fulls=2, diffs=2)  # FULL DIFF DIFF FULL DIFF DIFF, over and over
     # The seventh night's FULL takes the first one's place, whose two DIFFs are worth nothing then.
-    assert s3napback.restore_points(cycle, week, False) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
-    assert s3napback.restore_points(cycle, week, True) == [1, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert restore_points(cycle, week, False) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert restore_points(cycle, week, True) == [1, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_diff_that_replaces_what_it_would_continue_holds_everything() -> None:
+    """At New Year, where the year does not begin with the night of a FULL."""
+    turn = days(datetime(2026, 12, 25, 3), 11)
+    *_, held = s3napback.rotation(CycleSpec(frequency=5, phase=2, fulls=1, diffs=3), turn, False)
+    full, diff = s3napback.restorable_nights(held)
+    assert (full.number, full.slot, full.mode) == (0, 0, "FULL")
+    assert (diff.number, diff.slot, diff.mode) == (10, 1, "DIFF")  # the one of day 5 is gone
+    assert diff.needs == {10}
 
 
 @pytest.mark.parametrize(

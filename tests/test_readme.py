@@ -8,34 +8,42 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Capture
+from conftest import Capture, Site
 
 import s3napback
-from s3napback import CycleSpec, Moment
 
 ROOT = Path(s3napback.__file__).parent
 README = (ROOT / "README.md").read_text()
 
-COLUMNS = [
-    CycleSpec.of({"Diffs": "3", "Fulls": "2"}),
-    CycleSpec.of({"Frequency": "7", "Diffs": "3", "Fulls": "2"}),
-    CycleSpec.of({"CycleType": "HanoiCycle", "Discs": "4"}),
-]
+CALENDAR = """\
+<Directory /home>
+Diffs 3
+Fulls 2
+</Directory>
+<Directory /opt>
+Frequency 7
+Diffs 3
+Fulls 2
+</Directory>
+<Directory /srv/photos>
+CycleType HanoiCycle
+Discs 4
+</Directory>
+<MySQL all>
+Fulls 2
+</MySQL>
+"""
 
 
-def test_the_calendar_is_what_the_cycles_give() -> None:
+def test_the_calendar_is_what_plan_shows(site: Site, capsys: Capture) -> None:
+    site.jobs = CALENDAR
+    noon = datetime(2026, 12, 24, 12, tzinfo=ZoneInfo("UTC"))
+    assert site.run("plan", "--days", "16", now=noon) == 0
+    shown = capsys.readouterr().out.partition("Size then")[0]
     section = README.partition("<!-- calendar")[2].partition("\n```\n")[2].partition("```")[0]
-    lines = [line.split() for line in section.splitlines() if line.startswith("202")]
-    assert len(lines) == 16
-    for iso, weekday, *cells, mysql in lines:
-        at = datetime.fromisoformat(f"{iso}T03:00").replace(tzinfo=ZoneInfo("UTC"))
-        day = Moment.of(at).day
-        assert weekday == f"{at:%a}"
-        for cycle, cell in zip(COLUMNS, cells, strict=True):
-            slot = s3napback.slot_number(cycle, day)
-            due = s3napback.is_backup_day(cycle, day)
-            assert cell == (f"{slot}-{s3napback.slot_mode(cycle, slot)}" if due else "-")
-        assert int(mysql) == s3napback.slot_number(COLUMNS[0], day, ignore_diffs=True)
+    assert section == shown
+    for directive in re.findall(r"^[A-Z].*", CALENDAR, re.MULTILINE):
+        assert directive in README.partition("<!-- calendar")[0].rpartition("## How rotation")[2]
 
 
 def test_every_python_name_in_the_table_is_there() -> None:
