@@ -5481,7 +5481,7 @@ class IndexDraft:
     After the id of the upload, which tells whether it is still the one in the bucket, compressed by
     zlib (RFC 1950): a line of JSON with the directories and the other names that tar was given;
     tar's line for each member (`TAR_LISTING`) and an empty one; a line of JSON for each directory
-    in which a name may be gone that an archive before has: its path and all names in it.
+    in which a name may be gone that an archive before has: its name and its entries.
 
     An aid, no part of the backup: where it cannot be written there is none. path: of an empty file.
     """
@@ -5533,8 +5533,8 @@ class IndexDraft:
         self._listening.close()
         self._write(b"\n")
         for folder in folders:
-            names = os.fsdecode(folder.names).split("\0")
-            self._write(json.dumps([os.fsdecode(folder.name), names]).encode() + b"\n")
+            line = json.dumps([os.fsdecode(folder.name), os.fsdecode(folder.entries)])
+            self._write(line.encode() + b"\n")
         with contextlib.suppress(OSError):
             if self._file and not self._failed:
                 write_all(self._file, self._zip.flush())
@@ -6855,9 +6855,6 @@ _MAX_AWAITED = 200_000
 # What a path never is (`member_path`): as one of those awaited, it makes the stream go to its end.
 _NEVER = ".."
 
-# Most extended headers have none of these: only times.
-_PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
-
 
 def is_within(path: str, folders: set[str]) -> bool:
     """Whether a path is one of the folders, or in one of them; "" is the folder of all."""
@@ -6987,6 +6984,50 @@ class Layer:
         return set(parse_dumpdir(self._dumpdirs.read(size))[0])
 
 
+class Given:
+    """What tar was given by name, up to an archive of a chain: `tops`, `files` as in `Layer`."""
+
+    def __init__(self) -> None:
+        self.tops, self.files = set[str](), set[str]()
+
+    def add(self, layer: Layer) -> set[str]:
+        """Takes the next archive in; the paths that it takes away, since they are not given to tar
+        any more.
+
+        A file that was given is not in an archive if it has not changed, nor is a directory that
+        could not be read. Where the archive does not tell the names, only such files are kept.
+        """
+        given = self.tops | self.files
+        kept = self.files if layer.names is None else given & layer.names
+        gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
+        self.tops = layer.tops | (self.tops & kept)
+        self.files |= layer.files
+        return gone
+
+
+def rename_origins(
+    renames: Sequence[tuple[str, str]], is_there: Callable[[str], bool]
+) -> list[tuple[str, str]]:
+    """(where it was before all, its new path) of directories that an archive says are renamed.
+    is_there: whether there was a directory of that path before."""
+    pairs: list[tuple[str, str]] = []
+    aside = ""
+    for given in renames:
+        source, target = (member_path(os.fsencode(name)) for name in given)
+        if not target:  # "": aside, so that two can change their names
+            aside = source or ""
+        elif source is not None:
+            pairs.append((source or aside, target))
+    found = []
+    for source, target in pairs:
+        origin, known = source, is_there(source)
+        for before, after in pairs:  # else named by the new name of a folder above it
+            if not known and source != after and is_within(source, {after}):
+                origin = before + source[len(after) :]
+        found.append((origin, target))
+    return found
+
+
 def tar_number(text: bytes) -> int:
     """A number of a tar header: octal, or GNU's base 256. Raises ValueError."""
     if text[:1] >= b"\x80":
@@ -7023,6 +7064,19 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
+def text_field(header: bytes, start: int, end: int) -> bytes:
+    """A text in a tar header, which ends with its field or with a NUL."""
+    return header[start:end].partition(b"\0")[0]
+
+
+def member_name(header: bytes, fields: Mapping[bytes, bytes]) -> bytes:
+    """A member's name. fields: what its extended headers say."""
+    name = text_field(header, 0, 100)
+    if header[345] and header[257:263] == b"ustar\0":
+        name = text_field(header, 345, 500) + b"/" + name
+    return fields.get(b"GNU.sparse.name", fields.get(b"path", name))
+
+
 def member_path(name: bytes) -> str | None:
     """A member's name as a path below the folder; None where `..` leads out of it."""
     if name[:1] not in b"./" and b"/." not in name and b"//" not in name:  # most, and faster
@@ -7038,6 +7092,9 @@ class TarStream:
     From a block on that should be a header and is none (the end, or damage) everything is handed
     on: what is wrong with it, tar says. Of a million members a microsecond each is felt.
     """
+
+    # Most extended headers have none of these: only times.
+    of_interest = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
 
     def __init__(self, blocks: Iterable[Piece], layer: Layer) -> None:
         self._blocks, self._layer = iter(blocks), layer
@@ -7082,7 +7139,7 @@ class TarStream:
                 fields[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
             elif kind == b"g":
                 self._layer.note_names(pax_records(data).get(b"comment", b""))
-            elif _PAX_OF_INTEREST.search(data):
+            elif self.of_interest.search(data):
                 fields.update(pax_records(data))
         else:
             return None
@@ -7100,17 +7157,13 @@ class TarStream:
 
     def _is_wanted(self, header: bytes, fields: Mapping[bytes, bytes]) -> bool:
         """Has a member taken down. fields: what its extended headers say."""
-        kind = header[156:157]
-        name = header[:100].partition(b"\0")[0]
-        if header[345] and header[257:263] == b"ustar\0":
-            name = header[345:500].partition(b"\0")[0] + b"/" + name
-        name = fields.get(b"GNU.sparse.name", fields.get(b"path", name))
+        kind, name = header[156:157], member_name(header, fields)
         path = member_path(name)
         if path is None:
             return not self._layer.paths  # tar knows how to deal with ".."
         link = None
         if kind == b"1":
-            link = member_path(fields.get(b"linkpath", header[157:257].partition(b"\0")[0]))
+            link = member_path(fields.get(b"linkpath", text_field(header, 157, 257)))
         return self._layer.note(path, fields.get(b"GNU.dumpdir"), link=link,
                                 folder=kind in (b"5", b"D") or name.endswith(b"/"))
 
@@ -7545,7 +7598,7 @@ class Unpacker:
         Failure."""
         self._env = env
         self._paths, self._taken = tuple(paths), () if whole else tuple(paths)
-        self._tops, self._files = set[str](), set[str]()  # see `Layer`
+        self._given = Given()
         self._count = 0
         self._torn = False  # whether the tree is between two archives
         with os_failures("make a folder to unpack in"):
@@ -7604,7 +7657,7 @@ class Unpacker:
         then given its new name, the outer ones first, in the place of whatever has it.
         """
         moved: list[tuple[str, str]] = []
-        for source, target in sorted(self._origins(renames), reverse=True):
+        for source, target in sorted(rename_origins(renames, self._is_there), reverse=True):
             above, name = os.path.split(source)
             with self._tree.opened(above) as there:
                 if there is None or not is_folder(name, there):
@@ -7624,44 +7677,17 @@ class Unpacker:
                     self._workspace.put_aside(name, here)
                 move_entry(spare, self._workspace.handle, here, name)
 
-    def _origins(self, renames: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """(where it was before all, its new path) of renamed directories."""
-        pairs: list[tuple[str, str]] = []
-        aside = ""
-        for given in renames:
-            source, target = (member_path(os.fsencode(name)) for name in given)
-            if not target:  # "": aside, so that two can change their names
-                aside = source or ""
-            elif source is not None:
-                pairs.append((source or aside, target))
-        found = []
-        for source, target in pairs:
-            origin = source
-            with self._tree.opened(source) as there:
-                known = there is not None
-            for before, after in pairs:  # else named by the new name of a folder above it
-                if not known and source != after and is_within(source, {after}):
-                    origin = before + source[len(after) :]
-            found.append((origin, target))
-        return found
+    def _is_there(self, path: str) -> bool:
+        with self._tree.opened(path) as there:
+            return there is not None
 
     def _forget(self, layer: Layer) -> None:
-        """Takes away what its directory no longer names, and what was given to tar by name before
-        and is not any more.
-
-        A file that was given is not in an archive if it has not changed, nor is a directory that
-        could not be read. Where the archive does not tell the names, only such files are kept.
-        """
-        given = self._tops | self._files
-        kept = self._files if layer.names is None else given & layer.names
-        gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
-        for path in gone | layer.gone:
+        """Takes away what its directory no longer names, and what `Given` says."""
+        for path in self._given.add(layer) | layer.gone:
             above, name = os.path.split(path)
             with self._tree.opened(above) as there:
                 if there is not None and mode_of(name, there):
                     self._workspace.put_aside(name, there)
-        self._tops = layer.tops | (self._tops & kept)
-        self._files |= layer.files
 
     def place(self) -> list[str]:
         """Moves what is wanted to where it goes; the paths that are not there."""
@@ -7671,7 +7697,7 @@ class Unpacker:
                 return folder is not None and mode_of(name, folder) != 0
 
         def names_in(path: str) -> set[str] | None:
-            return set() if is_within(path, self._tops) else None
+            return set() if is_within(path, self._given.tops) else None
 
         with os_failures("put in place what was unpacked"):
             absent = [path for path in self._paths if not is_there(path)]
