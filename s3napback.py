@@ -2,8 +2,8 @@
 """s3napback: rotating, incremental, compressed, encrypted backups on S3.
 
 Takes the place of s3napback.pl: the same crontab line, the same config file, the same names in
-the bucket. It backs up directories, MySQL, PostgreSQL and Subversion, and reads every archive
-that the Perl script wrote.
+the bucket. It backs up directories, MySQL, PostgreSQL, Subversion and what commands write, and
+reads every archive that the Perl script wrote.
 
     s3napback.py [-c FILE] [-t] [-f] [-d] [NAME...]     back up
     s3napback.py list|restore|verify ...                what is in the bucket, and back again
@@ -52,6 +52,7 @@ import random
 import re
 import resource
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -86,11 +87,12 @@ Piece: TypeAlias = "bytes | memoryview"
 
 FULL, DIFF = "FULL", "DIFF"
 
-# The kinds of job, in the order in which the original works through a level of the config.
-DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL = KINDS = (
-    "Directory", "Subversion", "SubversionDir", "MySQL", "PostgreSQL",
+# The kinds of job, in the order in which the original works through a level of the config; the last
+# is ours.
+DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL, COMMAND = KINDS = (
+    "Directory", "Subversion", "SubversionDir", "MySQL", "PostgreSQL", "Command",
 )
-DUMPS = (MYSQL, POSTGRESQL)  # every archive is a FULL
+DUMPS = (MYSQL, POSTGRESQL, COMMAND)  # every archive is a FULL
 
 # What js3tream stored under a name of another shape: a stream that came in, and goes out, as it is.
 STREAM = "js3tream"
@@ -420,7 +422,7 @@ def read_prefix(prefix: str) -> str:
     elif parts & {"", ".", ".."}:
         why = "it is empty, or has a slash at an end, an empty part, or a part . or .."
     elif parts & {*DUMPS}:
-        why = f"a part of it is {MYSQL} or {POSTGRESQL}, which begin the names of dumps"
+        why = f"a part of it is one of {', '.join(DUMPS)}, which begin the names of dumps"
     elif len(prefix.encode()) > MAX_PREFIX:
         why = f"it is longer than {MAX_PREFIX} bytes"
     if not why:
@@ -502,16 +504,19 @@ JOB_DIRECTIVES = {
     **dict.fromkeys((*TIMING, "UseTempFile"), KINDS),
     "Exclude": (DIRECTORY,),
     "MySQLOptions": (MYSQL,),
+    "Run": (COMMAND,),
     **dict.fromkeys(
         ("ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem"), (DIRECTORY,)
     ),
 }
 
-# What is a job or holds some; what is a list; what is yes or no; all directives by lower case.
+# What is a job or holds some; what is a list; what is yes or no; what a shell reads; all directives
+# by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
 _LISTS = (*KINDS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom", "MySQLOptions",
           "PingURL")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile", "ExcludeCaches", "OneFileSystem")
+_SHELL_COMMANDS = ("Run",)
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
 }
@@ -806,6 +811,15 @@ class _Reader:
 
     def _read_directive(self, name: str, text: str | None, source: ConfigFile) -> ConfigFile:
         """Takes one directive in; the source to go on with."""
+        known = _KNOWN.get(name.lower(), name)
+        if known in _SHELL_COMMANDS:  # the shell reads it, not we, but for quotes around all of it
+            command = text or ""
+            if _QUOTED_WORD.fullmatch(command):
+                command = split_words(command)[0]
+            if not command.strip() or command.startswith("#"):
+                raise source.error(f"{known} has no command")
+            self.canonical.append(f"{name.lower()} {_encode(source.place, command)}")
+            return source
         try:
             words = ["1"] if text is None else split_words(text)
         except Failure as failure:
@@ -814,7 +828,6 @@ class _Reader:
             return self._include(words, source)
         self._check_name(name, source)
         values = [_BOOLEANS.get(word.lower(), word) for word in words]
-        known = _KNOWN.get(name.lower(), name)
         for word, value in zip(words, values, strict=True):
             if known not in _SWITCHES and (text is None or value != word):
                 given = "without a value" if text is None else word
@@ -985,6 +998,7 @@ class Job:
     tar_options: what else says to tar what is left out.
     exclude_files: the files of ExcludeFrom, a line for each.
     patterns_read: what stands in these, once they are read.
+    command: for /bin/sh.
     """
 
     kind: str
@@ -998,15 +1012,12 @@ class Job:
     tar_options: tuple[str, ...] = ()
     exclude_files: tuple[Line, ...] = ()
     patterns_read: tuple[str, ...] = ()
+    command: str = ""
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """All that says what is left out: the next archive continues no other one's."""
         return (*self.excludes, *self.tar_options, *self.patterns_read)
-
-    @property
-    def one_file_system(self) -> bool:
-        return "--one-file-system" in self.tar_options
 
 
 def jobs_of(config: Block) -> list[Job]:
@@ -1044,7 +1055,21 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
         tuple(options),
         tuple(_tar_options(block)) if kind == DIRECTORY else (),
         tuple(_items(block, "ExcludeFrom", "/.*", "a whole path")) if kind == DIRECTORY else (),
+        command=_command_of(name, where, block, is_block) if kind == COMMAND else "",
     )
+
+
+def _command_of(name: str, where: str, block: Block, is_block: bool) -> str:
+    """What a Command runs. Raises Failure unless it is a block with a good name and one Run."""
+    runs = block.lines("Run") if is_block else []
+    if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name, re.ASCII):
+        raise UsageFailure(f"{name} is no name for a Command", "use letters, digits and . _ - @ +",
+                           where)
+    if len(runs) != 1:
+        raise UsageFailure(f"Command {name} needs one Run, and has {len(runs)}",
+                           f'write <Command {name}>, Run "COMMAND" and </Command>, a line each',
+                           runs[1].where if runs else where)
+    return runs[0].text
 
 
 def _items(block: Block, name: str, pattern: str, meaning: str) -> Iterator[Line]:
@@ -1064,10 +1089,8 @@ def _tar_options(block: Block) -> Iterator[str]:
     for name, option in (
         ("ExcludeCaches", "--exclude-caches"), ("OneFileSystem", "--one-file-system")
     ):
-        for line in block.lines(name)[:1]:
-            if line.text not in ("0", "1"):
-                raise UsageFailure(f"{name} {line.text} is not yes or no", where=line.where)
-            yield from [option] if is_true(line.text) else []
+        given = [line.text for line in _items(block, name, "[01]", "yes or no")]
+        yield from [option] if given[:1] == ["1"] else []
     name_of_a_file = r"(?!\.{1,2}$)[^/]+"
     for line in _items(block, "ExcludeIfPresent", name_of_a_file, "the name of a file"):
         yield f"--exclude-tag={line.text}"
@@ -1433,7 +1456,8 @@ def archive_name(kind: str, name: str, slot: int, mode: str, prefix: str = "") -
 
 
 _ARCHIVE = re.compile(r"(?P<name>.*)-(?P<slot>-?[0-9]{1,20})-(?P<mode>FULL|DIFF)", re.DOTALL)
-_DUMP = re.compile(r"(?P<kind>MySQL|PostgreSQL)/(?P<name>.*)-(?P<slot>[0-9]{1,20})", re.DOTALL)
+_DUMP_KINDS = "|".join(DUMPS)
+_DUMP = re.compile(rf"(?P<kind>{_DUMP_KINDS})/(?P<name>.*)-(?P<slot>[0-9]{{1,20}})", re.DOTALL)
 
 
 def parse_archive_name(archive: str, prefix: str = "") -> tuple[str | None, str, int, str] | None:
@@ -1459,17 +1483,17 @@ def parse_archive_name(archive: str, prefix: str = "") -> tuple[str | None, str,
     return None
 
 
-_PREFIXED_DUMP = re.compile(r"(?P<prefix>[^/].*?)/(?:MySQL|PostgreSQL)/", re.DOTALL)
+_PREFIXED_DUMP = re.compile(rf"(?P<prefix>[^/].*?)/(?:{_DUMP_KINDS})/", re.DOTALL)
 
 
 def shown_prefix(name: str) -> str:
     """The Prefix that the name of an archive, or of a source, shows by itself: that of a dump has
-    one before MySQL/ or PostgreSQL/; of all others only their marks can tell.
+    one before its kind; of all others only their marks can tell.
 
     >>> shown_prefix("web1/MySQL/shop-0"), shown_prefix("/srv/MySQL/data-0-FULL")
     ('web1', '')
     """
-    if _ARCHIVE.fullmatch(name) or name.startswith(("MySQL/", "PostgreSQL/")):
+    if _ARCHIVE.fullmatch(name) or name.startswith(tuple(f"{kind}/" for kind in DUMPS)):
         return ""
     match = _PREFIXED_DUMP.match(name)
     return match["prefix"] if match else ""
@@ -1609,12 +1633,14 @@ def stored_name(kind: str, name: str) -> str:
 class Stage:
     """One process of a pipeline. argv: its command line; env: what its environment adds;
     watched: the last bytes that it writes are kept, because they tell whether it wrote all;
-    descriptors: of ours that it may use."""
+    descriptors: of ours that it may use;
+    shell: it is the config's own: it has to write something, and all that it starts is its own."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     watched: bool = False
     descriptors: tuple[int, ...] = ()
+    shell: bool = False
 
     @property
     def tool(self) -> str:
@@ -2094,6 +2120,9 @@ _PIPE_BYTES = 1 << 20
 # Bytes that go through a pipe at once.
 _BLOCK = 1 << 18
 
+# How long a shell, and what it has started, may take to clear up, seconds.
+_GRACE = 5
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -2208,18 +2237,30 @@ class Pipeline:
         self._fault: BaseException | None = None
 
     def __enter__(self) -> Pipeline:
+        feeds: dict[int, Iterable[Piece]] = {} if self._input is None else {0: self._input}
+        for number, stage in enumerate(self._stages[:-1], 1):
+            if stage.watched:
+                feeds[number] = self._output_of(number - 1)
         try:
-            with signals_held():
-                self._start()
+            for number, stage in enumerate(self._stages):
+                with signals_held():
+                    self._start(number, number in feeds)
+                if stage.shell:
+                    self._require_output(number)
+            for number, blocks in feeds.items():
+                feeder = threading.Thread(target=self._feed, args=(number, blocks), daemon=True)
+                with signals_held():
+                    feeder.start()
+                    self._feeders[number] = feeder
             return self
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+        for stage, process in zip(self._stages, self._processes, strict=False):
             if process.poll() is None:
-                process.kill()
+                end_session(process) if stage.shell else process.kill()
             process.wait()
         for feeder in self._feeders.values():
             feeder.join()
@@ -2229,32 +2270,32 @@ class Pipeline:
         for errors in self._errors:
             errors.close()
 
-    def _start(self) -> None:
-        feeds: dict[int, Iterable[Piece]] = {} if self._input is None else {0: self._input}
-        for number, stage in enumerate(self._stages[:-1], 1):
-            if stage.watched:
-                feeds[number] = self._output_of(number - 1)
-        source: IO[bytes] | None = None
-        for number, stage in enumerate(self._stages):
-            is_last = number == len(self._stages) - 1
-            self._errors.append(temp_file())
-            with _starting(stage.argv):
-                process = subprocess.Popen(
-                    stage.argv, env=stage.environment(self._env), bufsize=0,
-                    stdin=subprocess.PIPE if number in feeds else source or subprocess.DEVNULL,
-                    stdout=self._output if is_last and self._output else subprocess.PIPE,
-                    stderr=self._errors[-1], pass_fds=stage.descriptors,
-                )
-            self._processes.append(process)
-            if source and number not in feeds:
-                source.close()
-            source = process.stdout
-            for pipe in filter(None, (process.stdin, process.stdout)):
-                widen_pipe(pipe)
-        for number, blocks in feeds.items():
-            feeder = threading.Thread(target=self._feed, args=(number, blocks), daemon=True)
-            feeder.start()
-            self._feeders[number] = feeder
+    def _start(self, number: int, is_fed: bool) -> None:
+        stage, is_last = self._stages[number], number == len(self._stages) - 1
+        source = self._processes[-1].stdout if number and not is_fed else None
+        self._errors.append(temp_file())
+        with _starting(stage.argv):
+            process = subprocess.Popen(
+                stage.argv, env=stage.environment(self._env), bufsize=0,
+                stdin=subprocess.PIPE if is_fed else source or subprocess.DEVNULL,
+                stdout=self._output if is_last and self._output else subprocess.PIPE,
+                stderr=self._errors[-1], pass_fds=stage.descriptors,
+                start_new_session=stage.shell,
+            )
+        self._processes.append(process)
+        if source:
+            source.close()
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            widen_pipe(pipe)
+
+    def _require_output(self, number: int) -> None:
+        """Waits for a stage's first byte. Raises Failure where it ends without one."""
+        output = select.poll()
+        output.register(self._processes[number].stdout, select.POLLIN)  # type: ignore[arg-type]
+        if not output.poll()[0][1] & select.POLLIN:
+            result = self._result(number)
+            check_exit_statuses([result])
+            raise Failure(f"the command wrote nothing: {result}", "try it by hand")
 
     def _feed(self, number: int, blocks: Iterable[Piece]) -> None:
         process = self._processes[number]
@@ -2445,6 +2486,16 @@ def _starting(argv: Sequence[str]) -> Iterator[None]:
         raise Failure(f"{argv[0]} is not on PATH", hint) from error
     except OSError as error:
         raise os_failure(error, f"start {os.path.basename(argv[0])}") from error
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a session, and all that it has started: with SIGTERM, then by
+    force."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -6070,7 +6121,7 @@ def print_commands(run: Run, seen: Seen) -> Outcome:
     send = f"{program} --debug -z {settings.chunk_size} -n -f -v{where} -i -b {shlex.quote(target)}"
     pipeline = shown_pipeline(
         dump_stage(run, plan),
-        plan.kind, settings.compressor, settings.gpg_recipients, settings.gpg_keyring,
+        plan.kind, compressor_of(run, plan), settings.gpg_recipients, settings.gpg_keyring,
     )
     plan.log.info("%s", f"{program} -v{where} -d -b {shlex.quote(target)}")
     if plan.job.use_temp_file:
@@ -6084,6 +6135,14 @@ def print_commands(run: Run, seen: Seen) -> Outcome:
     return plan.outcome("shown")
 
 
+def compressor_of(run: Run, plan: Plan) -> str | None:
+    """The config's Compressor, None for the default. What a Command writes may be compressed
+    already: stored as it is, a restore, which goes by the first bytes, would take that off."""
+    compressor = run.settings.compressor
+    is_none = os.path.basename(shlex.split(compressor or "x")[0]) == "cat"
+    return None if is_none and plan.kind == COMMAND else compressor
+
+
 def dump_stage(run: Run, plan: Plan) -> Stage:
     """The command whose output is the backup; for a Directory as test mode shows it."""
     env = run.options.env
@@ -6093,6 +6152,8 @@ def dump_stage(run: Run, plan: Plan) -> Stage:
         return mysql_stage(plan.name, plan.job.mysql_options, env)
     if plan.kind == POSTGRESQL:
         return postgresql_stage(plan.name)
+    if plan.kind == COMMAND:
+        return Stage(("/bin/sh", "-c", plan.job.command), shell=True)
     options = exclude_options(plan.job, env)
     try:
         names = expand_name(plan.name, env)
@@ -6155,7 +6216,7 @@ def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, St
     """What compresses and encrypts a source; and what is to be stored: what it writes, or with
     UseTempFile the file in which all of that is."""
     settings, env = run.settings, run.options.env
-    compressor = shlex.split(settings.compressor or "") or [
+    compressor = shlex.split(compressor_of(run, plan) or "") or [
         find_tool(CODECS[0].commands, env) or "gzip"
     ]
     stages = [source, Stage(tuple(compressor))]
@@ -6247,7 +6308,7 @@ def _directory(
     for path in () if plan.self_contained else found.renumbered:
         plan.log.info("the device of %s has another number: everything that was there is stored"
                       " again", path)
-    places = mounts_of(names, plan.job.one_file_system)
+    places = mounts_of(names, "--one-file-system" in plan.job.tar_options)
     set_back = plan.sidecar.set_back(boot) if plan.sidecar else 0.0
     before = draft.prepare(twins_in(places), set_back)
     # Our own files: backups of backups grow without end.
@@ -7817,7 +7878,7 @@ def write_dump(recovery: Recovery, chain: Chain, output: IO[bytes]) -> None:
         try:
             with recovery.content(one) as content, os_failures("write the dump"):
                 start, blocks = split_head(content)
-                if one.kind != STREAM:
+                if one.kind not in (STREAM, COMMAND):  # any bytes may be what was backed up
                     _refuse_unreadable(start)
                 for block in blocks:
                     write_all(output, block)
@@ -7878,7 +7939,7 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
             lines.append(f'{fetch} >> "$work/a"')
         if kind == STREAM:
             lines.append('cat "$work/a" > "$to"')
-        elif kind in (MYSQL, POSTGRESQL):
+        elif kind in DUMPS:
             lines.append('plain "$work/a" > "$to"')
         else:
             lines.append('plain "$work/a" > "$work/b"; unpack')
@@ -7910,7 +7971,7 @@ def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
     """Raises Failure for an archive that does not hold what it should, to its end."""
     with recovery.content(one) as content:
         start, blocks = split_head(content)
-        if one.kind == STREAM:
+        if one.kind in (STREAM, COMMAND):
             for _ in blocks:
                 pass
         elif start.startswith(b"SVN-fs-dump-format"):
@@ -8282,6 +8343,8 @@ class _Check:
                 yield _ok(f"answers, at revision {revision}", f"{SUBVERSION} {name}")
             if not names:
                 yield _warning("there is no repository in it", "correct the name")
+        elif job.kind == COMMAND:
+            yield from self._command(job.command)
         else:
             yield self._database(job)
         kind = SUBVERSION if job.kind == SUBVERSION_DIR else job.kind
@@ -8295,7 +8358,7 @@ class _Check:
                 yield _warning(f"ExcludeFrom: {pattern} excludes nothing", f"write {plain}")
         names = expand_name(job.name, self._env)
         survey = inspect_names(names, self._diff_dir.last_seen(job.name))
-        read = mounts_of(names, job.one_file_system)
+        read = mounts_of(names, "--one-file-system" in job.tar_options)
         others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
         outer = [p for p in others if not any(_within(p, o) for o in others)]
         if outer:
@@ -8306,6 +8369,22 @@ class _Check:
         yield from map(_warning, survey.warnings)
         if not survey.faults and not survey.links:
             yield _ok("can be read")
+
+    def _command(self, command: str) -> Iterator[Finding]:
+        """What can be told of a command that is not run."""
+        syntax = run_tool(("/bin/sh", "-n", "-c", command), self._env)
+        syntax.required("the shell cannot read it")
+        if first := re.match(r"(?:\w+=\S*\s+)*([\w./+-]+)(?=[\s;|&<>]|$)", command):
+            find = ("/bin/sh", "-c", 'command -v "$1"', "sh", first[1])
+            if run_tool(find, self._env).status:
+                yield _error(f"{first[1]} is not on PATH ({self._env.get('PATH', '')})",
+                             "install it, or write its whole path")
+                return
+        bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", "", command)
+        if re.search(r"(?<![|>])\|(?!\|)", bare) and "pipefail" not in command:
+            yield _warning("of a pipe in it only the last status counts: half a backup may pass for"
+                           " a whole one", "write bash -o pipefail -c '…'")
+        yield _ok("can be read by the shell; it is not run here")
 
     def _database(self, job: Job) -> Finding:
         """A dump of the structure alone: the login, the rights and the server, in little time."""
@@ -9629,7 +9708,7 @@ _KEY_OPTIONS: Options = ("decryption", (
     ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
     ("--passphrase-file", "FILE", "the secret key's passphrase"),
 ))
-_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, or one archive: /etc-3-DIFF."
+_A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, Command/ldap, or one archive: /etc-3-DIFF."
 
 # Of each command: what stands behind its options, what it is for, its options. A NAME that is not
 # in brackets is needed; where no "..." is, one is the most.
@@ -9645,7 +9724,8 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
         (("where it goes", (
             ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new"
              " one"),
-            ("--stdout", "", "the SQL, or the dump of the repository, to standard output"),
+            ("--stdout", "", "the SQL, what a Command wrote, or the dump of the repository, to"
+             " standard output"),
             ("--overwrite", "", "into a folder that is not empty: what was not backed up is"
              " DELETED there"),
             ("--thaw", "", "ask for what is frozen (Glacier), and end with 75; once it is there,"

@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     at the end, each with a shorter one, since xdist gives two at once."""
     for item in items:
         used = {*item.fixturenames, *item.function.__code__.co_names}
-        if used & {"mariadb", "postgres"}:
+        if used & {"mariadb", "postgres", "redis"}:
             item.add_marker("db")
         if used & {"tmpfs", "nobodys", "small_disk", "make_world"}:
             item.add_marker("root")
@@ -531,6 +531,46 @@ def postgres(short_folder: Callable[[str], Path]) -> Iterator[Postgres]:
     run([*pg_ctl, "-l", f"{folder}/log", "-o", options, "start"])
     yield Postgres(folder, "postgres")
     run([*pg_ctl, "-m", "immediate", "stop"])
+
+
+@dataclasses.dataclass
+class Redis:
+    """A private Redis, reached by its socket only."""
+
+    folder: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "redis.sock"
+
+    def run(self, *words: str) -> str:
+        return run([require_tool("redis-cli"), "-s", str(self.socket), *words])
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, folder: Path) -> Iterator[Redis]:
+        """A server within the block, with what is in dump.rdb of the folder."""
+        server = cls(folder)
+        # It copies itself without a pause, and never to its folder.
+        options = ["--port", "0", "--repl-diskless-sync-delay", "0", "--save", ""]
+        daemon = subprocess.Popen(
+            [require_tool("redis-server"), *options, "--dir", str(folder),
+             "--unixsocket", str(server.socket)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(lambda: server.socket.exists() or daemon.poll() is not None, "redis-server")
+            yield server
+        finally:
+            daemon.kill()
+            daemon.wait()
+
+
+@pytest.fixture
+def redis(short_folder: Callable[[str], Path]) -> Iterator[Redis]:
+    """A real Redis server without keys."""
+    with Redis.started(short_folder("")) as server:
+        yield server
 
 
 # ---------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def directives_of(heading: str) -> dict[str, str]:
         ("At the main level:", s3napback.SETTINGS, set()),
         ("A block, and a `<Cycle>`", s3napback.TIMING, {
             "Exclude", "ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem",
-            "MySQLOptions", "UseTempFile",
+            "MySQLOptions", "Run", "UseTempFile",
         }),
     ],
 )
@@ -119,7 +119,7 @@ def test_the_example_is_a_good_config(tmp_path: Path, capsys: Capture) -> None:
     settings = s3napback.settings_of(config)
     jobs = s3napback.jobs_of(config)
     assert settings.gpg_recipients == ("backup@example.com",)
-    assert len(jobs) == 11
+    assert len(jobs) == 12
     assert {job.kind for job in jobs} == set(s3napback.KINDS)
     assert not s3napback.config_warnings(config)
 
