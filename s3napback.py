@@ -3877,9 +3877,9 @@ class S3Store:
 class PastStore(S3Store):
     """A bucket as it was at a moment, by the versions of its objects that it keeps; only read.
 
-    Of each key that version counts which was the newest then. A version's date is the whole second,
-    by the service's clock, at which its upload began. Of a version and a delete marker of the same
-    second the version counts: a backup deletes a chunk, and then stores another. at: epoch seconds.
+    Of each key the version counts that was the newest then. A version's date is the whole second at
+    which its upload began, by the service's clock. Of a version and a delete marker of one second
+    it is the version: a backup deletes a chunk, and then stores another. at: epoch seconds.
     """
 
     def __init__(self, bucket: str, access: Access, retries: Retries | None, at: float) -> None:
@@ -6855,11 +6855,8 @@ def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
 
 
 def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> None:
-    """Raises Failure where objects of a chain are frozen.
-
-    tier: the retrieval option by which they are asked for before, and the status is 75; "": they
-    are not. days: for how long they are to be there.
-    """
+    """Raises Failure where objects of a chain are frozen; with status 75 if they were asked for, by
+    the retrieval option `tier` ("": they are not) for so many days."""
     store = recovery.store
     cold = [item for one in chain.archives for item in one.archive.chunks
             if item.storage_class in _COLD]
@@ -6875,14 +6872,14 @@ def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> Non
                 f" frozen in {' and '.join(places)}")
         if not tier:
             raise Failure(text, "restore --thaw asks for them")
-        times = {THAW_TIMES[tier][place.startswith("DEEP")] for place in places}
+        times = sorted({THAW_TIMES[tier][place.startswith("DEEP")] for place in places})
         if "" in times:
-            raise UsageFailure(f"--tier {tier}: {text}, where it is not known",
+            raise UsageFailure(f"{text}, from where nothing comes by --tier {tier}",
                                "use Standard or Bulk")
         new = [item for item, (_, asked) in frozen.items() if not asked]
         list(pool.map(lambda item: store.thaw(item, tier, days), new))
     raise Failure(f"{text}: {len(new)} were asked for now, {len(frozen) - len(new)} before",
-                  f"they usually come in {' or '.join(sorted(times))}: call this again then",
+                  f"they usually come in {' or '.join(times)}; the same call goes on then",
                   status=EXIT_LOCKED)
 
 
@@ -10221,21 +10218,15 @@ def _chain_of(
 ) -> tuple[str, Chain]:
     """(kind, chain) of what is to be restored; tells what is to be said of it."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
-    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
-    tier, days = _thawing(options)
-    refuse_frozen(recovery, chain, tier, days)
-    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
-        print_stderr(f"s3napback: {warning}")
-    return kind, chain
-
-
-def _thawing(options: Mapping[str, str]) -> tuple[str, int]:
-    """(retrieval option, "" for none; days) of --thaw."""
     tier = options.get("tier", "Standard").capitalize()
     if tier not in THAW_TIMES:
         raise UsageFailure(f"--tier {tier} is none of {', '.join(THAW_TIMES)}")
     days = whole_number(options.get("days", "7"), "--days", 3650)
-    return tier if "thaw" in options else "", days
+    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
+    refuse_frozen(recovery, chain, tier if "thaw" in options else "", days)
+    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
+        print_stderr(f"s3napback: {warning}")
+    return kind, chain
 
 
 def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:

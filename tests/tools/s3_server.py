@@ -16,18 +16,21 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
 from moto.core.models import DEFAULT_ACCOUNT_ID
-from moto.s3.models import s3_backends
+from moto.s3.models import FakeDeleteMarker, FakeKey, s3_backends
 from moto.server import ThreadedMotoServer
 
 KEY_MAX = 1024  # bytes of a key's UTF-8: S3 User Guide, "Naming Amazon S3 objects"
 DELETE_MAX = 1000  # keys of one DeleteObjects: S3 API Reference
 FOREIGN_BUCKET = "denied-bucket"
+
+# Where nothing can be read at once: S3 User Guide, "Working with archived objects".
+FROZEN = ("GLACIER", "DEEP_ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE_ACCESS")
 
 
 class Refusal(Exception):
@@ -164,7 +167,13 @@ class S3Server:
     capitals: the names of headers come back as `X-Amz-Meta-Like-This`;
     forgets_metadata: user metadata is not kept;
     strips_slash: `/` at the start of a key is dropped;
-    lag: listings that a new key is not shown in.
+    lag: listings that a new key is not shown in;
+    knows_no_versions: a listing of versions is answered by one of objects.
+
+    page: entries of a listing of versions, at most.
+    tiers: keys of the class INTELLIGENT_TIERING that are in an archive tier, and in which.
+    asked: (key, version id) of what was asked to be thawed, and how: retrieval option, days;
+    `thawed` has all of it there.
     """
 
     def __init__(self) -> None:
@@ -195,7 +204,11 @@ class S3Server:
 
     def _be_ordinary(self) -> None:
         self.capitals = self.forgets_metadata = self.strips_slash = False
-        self.lag = 0
+        self.knows_no_versions = False
+        self.lag, self.page = 0, 1000
+        self.tiers: dict[str, str] = {}
+        self.asked: dict[tuple[str, str], tuple[str, int | None]] = {}
+        self._thawed: set[tuple[str, str]] = set()
         self._unlisted: dict[str, int] = {}  # keys, and in how many listings they are not shown
 
     def client(
@@ -263,10 +276,139 @@ class S3Server:
         )
 
     def backdate(self, bucket: str, by: timedelta, prefix: str = "") -> None:
-        """Makes all objects of BUCKET whose keys begin with PREFIX older by BY."""
-        for key, entry in self._backend.buckets[bucket].keys.items():
+        """Makes all objects of BUCKET whose keys begin with PREFIX older by BY, in all versions."""
+        keys = self._backend.buckets[bucket].keys
+        for key in keys:
             if key.startswith(prefix):
-                entry.last_modified -= by
+                for entry in keys.getlist(key):
+                    entry.last_modified -= by
+
+    def set_versions(
+        self, bucket: str, key: str, versions: Iterable[tuple[float, bytes | None, str]]
+    ) -> None:
+        """Gives a key its history, the oldest version first: epoch seconds, data (None: a delete
+        marker), id ("null": of a time without versions)."""
+        entries: list[Any] = []
+        for at, data, version in versions:
+            entry: Any = FakeKey(key, data or b"", DEFAULT_ACCOUNT_ID, "us-east-1",
+                                 is_versioned=True, version_id=version)
+            entry.bucket_name = bucket
+            if data is None:
+                entry = FakeDeleteMarker(entry)
+                entry._version_id = version
+            entry.last_modified = datetime.fromtimestamp(at, timezone.utc).replace(tzinfo=None)
+            entries.append(entry)
+        self._backend.buckets[bucket].keys.setlist(key, entries)
+
+    def thawed(self) -> None:
+        """Has all that was asked for there."""
+        for key, version in self.asked:
+            self._thawed.add((key, version))
+            self.tiers.pop(key, None)
+            for bucket in self._backend.buckets.values():
+                for entry in bucket.keys.getlist(key) or ():
+                    if str(entry.version_id) == version and entry.storage_class in FROZEN:
+                        entry.set_expiry(datetime(2099, 1, 1))
+
+    def _entry(self, request: Request) -> Any:
+        """moto's record of the object, or version of it, that a request is for; None for none."""
+        bucket = self._backend.buckets.get(request.bucket)
+        entries = (bucket.keys.getlist(request.key) if bucket else None) or [None]
+        version = request.parameters.get("versionId")
+        if version is None:
+            return entries[-1]
+        return next((one for one in entries if str(one.version_id) == version), None)
+
+    def _frozen_in(self, request: Request) -> str:
+        """The class or tier in which the object of a request waits, "" where it can be read."""
+        entry = self._entry(request)
+        place = self.tiers.get(request.key) or getattr(entry, "storage_class", "") or ""
+        if place not in FROZEN or (request.key, str(entry.version_id)) in self._thawed:
+            return ""
+        return place
+
+    def _check_frozen(self, request: Request) -> None:
+        if request.method == "GET" and request.key and self._frozen_in(request):
+            raise Refusal(403, "InvalidObjectState",
+                          "The operation is not valid for the object's storage class")
+
+    def _told_of(self, request: Request) -> list[tuple[str, str]]:
+        """What a HEAD says of a frozen object, and moto does not."""
+        place, entry = self._frozen_in(request), self._entry(request)
+        told = [("x-amz-archive-status", place)] if place and request.key in self.tiers else []
+        if place and (request.key, str(entry.version_id)) in self.asked:
+            told.append(("x-amz-restore", 'ongoing-request="true"'))
+        return told
+
+    def _thaw(self, request: Request) -> int:
+        """RestoreObject (S3 API Reference): the status of its answer."""
+        entry = self._entry(request)
+        if entry is None:
+            raise Refusal(404, "NoSuchKey", "The specified key does not exist.")
+        identity = request.key, str(entry.version_id)
+        tier = re.search(b"<Tier>(.*)</Tier>", request.body)
+        days = re.search(b"<Days>(.*)</Days>", request.body)
+        place = self._frozen_in(request)
+        if identity in self._thawed and days:
+            return 200
+        if not place:
+            raise Refusal(403, "InvalidObjectState",
+                          "Restore is not allowed for the object's current storage class")
+        if identity in self.asked:
+            raise Refusal(409, "RestoreAlreadyInProgress",
+                          "Object restore is already in progress")
+        if not tier or bool(days) == (request.key in self.tiers):
+            raise Refusal(400, "MalformedXML", "The XML you provided was not well-formed")
+        if tier[1] == b"Expedited" and place.startswith("DEEP"):
+            raise Refusal(400, "InvalidArgument",
+                          "Retrieval option is not supported by this storage class")
+        self.asked[identity] = tier[1].decode(), int(days[1]) if days else None
+        return 202
+
+    def _list_versions(self, request: Request) -> bytes:
+        """ListObjectVersions as S3 answers it, where moto does otherwise: the newest first in the
+        order in which they were stored, keys by their bytes, whole seconds, keys encoded, and of a
+        key-marker alone what is behind that key."""
+        bucket = self._backend.buckets.get(request.bucket)
+        if bucket is None:
+            raise Refusal(404, "NoSuchBucket", "The specified bucket does not exist")
+        asked, found, start = request.parameters, [], 0
+        marker = asked.get("key-marker", "")
+        for key in sorted(bucket.keys, key=str.encode):
+            if not key.startswith(asked.get("prefix", "")):
+                continue
+            for number, entry in enumerate(reversed(bucket.keys.getlist(key))):
+                version = str(entry.version_id or "null")
+                found.append((key, version, entry, number == 0))
+                passed = (key, version) == (marker, asked.get("version-id-marker"))
+                behind = "version-id-marker" not in asked and key.encode() <= marker.encode()
+                if marker and (passed or behind):
+                    start = len(found)
+        page = found[start : start + min(self.page, int(asked.get("max-keys", 1000)))]
+        is_truncated = start + len(page) < len(found)
+
+        def named(key: str) -> str:
+            return escape(quote(key) if asked.get("encoding-type") == "url" else key)
+
+        lines = [f"<IsTruncated>{str(is_truncated).lower()}</IsTruncated>"]
+        if "encoding-type" in asked:
+            lines.append(f"<EncodingType>{asked['encoding-type']}</EncodingType>")
+        if is_truncated:
+            lines.append(f"<NextKeyMarker>{named(page[-1][0])}</NextKeyMarker>"
+                         f"<NextVersionIdMarker>{page[-1][1]}</NextVersionIdMarker>")
+        for key, version, entry, is_latest in page:
+            is_marker = isinstance(entry, FakeDeleteMarker)
+            name = "DeleteMarker" if is_marker else "Version"
+            about = "" if is_marker else (
+                f"<ETag>{escape(entry.etag)}</ETag><Size>{entry.size}</Size>"
+                f"<StorageClass>{entry.storage_class}</StorageClass>")
+            lines.append(
+                f"<{name}><Key>{named(key)}</Key><VersionId>{version}</VersionId>"
+                f"<IsLatest>{str(is_latest).lower()}</IsLatest>"
+                f"<LastModified>{entry.last_modified:%Y-%m-%dT%H:%M:%S}.000Z</LastModified>"
+                f"{about}</{name}>")
+        return ('<?xml version="1.0" encoding="UTF-8"?>\n<ListVersionsResult>'
+                f"{''.join(lines)}</ListVersionsResult>").encode()
 
     @property
     def _backend(self) -> Any:
@@ -291,6 +433,15 @@ class S3Server:
             if request.bucket == FOREIGN_BUCKET:
                 raise Refusal(403, "AccessDenied", "Access Denied")
             check_content(request)
+            self._check_frozen(request)
+            if "restore" in request.parameters:
+                start_response(f"{self._thaw(request)} OK", [("Content-Length", "0")])
+                return []
+            if "versions" in request.parameters and not self.knows_no_versions:
+                listing = self._list_versions(request)
+                start_response("200 OK", [("Content-Type", "application/xml"),
+                                          ("Content-Length", str(len(listing)))])
+                return [listing]
         except Refusal as refusal:
             text = error_document(refusal) if request.method != "HEAD" else b""
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))]
@@ -310,6 +461,8 @@ class S3Server:
         if self.forgets_metadata:
             for name in [n for n in environ if n.startswith("HTTP_X_AMZ_META_")]:
                 del environ[name]
+        if self.knows_no_versions and "versions" in request.parameters:
+            environ["QUERY_STRING"] = "list-type=2"
         if self.strips_slash:
             for name in ("RAW_URI", "REQUEST_URI", "PATH_INFO"):
                 environ[name] = re.sub(r"^(/[^/?]+)(?:/|%2F)+(?=[^/?])", r"\1/", environ[name])
@@ -318,6 +471,12 @@ class S3Server:
 
             def start_response(status: str, headers: Any, *more: Any) -> Any:
                 return ordinary(status, [(name.title(), value) for name, value in headers], *more)
+
+        if request.method == "HEAD" and (told := self._told_of(request)):
+            plain = start_response
+
+            def start_response(status: str, headers: Any, *more: Any) -> Any:
+                return plain(status, [*headers, *told], *more)
 
         if request.method == "PUT" and self.lag:
             self._unlisted.setdefault(request.key, self.lag)
