@@ -3424,11 +3424,10 @@ _TRANSIENT_CODES = (
 # every 5xx but 501, "Not Implemented", does so, too.
 _TRANSIENT_STATUSES = (408, 429)
 
-# Where objects are frozen: a storage class, or an archive tier of INTELLIGENT_TIERING.
-_FROZEN = ("GLACIER", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS")
-
-# How long the retrieval options usually take; from the deep ones (Amazon S3 User Guide, "Archive
+# Where objects are frozen: a storage class, or an archive tier of INTELLIGENT_TIERING; and how long
+# the retrieval options usually take, from the deep ones too (Amazon S3 User Guide, "Archive
 # retrieval options").
+_FROZEN = {"GLACIER", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS"}
 THAW_TIMES = {"Bulk": ("5 to 12 hours", "48 hours"), "Standard": ("3 to 5 hours", "12 hours"),
               "Expedited": ("5 minutes", "")}
 
@@ -3549,8 +3548,7 @@ def _listed(item: Mapping[str, Any]) -> StoredObject:
     return StoredObject(
         item["Key"], item["Size"], item.get("ETag", "").strip('"'),
         item["LastModified"].timestamp(), item.get("StorageClass", "STANDARD"),
-        item.get("VersionId", ""),
-    )
+        item.get("VersionId", ""))
 
 
 class RateLimiter:
@@ -3740,22 +3738,19 @@ class S3Store:
         return objects, bool(answer.get("IsTruncated")) and bool(objects)
 
     @retried
-    def frozen_in(self, key: str) -> tuple[str, bool]:
+    def frozen_in(self, item: StoredObject) -> tuple[str, bool]:
         """(where an object is frozen, "" if it can be read; whether it has been asked for)."""
-        answer = self._request(f"look up {key} in", "head_object", **self._named(key))
+        answer = self._request(f"look up {item.key} in", "head_object", **self._named(item.key))
         place = answer.get("ArchiveStatus") or answer.get("StorageClass", "")
-        # The header x-amz-restore: a thawed copy of an object stays of the frozen one's class.
-        asked = answer.get("Restore", "")
-        if place not in _FROZEN or 'ongoing-request="false"' in asked:
-            return "", False
-        return place, bool(asked)
+        asked = answer.get("Restore", "")  # a thawed copy does not change the class
+        is_there = place not in _FROZEN or 'ongoing-request="false"' in asked
+        return "" if is_there else place, bool(asked)
 
     @retried
     def thaw(self, item: StoredObject, tier: str, days: int) -> None:
         """Asks for a frozen object by a retrieval option of THAW_TIMES, for so many days."""
-        request: dict[str, Any] = {"GlacierJobParameters": {"Tier": tier}}
-        if item.storage_class != "INTELLIGENT_TIERING":  # whose objects are moved, not copied
-            request["Days"] = days
+        term = {} if item.storage_class == "INTELLIGENT_TIERING" else {"Days": days}  # it is moved
+        request = {**term, "GlacierJobParameters": {"Tier": tier}}
         try:
             self._request(f"thaw {item.key} in", "restore_object", **self._named(item.key),
                           RestoreRequest=request)
@@ -3843,22 +3838,23 @@ class S3Store:
             found: list[dict[str, Any]] = self._client.list_buckets()["Buckets"]
         return found
 
+    def _told(self, operation: str) -> dict[str, Any] | None:
+        """The answer to a question about the bucket, None where the service does not tell."""
+        try:
+            answer: dict[str, Any] = self._request("ask about", operation)
+        except Failure as failure:
+            return {} if failure.code == "ObjectLockConfigurationNotFoundError" else None
+        return answer
+
     def about(self) -> BucketFacts:
         """What the service tells of the bucket."""
-        questions = {
-            "a region": "get_bucket_location",
-            "versions": "get_bucket_versioning",
-            "an object lock": "get_object_lock_configuration",
+        answers = {
+            "a region": self._told("get_bucket_location"),
+            "versions": self._told("get_bucket_versioning"),
+            "an object lock": self._told("get_object_lock_configuration"),
         }
-        answers: dict[str, Any] = {}
-        for what, operation in questions.items():
-            try:
-                answers[what] = self._request("ask about", operation)
-            except Failure as failure:
-                if failure.code == "ObjectLockConfigurationNotFoundError":
-                    answers[what] = {}
-        unknown = tuple(what for what in questions if what not in answers)
-        place, versions, lock = (answers.get(what, {}) for what in questions)
+        unknown = tuple(what for what, answer in answers.items() if answer is None)
+        place, versions, lock = (answer or {} for answer in answers.values())
         region = "" if "a region" in unknown else place.get("LocationConstraint") or "us-east-1"
         rule = lock.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention", {})
         kept = [f"{rule[unit]} {unit.lower()}" for unit in ("Days", "Years") if rule.get(unit)]
@@ -3882,17 +3878,17 @@ class PastStore(S3Store):
     it is the version: a backup deletes a chunk, and then stores another. at: epoch seconds.
     """
 
-    def __init__(self, bucket: str, access: Access, retries: Retries | None, at: float) -> None:
+    def __init__(self, bucket: str, access: Access, retries: Retries, at: float) -> None:
         super().__init__(bucket, access, retries)
+        if folder_root(access.endpoint):
+            raise UsageFailure("a bucket in a folder keeps no older versions", _NO_VERSIONS)
         self._at = at
         self._known: dict[str, str] = {}  # version ids of what was listed
         self._listings: dict[tuple[str, str], Iterator[StoredObject]] = {}
 
-    @contextlib.contextmanager
-    def _errors(self, doing: str, operation: str) -> Iterator[None]:
+    def _errors(self, doing: str, operation: str) -> Any:
         reads = operation in ("get_object", "head_object")
-        with super()._errors(doing, "object_version" if reads else operation):
-            yield
+        return super()._errors(doing, "object_version" if reads else operation)
 
     def _named(self, key: str) -> dict[str, str]:
         version = self._known.get(key) or next(
@@ -3905,8 +3901,7 @@ class PastStore(S3Store):
         listing = self._listings.pop((prefix, after), None) or itertools.dropwhile(
             lambda item: item.key.encode() <= after.encode(), self._objects(prefix))
         page = list(itertools.islice(listing, 1000))
-        if page:
-            self._listings[prefix, page[-1].key] = listing
+        self._listings[prefix, page[-1].key if page else after] = listing
         if len(self._known) > 200_000:  # a bucket may hold millions; `_named` asks again
             self._known = {}
         self._known.update((item.key, item.version) for item in page)
@@ -3920,7 +3915,9 @@ class PastStore(S3Store):
 
     def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
         """The versions and delete markers of each key, the newest first."""
-        if self._is_unversioned:
+        # Asked until something was found.
+        versioning = None if self._known else self._told("get_bucket_versioning")
+        if versioning is not None and not versioning.get("Status"):
             raise Failure(f"bucket {self.bucket} never kept older versions", _NO_VERSIONS)
         ask = partial(self._request, "list the versions in", "list_object_versions", Prefix=prefix)
         before: dict[str, str] | None = None
@@ -3937,13 +3934,6 @@ class PastStore(S3Store):
                 "KeyMarker", "VersionIdMarker") if answer.get(f"Next{name}")}
         raise Failure(f"the listing of the versions in bucket {self.bucket} does not go on")
 
-    @cached_property
-    def _is_unversioned(self) -> bool:
-        try:
-            return not self._request("ask about", "get_bucket_versioning").get("Status")
-        except Failure:  # whoever may not ask
-            return False
-
 
 # --------------------------------------------------------------------------------------------------
 # Buckets
@@ -3951,22 +3941,17 @@ class PastStore(S3Store):
 
 
 def open_store(
-    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None,
-    at: float | None = None,
+    bucket: str, access: Access, clock: Callable[[], float], retries: Retries | None = None
 ) -> Store:
     """The store of a bucket.
 
     clock: gives epoch seconds, the stamps of a folder store
     retries: None: each operation is tried once
-    at: the moment as of which it is read, epoch seconds; None: as it is
     """
     root = folder_root(access.endpoint)
-    if root is None:
-        return S3Store(bucket, access, retries) if at is None else PastStore(
-            bucket, access, retries, at)
-    if at is not None:
-        raise UsageFailure("a bucket in a folder keeps no older versions", _NO_VERSIONS)
-    return FolderStore(root, bucket, clock)
+    if root is not None:
+        return FolderStore(root, bucket, clock)
+    return S3Store(bucket, access, retries)
 
 
 def list_buckets(access: Access) -> list[tuple[str, float]]:
@@ -6601,9 +6586,6 @@ def decryption(
 # Catalogue
 # --------------------------------------------------------------------------------------------------
 
-# Storage classes of objects that may have to be thawed; of the last one the listing tells no more.
-_COLD = {"GLACIER", "DEEP_ARCHIVE", "INTELLIGENT_TIERING"}
-
 # Archives that the catalogue asks about at the same time.
 _CATALOGUE_PARALLEL = 8
 
@@ -6643,8 +6625,12 @@ def catalogue(
             kind = archive.metadata["kind"]
         leftovers = len(objects) - archive.count
         one = CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
-        if look_inside and not _COLD.intersection(one.archive.storage_classes):
-            return replace(one, encrypted=is_openpgp(store.peek(archive.chunks[0].key, 32)))
+        if look_inside and not _FROZEN.intersection(one.archive.storage_classes):
+            try:
+                return replace(one, encrypted=is_openpgp(store.peek(archive.chunks[0].key, 32)))
+            except Failure as failure:
+                if failure.code != "InvalidObjectState":  # an archive tier: no listing tells it
+                    raise
         return one
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
@@ -6859,12 +6845,12 @@ def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> Non
     the retrieval option `tier` ("": they are not) for so many days."""
     store = recovery.store
     cold = [item for one in chain.archives for item in one.archive.chunks
-            if item.storage_class in _COLD]
+            if item.storage_class in {*_FROZEN, "INTELLIGENT_TIERING"}]
     if not cold or not isinstance(store, S3Store):
         return
     with workers(store, recovery.parallel, "thaw") as pool:
-        states = pool.map(lambda item: store.frozen_in(item.key), cold)
-        frozen = {item: state for item, state in zip(cold, states, strict=True) if state[0]}
+        states = zip(cold, pool.map(store.frozen_in, cold), strict=True)
+        frozen = {item: state for item, state in states if state[0]}
         if not frozen:
             return
         places = sorted({place for place, _ in frozen.values()})
@@ -7929,7 +7915,7 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
             if item.version:
                 what = shlex.join(("--bucket", bucket, "--key", item.key, "--version-id",
                                    item.version))
-                fetch = f'aws s3api get-object{endpoint} {what} "$work/c" >&2; cat "$work/c"'
+                fetch = f'aws s3api get-object{endpoint} {what} "$work/c" >/dev/null; cat "$work/c"'
             if root:
                 path = FolderStore(root, bucket, time.time).path_of(item.key)
                 fetch = f"cat {shlex.quote(path)}"
@@ -9725,8 +9711,7 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
              " standard output"),
             ("--overwrite", "", "into a folder that is not empty: what was not backed up is"
              " DELETED there"),
-            ("--thaw", "", "ask for what is frozen (Glacier), and end with 75; once it is there,"
-             " the same call restores"),
+            ("--thaw", "", "ask for what is frozen (Glacier); status 75 until it is there"),
             ("--tier", "NAME", "how: Bulk, Standard (unless given) or Expedited"),
             ("--days", "N", "for how long the thawed copies stay (7)"),
         )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
@@ -10054,9 +10039,7 @@ def _standard_output() -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _recovery(
-    options: Mapping[str, str], moment: Moment, clock: Callable[[], float]
-) -> Iterator[Recovery]:
+def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
     _js3tream_log()
     kinds: dict[str, str] = {}
@@ -10084,15 +10067,13 @@ def _recovery(
         if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
             temp_dir = settings.temp_dir
     elif "b" in options:
-        bucket, access = options["b"], _js3tream_access(
-            {name: options[short] for name, short in (
-                ("keyfile", "K"), ("endpoint", "endpoint"), ("region", "region")
-            ) if short in options}
-        )
+        keyfile = {"keyfile": options["K"]} if "K" in options else {}
+        bucket, access = options["b"], _js3tream_access({**options, **keyfile})
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
-    then = parse_when(options["versions-at"], moment) if "versions-at" in options else None
-    store = open_store(bucket, access, clock, Retries(0.0, _TOOL_LOG), then)
+    store = open_store(bucket, access, lambda: moment.epoch, Retries(0.0, _TOOL_LOG))
+    if "versions-at" in options:
+        store = PastStore(bucket, access, store.retries, parse_when(options["versions-at"], moment))
     if root := folder_root(access.endpoint):
         own += tuple(bucket_folders(root, bucket))
     with decryption(
@@ -10107,7 +10088,7 @@ def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
     named = None
-    with _recovery(options, moment, clock) as recovery:
+    with _recovery(options, moment) as recovery:
         if names:
             named, sources = meant_by(recovery, names[0], look_inside=True)
             if not sources:
@@ -10237,7 +10218,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
         raise UsageFailure("give one of --to PLACE and --stdout")
     warnings: list[str] = []
     try:
-        with _recovery(options, moment, clock) as recovery:
+        with _recovery(options, moment) as recovery:
             kind, chain = _chain_of(recovery, name, options, moment)
             as_of = _moment_text(moment, chain.as_of)
             size = sum(one.archive.size for one in chain.archives)
@@ -10272,7 +10253,7 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
 def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
     options, (name,) = read_args("restore-script", args)
-    with _recovery(options, moment, clock) as recovery:
+    with _recovery(options, moment) as recovery:
         kind, chain = _chain_of(recovery, name, options, moment)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
@@ -10290,7 +10271,7 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     named = None
     faults: list[str] = []
     found: list[CatalogEntry] = []
-    with _recovery(options, moment, clock) as recovery:
+    with _recovery(options, moment) as recovery:
         asked_for: Iterable[CatalogEntry] = catalogue(recovery.store, prefix=recovery.prefix)
         if names:
             named, sources = meant_by(recovery, names[0])

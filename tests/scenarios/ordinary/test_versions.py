@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Capture, Site, fetched
+from conftest import NIGHT, Capture, Site, fetched, program
 
 import s3napback
 from s3napback import Access, Failure, NotFound, PastStore
@@ -46,7 +46,8 @@ def listed(store: s3napback.Store, prefix: str = "") -> dict[str, bytes]:
 # ---- the store ----
 
 
-@pytest.mark.parametrize("page", [1, 3, 1000])
+@pytest.mark.parametrize("page", [
+    pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_bucket_of_any_moment_is_what_was_put_and_deleted_by_then(
     versioned: Callable[..., PastStore], s3_server: Any, page: int
 ) -> None:
@@ -88,6 +89,7 @@ def test_of_one_second_the_later_version_counts_and_a_marker_only_where_it_is_th
     assert listed(versioned(1e9)) == {"two": b"new", "replaced": b"new"}
 
 
+@pytest.mark.slow
 def test_a_long_listing_goes_on_where_it_stopped(
     versioned: Callable[..., PastStore], s3_server: Any
 ) -> None:
@@ -211,6 +213,7 @@ def test_restore_brings_back_what_the_bucket_held_at_that_moment(
     assert "there is no backup of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_list_and_verify_look_at_that_moment_too(attacked: Site, capsys: Capture) -> None:
     now = datetime.now()
     assert attacked.run("list", "--json", "--versions-at", "1 hour ago", now=now) == 0
@@ -220,14 +223,14 @@ def test_list_and_verify_look_at_that_moment_too(attacked: Site, capsys: Capture
     assert "2 archives checked, 0 faults" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_restore_script_fetches_the_versions(
-    attacked: Site, s3_server: Any, capfd: pytest.CaptureFixture[str]
+    attacked: Site, s3_server: Any
 ) -> None:
     """`aws s3api get-object` is played by a few lines."""
-    words = ["restore-script", str(attacked.data), "--versions-at", "1 hour ago"]
-    assert attacked.run(*words, now=datetime.now()) == 0
+    words = "-c", str(attacked.conf), str(attacked.data), "--versions-at", "1 hour ago"
     script = attacked.folder / "restore.sh"
-    script.write_text(capfd.readouterr().out)
+    script.write_bytes(program("restore-script", *words).stdout)
     aws = attacked.folder / "aws"
     aws.write_text(
         f"#!{sys.executable}\nimport sys, boto3\n"
@@ -282,10 +285,14 @@ def test_what_is_frozen_fails_before_anything_is_fetched(
 
 @pytest.mark.parametrize("storage_class, words, asked, told", [
     ("GLACIER", [], ("Standard", 7), "they usually come in 3 to 5 hours"),
-    ("GLACIER", ["--tier", "bulk", "--days", "3"], ("Bulk", 3), "5 to 12 hours"),
-    ("GLACIER", ["--tier", "Expedited"], ("Expedited", 7), "5 minutes"),
-    ("DEEP_ARCHIVE", ["--tier", "Bulk"], ("Bulk", 7), "48 hours"),
-    ("INTELLIGENT_TIERING", [], ("Standard", None), "12 hours"),
+    pytest.param("GLACIER", ["--tier", "bulk", "--days", "3"], ("Bulk", 3), "5 to 12 hours",
+                 marks=pytest.mark.slow),
+    pytest.param("GLACIER", ["--tier", "Expedited"], ("Expedited", 7), "5 minutes",
+                 marks=pytest.mark.slow),
+    pytest.param("DEEP_ARCHIVE", ["--tier", "Bulk"], ("Bulk", 7), "48 hours",
+                 marks=pytest.mark.slow),
+    pytest.param("INTELLIGENT_TIERING", [], ("Standard", None), "12 hours",
+                 marks=pytest.mark.slow),
 ])
 def test_thaw_asks_and_ends_with_75_until_the_same_call_restores(
     frozen: Callable[..., Site], s3_server: Any, storage_class: str, words: list[str],
@@ -311,6 +318,7 @@ def test_thaw_asks_and_ends_with_75_until_the_same_call_restores(
     assert site.restore(site.folder / "again") == 0  # it is there for everybody
 
 
+@pytest.mark.slow
 def test_a_part_of_what_is_thawed_is_waited_for(
     frozen: Callable[..., Site], s3_server: Any, capsys: Capture
 ) -> None:
@@ -333,6 +341,7 @@ def test_a_part_of_what_is_thawed_is_waited_for(
     assert len(s3_server.asked) == 3
 
 
+@pytest.mark.slow
 def test_versions_are_thawed_as_they_were(
     frozen: Callable[..., Site], versioned: Any, s3_server: Any
 ) -> None:
@@ -348,12 +357,14 @@ def test_versions_are_thawed_as_they_were(
     assert (back / "file").stat().st_size == 1500
 
 
+@pytest.mark.slow
 def test_expedited_is_refused_for_deep_archive_before_anything_is_asked_for(
     frozen: Callable[..., Site], s3_server: Any, capsys: Capture
 ) -> None:
     site = frozen("DEEP_ARCHIVE")
     assert site.restore(site.folder / "out", "--thaw", "--tier", "Expedited") == 2
-    assert "from where nothing comes by --tier Expedited (use Standard or Bulk)" in capsys.readouterr().err
+    told = "from where nothing comes by --tier Expedited (use Standard or Bulk)"
+    assert told in capsys.readouterr().err
     assert not s3_server.asked
 
 
@@ -364,11 +375,11 @@ def test_expedited_is_refused_for_deep_archive_before_anything_is_asked_for(
 def test_a_tier_or_days_that_are_none_are_refused(
     site: Site, words: list[str], told: str, capsys: Capture
 ) -> None:
-    assert site.run() == 0
     assert site.restore(site.folder / "out", "--thaw", *words) == 2
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code, told", [
     ((403, "AccessDenied", ""), "lacks the right s3:RestoreObject"),
     ((503, "GlacierExpeditedRetrievalNotAvailable", "try again"), "cannot thaw"),
@@ -384,11 +395,13 @@ def test_a_request_to_thaw_that_is_refused_is_told(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_instant_retrieval_needs_no_thaw(frozen: Callable[..., Site]) -> None:
     site = frozen("GLACIER_IR")
     assert site.restore(site.folder / "out") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_class", ["GLACIER", "INTELLIGENT_TIERING"])
 def test_list_shows_frozen_archives_and_verify_says_what_to_do(
     frozen: Callable[..., Site], s3_server: Any, storage_class: str, capsys: Capture
