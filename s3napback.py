@@ -1761,9 +1761,10 @@ _MAX_WORD = 120_000
 # How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
 # by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
 # another night's snapshot of a file system, for the one that is stored, since their inode numbers
-# are the same. A rename that tar sees nevertheless is told, and names can be read back.
+# are the same. A rename that tar sees nevertheless is told, what is left out is not, and names can
+# be read back.
 TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
-              "--quoting-style=escape", "--quote-chars=>")
+              "--warning=no-cachedir", "--quoting-style=escape", "--quote-chars=>")
 
 # How it is to list what it stores, beside its messages: as `ls -l` does. A `>` in a name is `\>`,
 # so that the arrow behind a symbolic link is none of its name's. Times are in UTC by TZ, since with
