@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent / "golden"
 
 # A slow machine is not a defect of the code under test.
-hypothesis.settings.register_profile("s3napback", deadline=None)
+hypothesis.settings.register_profile(
+    "s3napback", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("s3napback")
 
 
