@@ -1348,15 +1348,22 @@ def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
     return slot, FULL if dumps else slot_mode(cycle, slot)
 
 
+def backup_days(cycle: CycleSpec, start: Moment, step: int) -> Iterator[Moment]:
+    """A moment, and the same hour of the days before it (step -1) or after it (1), of those days on
+    which the cycle asks for a backup. It looks at eight years, since 2100 has no 366th day."""
+    wall = start.local().replace(tzinfo=start.zone)  # days are not all of 24 hours
+    for days in range(8 * 366):
+        at = Moment((wall + timedelta(days=days * step)).timestamp(), start.zone)
+        if is_backup_day(cycle, at.day):
+            yield at
+
+
 def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | None:
-    """The slot of the last FULL that was due before today; None if none was within a year."""
-    wall = now.local().replace(tzinfo=now.zone)  # days are not all of 24 hours
-    for days in range(1, 367):
-        day = Moment((wall - timedelta(days=days)).timestamp(), now.zone).day
-        if is_backup_day(cycle, day):
-            slot, mode = slot_and_mode(cycle, day, dumps)
-            if mode == FULL:
-                return slot
+    """The slot of the last FULL that was due before today; None if there was none."""
+    for at in backup_days(cycle, now, -1):
+        slot, mode = slot_and_mode(cycle, at.day, dumps)
+        if mode == FULL and at.date() != now.date():
+            return slot
     return None
 
 
@@ -6601,17 +6608,18 @@ def _prefix_of(archive: Archive, wanted: str) -> str:
 
 
 def catalogue(
-    store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False
+    store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False,
+    head: Head | None = None,
 ) -> Iterator[CatalogEntry]:
     """Every archive of a bucket whose name begins so, by key.
 
     prefix: only those of that Prefix; "" for those of every one. look_inside: also whether it is
-    encrypted. One listing, and one or two requests for each archive, some at a time; memory holds
-    the chunks of those few archives.
+    encrypted. head: tells the marks in the store's place. One listing, and one or two requests for
+    each archive, some at a time; memory holds the chunks of those few archives.
     """
 
     def look(name: str, objects: list[StoredObject]) -> CatalogEntry | None:
-        archive = resolve_archive(name, objects, store.head)
+        archive = resolve_archive(name, objects, head or store.head)
         if archive is None:
             return None
         own = _prefix_of(archive, prefix)
@@ -8746,6 +8754,150 @@ def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
     return None if None in sizes.values() else sum(filter(None, sizes.values()))
 
 
+# --------------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------------
+
+# What `status` says of a source → the exit status that it asks for; the worst last, where a screen
+# ends. "unnamed" is in a bucket, and no job's.
+VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT_WARNINGS,
+            "broken": EXIT_FAILED, "never": EXIT_FAILED}
+
+
+class Standing(NamedTuple):
+    """How a source stands. archive, host, age: the newest that can be restored, the machine and the
+    seconds since it began. due_last, due_next: local days. unfinished: archives without an end."""
+
+    kind: str
+    name: str
+    where: str
+    bytes: int
+    verdict: str = "never"
+    why: str = ""
+    archive: str = ""
+    host: str = ""
+    age: float | None = None
+    due_last: date | None = None
+    due_next: date | None = None
+    unfinished: tuple[str, ...] = ()
+
+
+def judge(
+    source: Standing, cycle: CycleSpec, found: Sequence[CatalogEntry], now: Moment, grace: float,
+    max_age: float = math.inf, unstored: float | None = None,
+) -> Standing:
+    """A source with its verdict, by its archives. Raises Failure for a cycle without rotation.
+
+    It is late when its cycle asked for a run after its newest archive, and since the same hour of
+    that day `grace` seconds have passed. max_age: seconds. unstored: when the first revision of a
+    repository was committed that is in no archive, epoch seconds, inf for none. Where that is not
+    known only FULLs are asked for: there is no DIFF without a revision.
+    """
+    history = History(found)
+    whole = [n for n, one in enumerate(history.archives) if not one.fault]
+    good = [n for n in whole if history.intact[n]]
+    newest = history.archives[good[-1]] if good else None
+    since = newest.made if newest else now.epoch if unstored is None else unstored
+    day = newest.archive.made_on(now) if newest else ""
+    # A run may come to it after midnight: then the next one does so a day after its own.
+    delay = grace + 86400 * (day < now.date(since).isoformat())
+    missed = next((
+        at for at in backup_days(cycle, Moment(since, now.zone), 1)
+        if at.date().isoformat() > day and (
+            source.kind != SUBVERSION or (unstored is not None and unstored <= at.epoch)
+            or slot_and_mode(cycle, at.day, dumps=False)[1] == FULL)
+    ), None)
+    is_late = missed is not None and missed.epoch + delay < now.epoch
+    last, following = (
+        next((at.date() for at in backup_days(cycle, Moment(at, now.zone), step)), None)
+        for at, step in ((now.epoch, -1), (now.epoch + 86400, 1))
+    )
+    verdict, why = "ok", ""
+    if not found:
+        verdict = "never" if is_late or unstored is None else "ok"
+    elif not newest or good[-1] != whole[-1]:
+        place = whole[-1] if whole else len(found) - 1
+        verdict, why = "broken", _why_broken(history.chain(place), history.archives[:place])
+    elif is_late or now.epoch - newest.made > max_age:
+        verdict = "late"
+    elif newest.status == "warnings":
+        verdict = "warnings"
+    if not last and not following:
+        verdict, why = max("late", verdict, key=[*VERDICTS].index), "no day is its cycle's"
+    return source._replace(
+        verdict=verdict, why=why, due_last=last, due_next=following, archive=str(newest or ""),
+        host=newest.archive.metadata.get("host", "") if newest else "",
+        age=now.epoch - newest.made if newest else None,
+    )
+
+
+def first_unstored(repository: str, after: str, env: Mapping[str, str]) -> float | None:
+    """When the revision behind that one ("": the first) was committed, epoch seconds; inf where
+    there is none yet, None where the repository does not tell."""
+    with contextlib.suppress(Failure, ValueError):
+        revision = int(after or -1) + 1
+        if youngest_revision(repository, env) < revision:
+            return math.inf
+        text = revision_identity(repository, revision, env).rpartition(" ")[2]
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
+    return None
+
+
+def standings(
+    recovery: Recovery, jobs: Sequence[Job], now: Moment, grace: float, max_age: float
+) -> Iterator[tuple[str, Standing]]:
+    """(what its archives' names begin with, how it stands) of each source of a config's jobs, and
+    of what else is in its bucket. Changes nothing. Raises Failure.
+
+    One listing, and one HEAD for each archive that looks cut off, and for the others of a source
+    from the newest on, until all is well.
+    """
+    store, prefix = recovery.store, recovery.prefix
+    listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
+    sources = group_by_source(listed, recovery.kinds)
+    there = {archive_start(*source): found for source, found in sources.items()}
+    named: dict[str, tuple[Job, str]] = {}
+    for job in jobs:
+        names = [job.name]
+        if job.kind == SUBVERSION_DIR:  # also those that are only in the bucket any more
+            names = [one.name for one in sources
+                     if one.kind == SUBVERSION and os.path.dirname(one.name) == job.name]
+            with contextlib.suppress(Failure):
+                names += repositories_in(job.name)
+        for name in names or [job.name]:
+            named[archive_start(job.kind, stored_name(job.kind, name), prefix)] = job, name
+
+    def ask(one: CatalogEntry, kind: str) -> CatalogEntry:
+        objects = archive_objects(store, str(one)) if one.leftovers else one.archive.chunks
+        archive = resolve_archive(str(one), objects, store.head) or one.archive
+        return replace(one, archive=archive, kind=kind or one.kind)
+
+    def look(start: str) -> Standing:
+        by_age = sorted(there.get(start, ()), key=lambda one: -one.archive.modified)
+        job, name = named.get(start, (None, start.removesuffix("-")))
+        kind, where = (job.kind.removesuffix("Dir"), job.where) if job else ("", store.bucket)
+        size = sum(one.archive.size for one in by_age)
+        standing = Standing(kind, name, where, size, "unnamed", f"{len(by_age)} archives")
+        found = [ask(one, kind) for one in by_age if one.fault]
+        if job:
+            verdict = partial(judge, standing, job.cycle, now=now, grace=grace, max_age=max_age)
+            with failures_at(where):
+                standing = verdict(found)
+            for one in by_age:
+                if VERDICTS[standing.verdict] != EXIT_OK and not one.fault:
+                    found.append(ask(one, kind))
+                    standing = verdict(found)
+            after = next((one.after for one in found if str(one) == standing.archive), "")
+            if kind == SUBVERSION and (after or not found):
+                standing = verdict(found, unstored=first_unstored(name, after, recovery.env))
+        cut = tuple(f"{one}: {one.fault}" for one in found if one.fault)
+        return standing._replace(unfinished=cut)
+
+    with workers(store, _CATALOGUE_PARALLEL, "status") as pool:
+        starts = {**there, **named}
+        yield from zip(starts, pool.map(look, starts), strict=True)
+
+
 # ==================================================================================================
 # 19. Log
 # ==================================================================================================
@@ -9754,6 +9906,20 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
             ("--json", "", "for programs; README.md has the form"),
         )),),
     ),
+    "status": (
+        "[NAME...]",
+        "Whether each source of the configs has a backup that can be restored, and is as young as"
+        " its cycle asks for. It changes nothing. NAME is as in a backup. Exit status: 0 well,"
+        " 3 something is late, 1 there is nothing that could be restored.",
+        (("what is late, and how it is shown", (
+            ("-c", "FILE", "the config file"),
+            ("--grace", "DURATION", "how long after the hour of the run before it a backup may"
+             " come (12h)"),
+            ("--max-age", "DURATION", "what is older is late, whatever its cycle"),
+            ("--json", "", "for programs; README.md has the form"),
+            ("--nagios", "", "one line, and the status of a plugin of Nagios or Icinga"),
+        )),),
+    ),
     "demo": (
         "", "Backs up, changes, backs up again, restores and compares, in a folder of its own that"
         " is gone afterwards. It needs no account, no config and no network.", (),
@@ -10414,6 +10580,82 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
 
 
 # --------------------------------------------------------------------------------------------------
+# status
+# --------------------------------------------------------------------------------------------------
+
+# Exit status → that of a plugin, and its word (Monitoring Plugins Development Guidelines).
+_NAGIOS = {EXIT_OK: (0, "OK"), EXIT_WARNINGS: (1, "WARNING"), EXIT_FAILED: (2, "CRITICAL")}
+_NAGIOS_UNKNOWN = 3
+
+
+def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+    """`status`: whether each source has a backup as young as its cycle asks for."""
+    found: dict[tuple[str, str], Standing] = {}
+    try:
+        if {"-b", "-K"} & set(args):
+            raise UsageFailure("a bucket alone does not say what is due", "give -c FILE, or a NAME")
+        options, names = read_args("status", args)
+        # A FULL takes hours longer than the DIFF before it; 400 years are no limit.
+        grace, max_age = _seconds(options, "grace", "12h"), _seconds(options, "max-age", "146000d")
+        for path in _config_paths(options.get("c", ""), names):
+            jobs = jobs_of(read_config(path))
+            with _recovery({"c": path}, now, clock) as recovery:
+                place = bucket_place(recovery.endpoint, recovery.store.bucket)
+                for start, one in standings(recovery, jobs, now, grace, max_age):
+                    if one.kind or (place, start) not in found:  # another config may name it
+                        found[place, start] = one
+    except Failure as failure:
+        if "--nagios" not in args:
+            raise
+        print(f"S3NAPBACK UNKNOWN: {printable(str(failure), '')}".replace("|", "/"))
+        return _NAGIOS_UNKNOWN
+    shown = sorted(found.values(), key=lambda one: [*VERDICTS].index(one.verdict))
+    status = worst_status(VERDICTS[one.verdict] for one in shown)
+    if "json" in options:
+        rows = [one._asdict() for one in shown]
+        print(json.dumps({"format": 1, "sources": rows}, indent=1, default=str))
+    elif "nagios" in options:
+        status, word = _NAGIOS[status]
+        print(f"S3NAPBACK {word}: {_nagios_text(shown)}")
+    else:
+        for line in _standing_lines(shown):
+            print(printable(line, ""))
+    return status
+
+
+def _seconds(options: Mapping[str, str], name: str, default: str) -> float:
+    try:
+        return read_duration(options.get(name, default))
+    except ValueError as error:
+        raise UsageFailure(f"--{name} {options[name]} {error}") from error
+
+
+def _standing_lines(shown: Sequence[Standing]) -> Iterator[str]:
+    row = "{:8} {:>12}  {!s:10}  {!s:10}  {:>9}  {}".format
+    yield row("VERDICT", "AGE", "DUE LAST", "DUE NEXT", "SIZE", "WHAT")
+    for one in shown:
+        age = "-" if one.age is None else duration_text(one.age)
+        who = f" (by {one.host})" if one.host not in ("", host_name()) else ""
+        why = f": {one.why}" if one.why else ""
+        yield row(one.verdict, age, one.due_last or "-", one.due_next or "-",
+                  size_text(one.bytes), f"{one.kind} {one.name}{who}{why}".strip())
+        yield from (f"         no end: {text}" for text in one.unfinished)
+
+
+def _nagios_text(shown: Sequence[Standing]) -> str:
+    """What a plugin says: the worst first, then its performance data."""
+    said, data = [], []
+    for one in reversed(shown):
+        name = re.sub("['=|]", "_", f"{one.kind} {one.name}".strip())  # what no label may hold
+        age = "U" if one.age is None else f"{one.age:.0f}s"
+        data += [f"'{name} age'={age}"] * bool(one.kind) + [f"'{name} size'={one.bytes}B"]
+        said += [f"{name} {one.verdict}"] * bool(VERDICTS[one.verdict])
+    verdicts = [one.verdict for one in shown]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in reversed(VERDICTS) if v in verdicts)
+    return printable(f"{'; '.join([counts, *said])} | {' '.join(data)}", "")
+
+
+# --------------------------------------------------------------------------------------------------
 # demo
 # --------------------------------------------------------------------------------------------------
 
@@ -10526,6 +10768,7 @@ COMMANDS: dict[str, Command] = {
     "verify": cmd_verify,
     "check": cmd_check,
     "plan": cmd_plan,
+    "status": cmd_status,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,
 }
