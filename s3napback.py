@@ -1887,6 +1887,15 @@ def links_among(names: Sequence[str]) -> Iterator[str]:
                    f" name {target} in the config")
 
 
+def tags_among(names: Sequence[str], tar_options: Sequence[str]) -> Iterator[str]:
+    """A sentence for each of a job's names in which there is a tag; see `_tar_options`."""
+    tags = [option.partition("--exclude-tag=")[2] or "CACHEDIR.TAG" for option in tar_options
+            if option != "--one-file-system"]
+    for name, tag in itertools.product(names, tags):
+        if os.path.exists(os.path.join(path_of(name), tag)):
+            yield f"nothing of {path_of(name)} is stored but {tag}, by which all else is left out"
+
+
 def _within(path: str, folder: str) -> str | None:
     """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
     start = folder.rstrip("/") + "/"
@@ -6317,7 +6326,8 @@ def _directory(
         sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
         listing=draft.index.begin(names),
     )
-    return stage, before, [*found.links, *found.warnings, *faults]
+    tags = tags_among(names, plan.job.tar_options)
+    return stage, before, [*found.links, *found.warnings, *tags, *faults]
 
 
 def _patience(plan: Plan) -> Callable[[float], None]:
@@ -8358,7 +8368,7 @@ class _Check:
         for text in survey.faults:
             yield _error(text, "mount it, or see who may read it")
         yield from map(_error, survey.links)
-        yield from map(_warning, survey.warnings)
+        yield from map(_warning, [*survey.warnings, *tags_among(names, job.tar_options)])
         if not survey.faults and not survey.links:
             yield _ok("can be read")
 

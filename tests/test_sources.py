@@ -182,6 +182,19 @@ def test_the_folder_of_a_cache_comes_back_with_its_tag(site: Site) -> None:
     assert names_in(back) == {"CACHEDIR.TAG"} and back.stat().st_mode & 0o7777 == 0o2750
 
 
+@pytest.mark.parametrize("tag", ["CACHEDIR.TAG", ".no"])
+def test_a_tag_in_the_directory_itself_is_told(site: Site, tag: str, capsys: Capture) -> None:
+    site.jobs = f"<Directory {site.data}>\nExcludeCaches On\nExcludeIfPresent .no\n</Directory>"
+    assert site.run() == 0
+    (site.data / tag).write_text(CACHE)
+    told = f"nothing of {site.data} is stored but {tag}, by which all else is left out"
+    assert s3napback.main(["check", "-c", str(site.conf)], now=NIGHT) == 3
+    assert f"warning  Directory {site.data}: {told}" in capsys.readouterr().out
+    assert site.run(now=NIGHT + timedelta(days=1)) == 3
+    assert told in capsys.readouterr().err
+    assert names_in(site.restored()) == {tag}
+
+
 def test_one_file_system_is_not_left(site: Site, capsys: Capture) -> None:
     moved = fill(site.data / "moved")
     site.jobs = f"<Cycle c>\nOneFileSystem On\nDirectory {site.data}\n</Cycle>"
