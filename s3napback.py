@@ -242,8 +242,8 @@ class Interrupted(BaseException):
     """A signal asked the program to end; `signum` says which."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+        super().__init__(f"ended by {signal.Signals(signum).name}")
+        self.signum, self.status = signum, EXIT_SIGNAL + signum
 
 
 # Within `signals_held`: the signal that came meanwhile, or 0; None outside.
@@ -436,6 +436,7 @@ class Settings:
     """What a config says once, for all of its jobs, in the order in which it is looked at.
 
     All but `path`, the config file, are directives of the main level; README says what they mean.
+    hooks: (directive, its line) of each.
     """
 
     path: str
@@ -468,6 +469,8 @@ class Settings:
     prefix: str = setting("Prefix", read_prefix, "")
     ping_urls: tuple[str, ...] = setting("PingURL", read_ping_url, ())
     metrics_file: str | None = setting("MetricsFile", read_text, None)
+    hook_timeout: float = setting("HookTimeout", partial(read_duration, least=1.0), 3600.0)
+    hooks: tuple[tuple[str, Line], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -499,9 +502,12 @@ class CycleSpec:
 SETTINGS = {row.metadata["directive"]: row for row in fields(Settings) if row.metadata}
 TIMING = {row.metadata["directive"]: row for row in fields(CycleSpec)}
 
+# Directives whose value is a shell command: of a job, or at the main level of the whole run.
+RUN_BEFORE, RUN_AFTER, ON_FAILURE = HOOKS = ("RunBefore", "RunAfter", "OnFailure")
+
 # Directive of a job, in its block or beside its line → the kinds of job that it counts for.
 JOB_DIRECTIVES = {
-    **dict.fromkeys((*TIMING, "UseTempFile"), KINDS),
+    **dict.fromkeys((*TIMING, "UseTempFile", *HOOKS), KINDS),
     "Exclude": (DIRECTORY,),
     "MySQLOptions": (MYSQL,),
     "Run": (COMMAND,),
@@ -513,10 +519,10 @@ JOB_DIRECTIVES = {
 # What is a job or holds some; what is a list; what is yes or no; what a shell reads; all directives
 # by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
-_LISTS = (*KINDS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom", "MySQLOptions",
-          "PingURL")
+_LISTS = (*KINDS, *HOOKS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom",
+          "MySQLOptions", "PingURL")
 _SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile", "ExcludeCaches", "OneFileSystem")
-_SHELL_COMMANDS = ("Run",)
+_SHELL_COMMANDS = ("Run", *HOOKS)
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
 }
@@ -953,7 +959,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
 
     needs_diff_dir: whether DiffDir must be there, as for a backup.
     """
-    found: dict[str, Any] = {"path": config.where}
+    found: dict[str, Any] = {"path": config.where, "hooks": hooks_of(config)}
     for name, row in SETTINGS.items():
         with failures_at(config.location(name)):
             value = found[row.name] = _setting(config, name, row)
@@ -989,6 +995,11 @@ def _setting(config: Block, name: str, row: Field[Any]) -> Any:
     return tuple(dict.fromkeys(values)) if name in _LISTS else values[0]
 
 
+def hooks_of(block: Block) -> tuple[tuple[str, Line], ...]:
+    """(directive, its line) of each hook."""
+    return tuple((name, line) for name in HOOKS for line in block.lines(name))
+
+
 @dataclass(frozen=True)
 class Job:
     """One thing to be backed up.
@@ -999,6 +1010,7 @@ class Job:
     exclude_files: the files of ExcludeFrom, a line for each.
     patterns_read: what stands in these, once they are read.
     command: for /bin/sh.
+    hooks: (directive, its line) of each.
     """
 
     kind: str
@@ -1013,6 +1025,7 @@ class Job:
     exclude_files: tuple[Line, ...] = ()
     patterns_read: tuple[str, ...] = ()
     command: str = ""
+    hooks: tuple[tuple[str, Line], ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -1056,6 +1069,7 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
         tuple(_tar_options(block)) if kind == DIRECTORY else (),
         tuple(_items(block, "ExcludeFrom", "/.*", "a whole path")) if kind == DIRECTORY else (),
         command=_command_of(name, where, block, is_block) if kind == COMMAND else "",
+        hooks=hooks_of(block) if block.tag else (),
     )
 
 
@@ -1149,7 +1163,9 @@ def _unused(block: Block, name: str) -> _Remarks:
             yield line, f" inside <{block.tag}> is ignored: it belongs to the main level"
         elif kinds and own in KINDS and own not in kinds:
             yield line, f" is not used: <{block.tag}> is no {wanted}"
-        elif kinds and own not in KINDS and not any(map(block.first, kinds)):
+        elif kinds and own not in KINDS and not any(map(block.first, kinds)) and (
+            block.tag or name not in HOOKS
+        ):
             yield line, (f" is not used: there is no {wanted} line beside it, and a block has its"
                          " own")
 
@@ -2556,6 +2572,67 @@ def run_tool(
         done.stdout.decode("utf-8", "surrogateescape"),
         done.stderr.decode("utf-8", "backslashreplace"),
     )
+
+
+# How long a hook may go on, and what is to be tidied, once a signal asks for the end; how long a
+# process may take to end when it is told to; what is kept of its output. Seconds; bytes.
+LAST_SECONDS, _END_SECONDS, _MAX_OUTPUT = 30.0, 5.0, 1 << 16
+
+
+def run_hook(
+    name: str, command: str, env: Mapping[str, str], tool_log: logging.Logger, seconds: float,
+    last_seconds: float = LAST_SECONDS,
+) -> None:
+    """Runs a shell command, which a directive names, and logs the end of what it prints.
+
+    It has a session of its own. What is in it is ended after so many seconds, and last_seconds
+    after a signal asked for our end. What it leaves in the background goes on.
+    Raises Failure unless it ends with 0: with the status EXIT_LOCKED, where it ends with that.
+    """
+    with signals_held():
+        with _starting(("/bin/sh",)):
+            process = subprocess.Popen(
+                ("/bin/sh", "-c", command), env=dict(env), bufsize=0, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        end = time.monotonic() + seconds
+        printed = {pipe: b"" for pipe in (process.stdout, process.stderr) if pipe}
+        for pipe in printed:
+            os.set_blocking(pipe.fileno(), False)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+            if _held_signal:
+                end = min(end, time.monotonic() + last_seconds)
+            for pipe in printed:
+                printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
+        if is_late := process.returncode is None:
+            _end_session(process)
+        lines, levels = list[str](), (logging.INFO, logging.WARNING)
+        for (pipe, output), level in zip(printed.items(), levels, strict=True):
+            with pipe:
+                output += pipe.read(_MAX_OUTPUT) or b""
+            lines = output[-_MAX_OUTPUT:].decode("utf-8", "backslashreplace").splitlines()
+            for line in lines:
+                tool_log.log(level, "%s", line)
+    if is_late:
+        raise Failure(f"{name} did not end within {duration_text(seconds)}",
+                      "HookTimeout gives it more time")
+    if process.returncode:
+        result = StageResult(Stage((name,)), process.returncode, tuple(lines))
+        is_skip = process.returncode == EXIT_LOCKED
+        raise Failure(str(result), status=EXIT_LOCKED if is_skip else EXIT_FAILED)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """Ends all processes that are in a process's session, or at least told to."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + _END_SECONDS
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left, or ours
+            os.killpg(process.pid, signum)
+            while time.monotonic() < end:
+                process.poll()
+                time.sleep(0.02)
+                os.killpg(process.pid, 0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5746,6 +5823,7 @@ class Plan:
     todays: the archive that the diff file describes, if that is of today.
     saved: the last revision that is stored, -1 for none.
     youngest: the last revision that there is.
+    waits: whether its source is there to be looked at only after RunBefore.
     failure: why it cannot be made.
     same_as: the place of an earlier job whose source has the same archives.
     clash: the place of an earlier job that makes this very archive now.
@@ -5762,6 +5840,7 @@ class Plan:
     todays: ArchiveRef | None = None
     saved: int = -1
     youngest: int = -1
+    waits: bool = False
     failure: Exception | None = None
     same_as: str = ""
     clash: str = ""
@@ -5795,10 +5874,11 @@ class Plan:
         return replace(self, sidecar=None, chain_broken=(level, why))
 
 
-def plans_of(run: Run, job: Job) -> list[Plan]:
+def plans_of(run: Run, job: Job, *, is_ready: bool = False) -> list[Plan]:
     """What a job is to make now: one archive, but for a SubversionDir.
 
-    Raises Failure where the config's numbers make no rotation.
+    is_ready: whether its RunBefore has run. Raises Failure where the config's numbers make no
+    rotation.
     """
     day = run.options.now.day
     with failures_at(job.where):
@@ -5808,6 +5888,10 @@ def plans_of(run: Run, job: Job) -> list[Plan]:
     kind, names = job.kind, [job.name]
     if job.kind == SUBVERSION_DIR:
         kind = SUBVERSION
+    # Without a look at it, nothing can be planned for a repository.
+    if kind == SUBVERSION and not (is_ready or run.options.test) and RUN_BEFORE in dict(job.hooks):
+        return [Plan(job, kind, job.name, waits=True)]
+    if job.kind == SUBVERSION_DIR:
         try:
             names = repositories_in(job.name)
             if not names and not run.options.test:
@@ -5944,7 +6028,8 @@ class Seen:
     @property
     def is_skipped(self) -> bool:
         """Whether there is nothing to be made."""
-        return not self.plan.archive or self.is_repeated or self.plan.has_nothing_new
+        is_due = bool(self.plan.archive) or self.plan.waits
+        return not is_due or self.is_repeated or self.plan.has_nothing_new
 
 
 def survey_all(run: Run, plans: Sequence[Plan]) -> list[Seen]:
@@ -6064,12 +6149,8 @@ def size_of_full_before(run: Run, seen: Seen) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# Archives in the making
+# Outcomes
 # --------------------------------------------------------------------------------------------------
-
-# How long a database server waits for a client that reads nothing, seconds, with a margin:
-# net_write_timeout of MySQL and MariaDB is 60.
-_PATIENCE_OF_SOURCES = 30.0
 
 
 @dataclass(frozen=True)
@@ -6107,6 +6188,98 @@ class RunReport:
     outcomes: tuple[Outcome, ...] = ()
     error: str = ""
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, error: BaseException) -> RunReport:
+        """Of what an error ended."""
+        return cls(getattr(error, "status", EXIT_FAILED), error=str(error))
+
+    def summed(self, what: Outcome) -> Outcome:
+        """As hooks are told of it; what: names the job, or nothing for the whole run."""
+        status = {EXIT_OK: "ok", EXIT_WARNINGS: "warnings"}.get(self.status, "failed")
+        if not self.status and all(one.status == "skipped" for one in self.outcomes):
+            status = "skipped"
+        error = self.error or "; ".join(
+            f"{one.kind} {one.name}: {one.error}" for one in self.outcomes if one.error
+        )
+        size = sum(one.bytes for one in self.outcomes)
+        return replace(what, status=status, error=error, bytes=size, seconds=self.seconds)
+
+
+# --------------------------------------------------------------------------------------------------
+# Hooks
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks of a run, or of a job. lines: (directive, its line); path: the config; seconds:
+    what each may take; log: where what it prints goes."""
+
+    lines: Sequence[tuple[str, Line]]
+    path: str
+    options: RunOptions
+    seconds: float
+    log: logging.Logger
+
+    def around(
+        self, what: Outcome, work: Callable[[Failure | None], RunReport]
+    ) -> RunReport:
+        """Does the work between RunBefore and RunAfter. work: is given why RunBefore failed, or
+        None; what: names the job. The report has a status of 3 at least where RunAfter failed."""
+        try:
+            report = work(self.run(RUN_BEFORE, what))
+        except BaseException as error:
+            self.after(RunReport.of(error), what)
+            raise
+        return self.after(report, what)
+
+    def after(self, report: RunReport, what: Outcome) -> RunReport:
+        """RunAfter and, where something failed, OnFailure. A signal waits until they have run."""
+        told, hooks = report.summed(what), self
+        if report.status > EXIT_SIGNAL:
+            hooks = replace(self, seconds=min(self.seconds, LAST_SECONDS))
+        with signals_held():
+            failure = hooks.run(RUN_AFTER, told)
+            if told.status == "failed" or (self.options.test and told.status != "skipped"):
+                hooks.run(ON_FAILURE, told)
+        return replace(report, status=report.status or EXIT_WARNINGS) if failure else report
+
+    def run(self, directive: str, told: Outcome) -> Failure | None:
+        """Runs the commands of a directive, in order. Returns the first failure, which ends a
+        RunBefore; other ones are logged. In test mode it shows them."""
+        facts = vars(told) | {"config": self.path, "seconds": round(told.seconds),
+                              "archive": printable(told.archive),
+                              "error": printable(told.error, "")[:_MAX_FACT]}
+        if not told.status:
+            facts |= {"bytes": "", "seconds": ""}
+        env = {f"S3NAPBACK_{name.upper()}": str(text) for name, text in facts.items()}
+        is_before, first = directive == RUN_BEFORE, None
+        for line in [line for name, line in self.lines if name == directive]:
+            self.log.info("%s: %s", directive, line.text)
+            try:
+                if not self.options.test:
+                    run_hook(directive, line.text, {**self.options.env, **env}, self.log,
+                             self.seconds, 0.0 if is_before else LAST_SECONDS)
+            except Failure as failure:
+                first = first or failure.at(line.where)
+                if is_before:
+                    break
+                self.log.warning("%s", failure.at(line.where))
+        return first
+
+
+# Characters of an error in an environment, which can hold 128 kB (execve(2)).
+_MAX_FACT = 4000
+
+
+# --------------------------------------------------------------------------------------------------
+# Archives in the making
+# --------------------------------------------------------------------------------------------------
+
+# How long a database server waits for a client that reads nothing, seconds, with a margin:
+# net_write_timeout of MySQL and MariaDB is 60.
+_PATIENCE_OF_SOURCES = 30.0
 
 
 def print_commands(run: Run, seen: Seen) -> Outcome:
@@ -6393,7 +6566,18 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
         if not options.test:
             stack.enter_context(diff_dir.lock())
             diff_dir.clear()
-        report = run_jobs(run, jobs)
+
+        def work(refused: Failure | None) -> RunReport:
+            if not refused:
+                return run_jobs(run, jobs)
+            if refused.status != EXIT_LOCKED:
+                raise refused
+            log.info("Skipping %s: %s", settings.path, refused)
+            return RunReport(EXIT_OK, error=str(refused))
+
+        lines = [hook for hook in settings.hooks if hook[0] != ON_FAILURE]  # see `run_watched`
+        hooks = Hooks(lines, settings.path, options, settings.hook_timeout, log)
+        report = hooks.around(Outcome("", "", "", ""), work)
     return replace(report, status=EXIT_WARNINGS) if unserved and not report.status else report
 
 
@@ -6422,7 +6606,7 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
         surveyed = survey_all(run, plans) if is_there else list(map(Seen, plans))
     else:
         make = store_archive
-        if not is_there and any(plan.archive for plan in plans):
+        if not is_there and any(plan.archive or plan.waits for plan in plans):
             log.info("Creating bucket %s", bucket)
             run.store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
@@ -6435,16 +6619,41 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
     for plan in doubles:
         plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
                          plan.job.where, plan.same_as)
-    outcomes: list[Outcome] = []
+    reports: list[RunReport] = []
     for job, of_job in itertools.groupby(surveyed, key=lambda seen: seen.plan.job):
         if job.is_block:
             log.info("%s => %s", job.kind.lower(), job.name)
-        outcomes += [run_task(run, seen, make) for seen in of_job]
+        reports.append(run_job(run, job, list(of_job), make))
+    outcomes = [outcome for report in reports for outcome in report.outcomes]
     seconds = time.monotonic() - started
     text, status = summary(outcomes, seconds)
     log.info("Finished: %s", "test mode, nothing was done" if run.options.test else text)
-    status = worst_status((status, EXIT_WARNINGS if doubles else EXIT_OK))
-    return RunReport(status, tuple(outcomes), seconds=seconds)
+    statuses = [status, EXIT_WARNINGS if doubles else EXIT_OK, *(one.status for one in reports)]
+    return RunReport(worst_status(statuses), tuple(outcomes), seconds=seconds)
+
+
+def run_job(
+    run: Run, job: Job, of_job: Sequence[Seen], make: Callable[[Run, Seen], Outcome]
+) -> RunReport:
+    """Makes the archives of a job, within its hooks where one of them is to be made really."""
+    due = [seen for seen in of_job if not (seen.is_skipped or seen.plan.failure or seen.plan.clash
+                                           or (seen.done and not run.options.force))]
+
+    def work(refused: Failure | None) -> RunReport:
+        now = [replace(seen, plan=replace(seen.plan, failure=refused)) if refused and seen in due
+               else seen for seen in of_job]
+        if not refused and any(seen.plan.waits for seen in of_job):
+            plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan
+                     for plan in paired(run, plans_of(run, job, is_ready=True))]
+            now = [finish_staged(run, seen) for seen in survey_all(run, plans)]
+        outcomes = [run_task(run, seen, make) for seen in now]
+        seconds = sum(one.seconds for one in outcomes)
+        return RunReport(summary(outcomes, seconds)[1], tuple(outcomes), seconds=seconds)
+
+    lines = [hook for hook in job.hooks if due or hook[0] == ON_FAILURE]
+    hooks = Hooks(lines, run.settings.path, run.options, run.settings.hook_timeout, _LOGS[job.kind])
+    archives = "\n".join(seen.plan.archive for seen in due)
+    return hooks.around(Outcome(job.kind, job.name, archives, ""), work)
 
 
 def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
@@ -6498,6 +6707,9 @@ def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
     if isinstance(error, OSError):
         error = os_failure(error, "go on")
     text = str(error)
+    if isinstance(error, Failure) and error.status == EXIT_LOCKED:  # as RunBefore wants it
+        plan.log.info("Skipping %s %s: %s", plan.kind, plan.name, text)
+        return plan.outcome("skipped")
     if isinstance(error, Failure):
         plan.log.error("Backup to %s failed: %s", where, text)
     else:
@@ -8149,13 +8361,18 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
         ("jobs", check.jobs()), ("TZ", check.time_zone()), ("tools", check.tools()),
         ("Compressor", check.compressor()), ("databases", check.roles()),
         ("DiffDir", check.diff_dir()), ("TempDir", check.temp_dir()),
+        ("hooks", check.hooks()),
         ("S3Keyfile", check.key_file()), ("bucket", check.bucket(retries)),
         ("PingURL", check.pings()), ("MetricsFile", check.metrics_file()),
         *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
           for one in settings.gpg_recipients or [None]),
-        *((f"{job.kind} {job.name}", check.source(job)) for job in jobs),
     ):
         yield from findings_of(subject, findings)
+    for job in jobs:
+        for one in findings_of(f"{job.kind} {job.name}", check.source(job)):
+            if one.level == "error" and RUN_BEFORE in dict((*settings.hooks, *job.hooks)):
+                one = _ok(f"before RunBefore has run: {one.text}", one.subject)
+            yield one
 
 
 class _Check:
@@ -8269,6 +8486,22 @@ class _Check:
         folder = self._settings.temp_dir
         if folder and any(job.use_temp_file for job in self._jobs):
             yield _room(folder, _LITTLE_TEMP_ROOM)
+
+    def hooks(self) -> Iterator[Finding]:
+        hooks = (*self._settings.hooks, *(hook for job in self._jobs for hook in job.hooks))
+        for name, line in dict.fromkeys(hooks):
+            read = run_tool(("/bin/sh", "-n", "-c", line.text), self._env)
+            lexer = shlex.shlex(line.text, posix=True)
+            lexer.whitespace_split, lexer.commenters = True, ""
+            word = "" if read.status else next((w for w in lexer if not re.match(r"\w+=", w)), ":")
+            found = run_tool(("/bin/sh", "-c", 'command -v "$1"', "sh", word), self._env)
+            if read.status:
+                yield _error(f"{line.where}: {read.errors.strip()}", "correct the command", name)
+            elif found.status and not re.search(r"[][$`*?(){};|&<>~=!]", word):
+                yield _error(f"{line.where}: {word} is not on PATH ({self._env.get('PATH', '')})",
+                             "install it, or write its whole path", name)
+            else:
+                yield _ok(line.text, name)
 
     # ---- the bucket ----
 
@@ -8677,6 +8910,17 @@ def write_metrics(path: str, config: str, report: RunReport, now: float) -> None
         os.close(handle)
 
 
+def on_failure(config: Block, options: RunOptions) -> Hooks:
+    """What runs where the run of a config, or the config itself, is at fault."""
+    lines = [hook for hook in hooks_of(config) if hook[0] == ON_FAILURE]
+    row = SETTINGS["HookTimeout"]
+    try:
+        seconds = _setting(config, "HookTimeout", row)
+    except Failure:
+        seconds = row.default
+    return Hooks(lines, config.where, options, seconds, log)
+
+
 def run_watched(path: str, options: RunOptions) -> RunReport:
     """The run of a config as `run_config`, and what is told of it to those who watch.
 
@@ -8685,8 +8929,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     import uuid
 
     started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor()
-    settings, urls, pings = None, list[str](), list[Future[None]]()
-    report = RunReport(EXIT_FAILED)
+    config, settings, urls, pings = None, None, list[str](), list[Future[None]]()
     try:
         with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
             text = "\n".join(ConfigFile.open(path).lines)
@@ -8699,9 +8942,14 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
         report = run_config(config, settings, options)
     except Failure as failure:
         log.critical("%s", failure)
-        report = RunReport(failure.status, error=str(failure))
+        report = RunReport.of(failure)
+    except BaseException as error:
+        report = RunReport.of(error)
+        raise
     finally:
         report = replace(report, seconds=time.monotonic() - started)
+        if config:
+            on_failure(config, options).after(report, Outcome("", "", "", ""))
         file = settings.metrics_file if settings else None
         if options.test:
             for url in urls:
@@ -9653,8 +9901,8 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         print_stderr(f"s3napback: {failure}")
         return failure.status
     except Interrupted as interrupted:
-        print_stderr(f"s3napback: ended by {signal.Signals(interrupted.signum).name}")
-        return EXIT_SIGNAL + interrupted.signum
+        print_stderr(f"s3napback: {interrupted}")
+        return interrupted.status
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -9690,8 +9938,8 @@ def _signals() -> Iterator[None]:
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
         global _held_signal
-        for one in wanted:  # a second signal must not cut the tidying short
-            signal.signal(one, signal.SIG_IGN)
+        for one in wanted:  # a second signal must not cut the tidying short, nor hooks ignore it
+            signal.signal(one, lambda *_: None)
         if _held_signal is None:
             raise Interrupted(signum)
         _held_signal = signum
@@ -9797,7 +10045,7 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         return failure.status
     except Interrupted as interrupted:
         log.critical("Ended by %s", signal.Signals(interrupted.signum).name)
-        return EXIT_SIGNAL + interrupted.signum
+        return interrupted.status
     finally:
         close_log()
 
