@@ -86,10 +86,10 @@ def directives_of(heading: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("heading", "rows", "others"),
     [
-        ("At the main level:", s3napback.SETTINGS, set()),
+        ("At the main level:", s3napback.SETTINGS, {*s3napback.HOOKS}),
         ("A block, and a `<Cycle>`", s3napback.TIMING, {
             "Exclude", "ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem",
-            "MySQLOptions", "Run", "UseTempFile",
+            "MySQLOptions", "Run", "UseTempFile", *s3napback.HOOKS,
         }),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_tables_of_directives_are_those_of_the_program(
         elif isinstance(row.default, bool):
             assert shown[name] == ("yes" if row.default else "no")
         else:
-            assert type(row.default)(shown[name]) == row.default
+            assert row.metadata["read"](shown[name]) == row.default
     assert {*s3napback.SETTINGS, *s3napback.JOB_DIRECTIVES} >= {*rows, *others}
 
 
