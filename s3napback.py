@@ -467,6 +467,11 @@ class Settings:
     )
     safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
     prefix: str = setting("Prefix", read_prefix, "")
+    server_side_encryption: str | None = setting(
+        "ServerSideEncryption",
+        matching("AES256|aws:kms(:dsse)?", "AES256, aws:kms or aws:kms:dsse"), None,
+    )
+    kms_key: str | None = setting("KmsKey", matching("[!-~]{1,2048}", "a key of KMS"), None)
     ping_urls: tuple[str, ...] = setting("PingURL", read_ping_url, ())
     metrics_file: str | None = setting("MetricsFile", read_text, None)
     hook_timeout: float = setting("HookTimeout", partial(read_duration, least=1.0), 3600.0)
@@ -968,6 +973,14 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
                     raise UsageFailure(f"DiffDir {value} is no folder")
                 raise UsageFailure(f"DiffDir does not exist, please create: {value}",
                                    f"run: mkdir -m 700 {shlex.quote(value)}")
+            if name == "ServerSideEncryption" and value and re.match(
+                "(?i)file:", found["s3_endpoint"] or ""
+            ):
+                raise UsageFailure("ServerSideEncryption is nothing that a folder can do",
+                                   "take it out; GpgRecipient encrypts before it is stored")
+            if name == "KmsKey" and value and "kms" not in (found["server_side_encryption"] or ""):
+                raise UsageFailure("KmsKey counts only with ServerSideEncryption aws:kms",
+                                   "add that line, or take KmsKey out")
             if name == "MetricsFile" and needs_diff_dir and value and not os.path.isdir(
                 folder := os.path.dirname(os.path.abspath(value))
             ):
@@ -2967,7 +2980,8 @@ class Store(Protocol):
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         """Fills the buffer with an object's data, compared with its MD5 where the store knows it,
-        and returns its user metadata. Raises Failure for more data than there is room for."""
+        and returns its user metadata as `head`. Raises Failure for more data than there is room
+        for."""
 
     def peek(self, key: str, count: int) -> bytes:
         """The first bytes of an object, at most `count`; unchecked."""
@@ -3122,7 +3136,10 @@ def retried(operation: Operation) -> Operation:
 
 @dataclass(frozen=True)
 class Access:
-    """Where a bucket is, and the access key. Empty fields: AWS's usual sources and defaults."""
+    """Where a bucket is, and the access key. Empty fields: AWS's usual sources and defaults.
+
+    encryption: parameters of boto3 for what is stored, `ServerSideEncryption` and `SSEKMSKeyId`.
+    """
 
     endpoint: str | None = None
     region: str | None = None
@@ -3131,6 +3148,7 @@ class Access:
     storage_class: str | None = None
     connections: int = 4
     limit: RateLimiter | None = None
+    encryption: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_key_file(path: str) -> tuple[str, str]:
@@ -3172,8 +3190,10 @@ def access_of(settings: Settings) -> Access:
     if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
         key, secret = read_key_file(settings.s3_keyfile)
     limit = RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None
+    encryption = {"ServerSideEncryption": settings.server_side_encryption or "",
+                  "SSEKMSKeyId": settings.kms_key or ""}
     return Access(settings.s3_endpoint, settings.s3_region, key, secret, settings.storage_class,
-                  settings.parallel, limit)
+                  settings.parallel, limit, {k: text for k, text in encryption.items() if text})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3538,6 +3558,7 @@ _HINTS = {
     "InvalidLocationConstraint": "check S3Region",
     "TooManyBuckets": "the account may have no more buckets: delete one, or set Bucket to another",
     "InvalidStorageClass": "check StorageClass",
+    "KMS": "check KmsKey: it has to be enabled, and in the region of the bucket",
     "InvalidObjectState": "it is frozen: s3napback.py restore --thaw asks for it",
 }
 
@@ -3581,8 +3602,13 @@ def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
         said = f"this machine's clock is {skew:+.0f} seconds off the server's"
     text = f"cannot {doing}: {code}" + (f", {said}" if said else "")
     code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
-    right = f"the right {_RIGHTS[operation]}" if operation in _RIGHTS else "a right for it"
-    kind, hint = Failure, _HINTS.get(code, "").format(right=right)
+    # Amazon names the right, which may be one of KMS; other services say less.
+    named = re.search(r"not authorized to perform: (\w+:\w+)", said)
+    right = named[1] if named else _RIGHTS.get(operation)
+    kind, hint = Failure, _HINTS.get("KMS" if code.startswith("KMS.") else code, "").format(
+        right=f"the right {right}" if right else "a right for it")
+    if code == "AccessDenied" and operation in ("put_object", "copy_object"):
+        hint += ", or its policy wants another ServerSideEncryption"
     if operation == "create_bucket" and code == "AccessDenied":
         hint = f"check Bucket, or make it by hand: {hint}"
     elif operation == "list_objects_v2" and code == "NoSuchKey":  # the request was for an object
@@ -3787,7 +3813,7 @@ class S3Store:
             ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
             ContentType="application/octet-stream",
             # Other classes bill a minimum duration, or cannot be copied.
-            **({} if is_staged(key) else self._class),
+            **({} if is_staged(key) else self._class), **self._access.encryption,
         )
         etag = _etag_as_md5(answer)
         if etag and etag != digest:
@@ -3806,7 +3832,7 @@ class S3Store:
         etag = _etag_as_md5(answer)
         if etag and into.md5() != etag:
             raise TransientFailure(f"{key} arrived damaged: its MD5 is not the stored one")
-        return _user_metadata(answer)
+        return _user_metadata(answer) | ({} if etag else {ETAG_IS_NOT_MD5: "yes"})
 
     @retried
     def peek(self, key: str, count: int) -> bytes:
@@ -3857,6 +3883,7 @@ class S3Store:
         self._request(
             f"copy {source} to {target} in", "copy_object", Key=target,
             CopySource={"Bucket": self.bucket, "Key": source}, **self._class,
+            **self._access.encryption,
         )
 
     @retried
@@ -5058,9 +5085,9 @@ def download(
 
     What is handed on is valid until the next is asked for. Memory: chunk size * (parallel + 1),
     for large chunks room in the folder (see `Buffer`). progress: told the bytes of each chunk.
-    Raises Failure for a chunk that is not the one listed. A chunk that lost its mark (a tool that
-    copies large objects in parts does not copy metadata) is proved by the archive's own digest,
-    before the last chunk is handed on; where not all chunks are asked for, nothing proves it.
+    Raises Failure for a chunk that is not the one listed. One that lost its mark (a tool that
+    copies large objects in parts does not copy metadata), or whose ETag is no MD5, is proved by the
+    archive's own digest, before the last chunk is handed on; among a part of them by nothing.
     """
     whole = archive.complete and len(archive.chunks) == archive.count
     largest = max(archive.chunks, key=lambda item: item.size, default=None)
@@ -5071,7 +5098,7 @@ def download(
     running: deque[Future[tuple[Buffer, str]]] = deque()
     spare: list[Buffer] = []
     digests: list[str] = []
-    unmarked = ""
+    unproved = ""
     # In this order: the buffers are closed when the threads that fill them have ended.
     with contextlib.ExitStack() as buffers, workers(store, parallel, "download") as pool:
         while waiting or running:
@@ -5085,13 +5112,13 @@ def download(
                 item = waiting.popleft()
                 running.append(pool.submit(_fetch_chunk, archive, item, store, spare.pop()))
                 continue
-            buffer, without_mark = running.popleft().result()
+            buffer, alone = running.popleft().result()
             digests.append(buffer.md5())
-            unmarked = unmarked or without_mark
+            unproved = unproved or alone
             ended = whole and len(digests) == archive.count
-            if ended and unmarked and digest_of_digests(digests) != archive.metadata.get("md5"):
-                raise Failure(f"{archive.name} is not what was stored: {unmarked} has no mark, and"
-                              " the digest of the whole is another")
+            if ended and unproved and digest_of_digests(digests) != archive.metadata.get("md5"):
+                raise Failure(f"{archive.name} is not what was stored: nothing proves {unproved},"
+                              " and the digest of the whole is another")
             progress(len(buffer))
             yield from buffer.pieces()
             spare.append(buffer)
@@ -5100,7 +5127,7 @@ def download(
 def _fetch_chunk(
     archive: Archive, item: StoredObject, store: Store, buffer: Buffer
 ) -> tuple[Buffer, str]:
-    """(the buffer with the chunk's data, the key of one that should have a mark and has none)."""
+    """(the buffer with the chunk's data, the key of one that only the whole archive can prove)."""
     metadata = store.fetch(item.key, buffer)
     if len(buffer) != item.size:
         raise Failure(f"{item.key} has {len(buffer)} bytes, not {item.size}: it was replaced",
@@ -5109,7 +5136,8 @@ def _fetch_chunk(
     identity, mark = archive.metadata.get("archive"), metadata.get(f"{META}archive")
     if identity and mark and mark != identity:
         raise Failure(f"{item.key} belongs to another upload of {archive.name}")
-    return buffer, item.key if identity and not mark else ""
+    proved = mark and ETAG_IS_NOT_MD5 not in metadata
+    return buffer, item.key if identity and not proved else ""
 
 
 # ==================================================================================================

@@ -251,7 +251,8 @@ def test_each_required_directive_that_is_missing_is_told(name: str, tmp_path: Pa
         ("S3Endpoint", "http://\u2100x"), ("S3Endpoint", "http://h?x"),
         ("S3Endpoint", '"http://a b"'), ("S3Region", '"a b"'), ("S3Keyfile", '""'),
         ("GpgRecipient", '" "'), ("Compressor", "\"'\""), ("Compressor", '""'),
-        ("GpgRecipient", '""'),
+        ("GpgRecipient", '""'), ("ServerSideEncryption", "aes256"),
+        ("ServerSideEncryption", "kms"), ("KmsKey", '"a b"'), ("KmsKey", "alias/x"),
     ],
 )
 def test_each_malformed_directive_is_told(name: str, value: str, tmp_path: Path) -> None:
@@ -260,6 +261,23 @@ def test_each_malformed_directive_is_told(name: str, value: str, tmp_path: Path)
     assert name in caught.value.message
     assert caught.value.status == 2
     assert f"{tmp_path}/x.conf:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ({"ServerSideEncryption": "AES256", "KmsKey": "alias/x"},
+         "x.conf:5: KmsKey counts only with ServerSideEncryption aws:kms"),
+        ({"S3Endpoint": "file:///x", "ServerSideEncryption": "aws:kms"},
+         "x.conf:5: ServerSideEncryption is nothing that a folder can do"),
+    ],
+)
+def test_an_encryption_that_would_not_be_is_refused(
+    tmp_path: Path, lines: dict[str, str], why: str
+) -> None:
+    with pytest.raises(Failure, match=why) as caught:
+        s3napback.settings_of(config_with(tmp_path, **lines))
+    assert caught.value.status == 2
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOWHERE, Capture, Site, fetched, tmpfs
+from conftest import NIGHT, NOWHERE, Capture, Site, fetched, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
@@ -254,6 +255,80 @@ def test_a_storage_class_is_kept_in_any_region(
     assert client.head_object(Bucket="there", Key="k")["StorageClass"] == "STANDARD_IA"
     (item,) = s3napback.iter_objects(store)
     assert item.storage_class == "STANDARD_IA"
+
+
+KEY_ARN = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("lines", "headers"),
+    [
+        ({"ServerSideEncryption": "AES256"}, {"": "AES256"}),
+        pytest.param({"ServerSideEncryption": "aws:kms"}, {"": "aws:kms"}, marks=pytest.mark.slow),
+        ({"ServerSideEncryption": "aws:kms", "KmsKey": KEY_ARN},
+         {"": "aws:kms", "-aws-kms-key-id": KEY_ARN}),
+        pytest.param({"ServerSideEncryption": "aws:kms:dsse", "KmsKey": "alias/backups"},
+                     {"": "aws:kms:dsse", "-aws-kms-key-id": "alias/backups"},
+                     marks=pytest.mark.slow),
+    ],
+)
+def test_all_that_is_stored_asks_for_the_encryption_of_the_config(
+    s3_site: Site, s3_server: Any, lines: dict[str, str], headers: dict[str, str], capsys: Capture
+) -> None:
+    """Where the bucket refuses all else: uploads of one chunk and of several, and copies."""
+    s3_server.client().create_bucket(Bucket="bkt")
+    s3_server.encryption = {
+        f"x-amz-server-side-encryption{name}": value for name, value in headers.items()
+    }
+    s3_site.settings |= lines | {"SafeReplace": "On"}
+    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 0\nFulls 1\n</Directory>"
+    for night in range(2):
+        (s3_site.data / "file").write_bytes(data := os.urandom(5000))
+        assert s3_site.run(now=NIGHT + timedelta(days=night)) == 0, capsys.readouterr().err
+    assert any("x-amz-copy-source" in one for one in s3_server.headers)
+    assert s3_site.run("check") in (0, 3)
+    assert s3_site.run("verify", "--deep") == 0
+    assert (s3_site.restored() / "file").read_bytes() == data
+    ((_, archive),) = s3_site.archives().items()
+    assert archive.complete and archive.count > 1
+    assert ("opaque" in archive.metadata) == ("kms" in lines["ServerSideEncryption"])
+
+
+def test_a_bucket_that_wants_another_encryption_is_told(
+    s3_site: Site, s3_server: Any, capsys: Capture
+) -> None:
+    s3_server.client().create_bucket(Bucket="bkt")
+    s3_server.encryption = {"x-amz-server-side-encryption": "aws:kms"}
+    assert s3_site.run() == 1
+    assert "lacks the right s3:PutObject" in (said := capsys.readouterr().err)
+    assert "or its policy wants another ServerSideEncryption" in said
+
+
+def test_the_right_that_an_answer_names_is_told(
+    s3_store: Callable[..., Store], s3_server: Any
+) -> None:
+    s3_server.fail = lambda *_: (403, "AccessDenied", "User: x is not authorized to perform:"
+                                 " kms:GenerateDataKey on the resource associated with it")
+    with pytest.raises(Failure, match="lacks the right kms:GenerateDataKey"):
+        s3_store().put("k", b"", {})
+    s3_server.fail = lambda *_: (400, "KMS.DisabledException", "it is disabled")
+    with pytest.raises(Failure, match="check KmsKey"):
+        s3_store().put("k", b"", {})
+
+
+def test_a_chunk_under_kms_that_was_damaged_is_noticed_by_the_whole(
+    s3_site: Site, s3_server: Any, capsys: Capture
+) -> None:
+    s3_site.settings["ServerSideEncryption"] = "aws:kms"
+    (s3_site.data / "file").write_bytes(os.urandom(5000))
+    assert s3_site.run() == 0
+    assert s3_site.run("verify", "--deep") == 0
+    ((_, archive),) = s3_site.archives().items()
+    chunk = s3_server.stored("bkt", archive.chunks[1].key)
+    chunk.value = bytes(len(chunk.value))
+    capsys.readouterr()
+    assert s3_site.run("verify", "--deep") == 1
+    assert "the digest of the whole is another" in "".join(capsys.readouterr())
 
 
 def test_clock_skew_tells_the_seconds(s3_store: Callable[..., Store], s3_server: Any) -> None:

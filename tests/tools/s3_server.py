@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import re
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -168,8 +169,10 @@ class S3Server:
     forgets_metadata: user metadata is not kept;
     strips_slash: `/` at the start of a key is dropped;
     lag: listings that a new key is not shown in;
-    knows_no_versions: a listing of versions is answered by one of objects.
+    knows_no_versions: a listing of versions is answered by one of objects;
+    encryption: what a policy of the bucket wants every upload and copy to ask for.
 
+    As at Amazon's, ETags of what is encrypted by KMS are no MD5.
     page: entries of a listing of versions, at most.
     tiers: keys of the class INTELLIGENT_TIERING that are in an archive tier, and in which.
     asked: (key, version id) of what was asked to be thawed, and how: retrieval option, days;
@@ -204,6 +207,7 @@ class S3Server:
 
     def _be_ordinary(self) -> None:
         self.capitals = self.forgets_metadata = self.strips_slash = False
+        self.encryption: Mapping[str, str] = {}
         self.knows_no_versions = False
         self.lag, self.page = 0, 1000
         self.tiers: dict[str, str] = {}
@@ -432,6 +436,12 @@ class S3Server:
             check_identity(request, self.key, self.secret)
             if request.bucket == FOREIGN_BUCKET:
                 raise Refusal(403, "AccessDenied", "Access Denied")
+            if request.method == "PUT" and request.key and not (
+                self.encryption.items() <= request.headers.items()
+            ):
+                raise Refusal(403, "AccessDenied", "User: x is not authorized to perform:"
+                              f" s3:PutObject on resource: {request.key} with an explicit deny in a"
+                              " resource-based policy")
             check_content(request)
             self._check_frozen(request)
             if "restore" in request.parameters:
@@ -480,10 +490,24 @@ class S3Server:
 
         if request.method == "PUT" and self.lag:
             self._unlisted.setdefault(request.key, self.lag)
-        if request.method != "GET" or request.key or not self._unlisted:
-            answer: Iterable[bytes] = self._app(environ, start_response)
-            return answer
-        return self._list_late(environ, start_response)
+        if request.method == "GET" and not request.key and self._unlisted:
+            return self._list_late(environ, start_response)
+        if request.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"):
+            return self._encrypt(request, environ, start_response)
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
+
+    def _encrypt(
+        self, request: Request, environ: dict[str, Any], start_response: Any
+    ) -> Iterable[bytes]:
+        started: list[Any] = []
+        answer: Iterable[bytes] = self._app(environ, lambda *given: started.append(given))
+        status, headers, *more = started[0]
+        if status.startswith("200"):
+            etag = self.stored(request.bucket, request.key)._etag = secrets.token_hex(16)
+            headers = [(n, f'"{etag}"' if n.lower() == "etag" else v) for n, v in headers]
+        start_response(status, headers, *more)
+        return answer
 
     def _list_late(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         started: list[Any] = []
