@@ -7123,9 +7123,9 @@ def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> Non
                                "use Standard or Bulk")
         new = [item for item, (_, asked) in frozen.items() if not asked]
         list(pool.map(lambda item: store.thaw(item, tier, days), new))
-    raise Failure(f"{text}: {len(new)} were asked for now, {len(frozen) - len(new)} before",
-                  f"they usually come in {' or '.join(times)}; the same call goes on then",
-                  status=EXIT_LOCKED)
+    raise Failure(f"{text}: {len(new)} were asked for now, which usually takes"
+                  f" {' or '.join(times)}, {len(frozen) - len(new)} before",
+                  "the same call restores once they are there", status=EXIT_LOCKED)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_what_is_frozen_fails_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("storage_class, words, asked, told", [
-    ("GLACIER", [], ("Standard", 7), "they usually come in 3 to 5 hours"),
+    ("GLACIER", [], ("Standard", 7), "which usually takes 3 to 5 hours"),
     pytest.param("GLACIER", ["--tier", "bulk", "--days", "3"], ("Bulk", 3), "5 to 12 hours",
                  marks=pytest.mark.slow),
     pytest.param("GLACIER", ["--tier", "Expedited"], ("Expedited", 7), "5 minutes",
@@ -305,11 +305,11 @@ def test_thaw_asks_and_ends_with_75_until_the_same_call_restores(
         s3_server.tiers = dict.fromkeys(keys, "DEEP_ARCHIVE_ACCESS")
     assert site.restore(out, "--thaw", *words) == 75
     said = capsys.readouterr().err
-    assert "3 objects" in said and "3 were asked for now, 0 before" in said and told in said
+    assert "3 objects" in said and "3 were asked for now, " in said and told in said
     assert [*s3_server.asked.values()] == [asked] * 3
     assert count(s3_server, "POST") == 3
     assert site.restore(out, "--thaw", *words) == 75
-    assert "0 were asked for now, 3 before" in capsys.readouterr().err
+    assert re.search("0 were asked for now, .* 3 before", capsys.readouterr().err)
     assert count(s3_server, "POST") == 0
     s3_server.thawed()
     assert site.restore(out, "--thaw", *words) == 0
