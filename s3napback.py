@@ -10885,7 +10885,7 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         grace, max_age = _seconds(options, "grace", "12h"), _seconds(options, "max-age", "146000d")
         for path in _config_paths(options.get("c", ""), names):
             jobs = jobs_of(read_config(path))
-            with _recovery({"c": path}, now, clock) as recovery:
+            with _recovery({"c": path}, now) as recovery:
                 place = bucket_place(recovery.endpoint, recovery.store.bucket)
                 for start, one in standings(recovery, jobs, now, grace, max_age):
                     if one.kind or (place, start) not in found:  # another config may name it
