@@ -159,6 +159,7 @@ def test_a_revision_that_is_none_is_followed_by_nothing(number: str) -> None:
         ("/x-0-FULL", "Directory", "Directory"), ("/x-0-FULL", "Subversion", "Subversion"),
         ("/x-0-FULL", "Everything is fine", None), ("/x-0-FULL", "MySQL", None),
         ("MySQL/x-0", "Directory", "MySQL"), ("PostgreSQL/x-0", "MySQL", "PostgreSQL"),
+        ("Command/x-0", "", "Command"),
     ],
 )
 def test_a_kind_is_one_that_fits_the_name(

@@ -35,7 +35,7 @@ def test_directory_archive_names_parse_back(name: str, slot: int, mode: str) -> 
     assert s3napback.parse_archive_name(archive) == (None, name, slot, mode)
 
 
-@given(st.sampled_from(["MySQL", "PostgreSQL"]), names, st.integers(0, 9999))
+@given(st.sampled_from(["MySQL", "PostgreSQL", "Command"]), names, st.integers(0, 9999))
 def test_dump_archive_names_parse_back(kind: str, name: str, slot: int) -> None:
     archive = s3napback.archive_name(kind, name, slot, FULL)
     # A database called x-3-FULL gives a name that no one can tell from a directory's.
@@ -58,7 +58,8 @@ def test_names_with_a_prefix_parse_back(prefix: str, name: str, slot: int, mode:
     assert s3napback.parse_archive_name(archive, f"{prefix}x") is None
 
 
-@given(st.just("") | prefixes, names, st.sampled_from(["Directory", "MySQL", "PostgreSQL"]))
+@given(st.just("") | prefixes, names,
+       st.sampled_from(["Directory", "MySQL", "PostgreSQL", "Command"]))
 def test_what_a_user_types_is_looked_for_where_it_is(prefix: str, name: str, kind: str) -> None:
     """By its name, by its name with the Prefix, with a slash more or less."""
     stored = s3napback.stored_name(kind, name)
