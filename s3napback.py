@@ -2166,9 +2166,6 @@ _PIPE_BYTES = 1 << 20
 # Bytes that go through a pipe at once.
 _BLOCK = 1 << 18
 
-# How long a shell, and what it has started, may take to clear up, seconds.
-_GRACE = 5
-
 
 @dataclass(frozen=True)
 class StageResult:
@@ -2534,16 +2531,6 @@ def _starting(argv: Sequence[str]) -> Iterator[None]:
         raise os_failure(error, f"start {os.path.basename(argv[0])}") from error
 
 
-def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that leads a session, and all that it has started: with SIGTERM, then by
-    force."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 @dataclass(frozen=True)
 class ToolResult:
     """What a short command left. status: as subprocess gives it; output and errors: what it wrote
@@ -2619,7 +2606,7 @@ def run_hook(
             for pipe in printed:
                 printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
         if is_late := process.returncode is None:
-            _end_session(process)
+            end_session(process)
         lines, levels = list[str](), (logging.INFO, logging.WARNING)
         for (pipe, output), level in zip(printed.items(), levels, strict=True):
             with pipe:
@@ -2636,7 +2623,7 @@ def run_hook(
         raise Failure(str(result), status=EXIT_LOCKED if is_skip else EXIT_FAILED)
 
 
-def _end_session(process: subprocess.Popen[bytes]) -> None:
+def end_session(process: subprocess.Popen[bytes]) -> None:
     """Ends all processes that are in a process's session, or at least told to."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + _END_SECONDS
@@ -8518,18 +8505,21 @@ class _Check:
     def hooks(self) -> Iterator[Finding]:
         hooks = (*self._settings.hooks, *(hook for job in self._jobs for hook in job.hooks))
         for name, line in dict.fromkeys(hooks):
-            read = run_tool(("/bin/sh", "-n", "-c", line.text), self._env)
-            lexer = shlex.shlex(line.text, posix=True)
-            lexer.whitespace_split, lexer.commenters = True, ""
-            word = "" if read.status else next((w for w in lexer if not re.match(r"\w+=", w)), ":")
-            found = run_tool(("/bin/sh", "-c", 'command -v "$1"', "sh", word), self._env)
-            if read.status:
-                yield _error(f"{line.where}: {read.errors.strip()}", "correct the command", name)
-            elif found.status and not re.search(r"[][$`*?(){};|&<>~=!]", word):
-                yield _error(f"{line.where}: {word} is not on PATH ({self._env.get('PATH', '')})",
-                             "install it, or write its whole path", name)
-            else:
-                yield _ok(line.text, name)
+            yield replace(self._shell_command(line.text, line.where), subject=name)
+
+    def _shell_command(self, command: str, where: str) -> Finding:
+        """Whether the shell can read a command, and has its first program; it is not run."""
+        read = run_tool(("/bin/sh", "-n", "-c", command), self._env)
+        lexer = shlex.shlex(command, posix=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        word = "" if read.status else next((w for w in lexer if not re.match(r"\w+=", w)), ":")
+        found = run_tool(("/bin/sh", "-c", 'command -v "$1"', "sh", word), self._env)
+        if read.status:
+            return _error(f"{where}: {read.errors.strip()}", "correct the command")
+        if found.status and not re.search(r"[][$`*?(){};|&<>~=!]", word):
+            return _error(f"{where}: {word} is not on PATH ({self._env.get('PATH', '')})",
+                          "install it, or write its whole path")
+        return _ok(command)
 
     # ---- the bucket ----
 
@@ -8607,7 +8597,11 @@ class _Check:
             if not names:
                 yield _warning("there is no repository in it", "correct the name")
         elif job.kind == COMMAND:
-            yield from self._command(job.command)
+            yield self._shell_command(job.command, job.where)
+            bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", "", job.command)
+            if re.search(r"(?<![|>])\|(?!\|)", bare) and "pipefail" not in job.command:
+                yield _warning("of a pipe in it only the last status counts: half a backup may pass"
+                               " for a whole one", "write bash -o pipefail -c '…'")
         else:
             yield self._database(job)
         kind = SUBVERSION if job.kind == SUBVERSION_DIR else job.kind
@@ -8632,22 +8626,6 @@ class _Check:
         yield from map(_warning, [*survey.warnings, *tags_among(names, job.tar_options)])
         if not survey.faults and not survey.links:
             yield _ok("can be read")
-
-    def _command(self, command: str) -> Iterator[Finding]:
-        """What can be told of a command that is not run."""
-        syntax = run_tool(("/bin/sh", "-n", "-c", command), self._env)
-        syntax.required("the shell cannot read it")
-        if first := re.match(r"(?:\w+=\S*\s+)*([\w./+-]+)(?=[\s;|&<>]|$)", command):
-            find = ("/bin/sh", "-c", 'command -v "$1"', "sh", first[1])
-            if run_tool(find, self._env).status:
-                yield _error(f"{first[1]} is not on PATH ({self._env.get('PATH', '')})",
-                             "install it, or write its whole path")
-                return
-        bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", "", command)
-        if re.search(r"(?<![|>])\|(?!\|)", bare) and "pipefail" not in command:
-            yield _warning("of a pipe in it only the last status counts: half a backup may pass for"
-                           " a whole one", "write bash -o pipefail -c '…'")
-        yield _ok("can be read by the shell; it is not run here")
 
     def _database(self, job: Job) -> Finding:
         """A dump of the structure alone: the login, the rights and the server, in little time."""
