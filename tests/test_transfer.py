@@ -352,6 +352,37 @@ def test_a_chunk_without_its_mark_is_proved_by_the_whole_alone(asked_for: tuple[
         list(received)
 
 
+def test_whoever_needs_no_more_does_not_wait_for_what_was_fetched_ahead() -> None:
+    fetched: list[str] = []
+
+    class Slow(Memory):
+        def fetch(self, key: str, into: s3napback.Buffer) -> dict[str, str]:
+            fetched.append(key)
+            source = io.BytesIO(self.objects[key][0])
+
+            def readinto(view: memoryview) -> int:
+                if not key.endswith("0"):
+                    time.sleep(0.05)
+                return source.readinto(view[:1])
+
+            into.fill(readinto)
+            return self.objects[key][1]
+
+    store = Slow()
+    send(store, b"x" * 3500)
+    archive = stored(store)
+    started = time.monotonic()
+    with contextlib.closing(s3napback.download(archive, store, 4)) as received:
+        assert next(received) == b"x" * 1000
+    assert time.monotonic() - started < 5  # 50 s each
+    assert len(fetched) > 1
+    fetched.clear()
+    few = s3napback.download(archive, store, 4, to_the_end=False)
+    with contextlib.closing(few) as received:
+        assert next(received) == b"x" * 1000
+    assert fetched == ["a:0000000000000"]
+
+
 def test_an_object_that_has_grown_since_the_listing_is_refused(store: Store) -> None:
     send(store, b"x" * 1500, size=1000)
     archive = stored(store)

@@ -109,7 +109,44 @@ def test_what_follows_the_wanted_paths_in_an_archive_is_not_read(
     assert "is damaged" in capsys.readouterr().err
 
 
+def test_a_file_of_the_newest_archive_needs_none_before(site: Site) -> None:
+    for name in ("changed", "gone", "kept"):
+        (site.data / name).write_text(name)
+
+    def change() -> None:
+        (site.data / "changed").write_text("again")
+        (site.data / "gone").unlink()
+
+    three_nights(site, lambda: None, change)
+    first = min((site.folder / "buckets" / "bkt").glob("*-16-*"))
+    info = first.stat()
+    first.write_bytes(b"x" * info.st_size)
+    os.utime(first, ns=(info.st_atime_ns, info.st_mtime_ns))
+    place = site.restored(f"{site.data}/changed")
+    assert (place / "changed").read_text() == "again"
+    assert site.restore(site.folder / "gone", f"{site.data}/gone") == 1
+    assert site.restore(site.folder / "kept", f"{site.data}/kept") == 1
+    assert not [path for path in (site.folder / "kept").rglob("*") if path.is_file()]
+
+
 # ---- what is gone stays gone ----
+
+
+def test_what_was_below_a_file_of_today_does_not_come_back(site: Site, capsys: Any) -> None:
+    (site.data / "a").mkdir()
+    (site.data / "a" / "b").write_text("old")
+
+    def change() -> None:
+        shutil.rmtree(site.data / "a")
+        (site.data / "a").write_text("a file now")
+
+    three_nights(site, change, lambda: None)
+    (site.data / "z").mkdir()
+    for wanted in ("a/b", "a/b z"):
+        words = [f"{site.data}/{name}" for name in wanted.split()]
+        assert site.restore(site.folder / wanted.replace("/", "-"), *words) == 1
+        assert "a/b" in capsys.readouterr().err
+        assert not list((site.folder / wanted.replace("/", "-")).rglob("b"))
 
 
 @pytest.mark.parametrize("wanted", ["whole", "path"])
