@@ -87,8 +87,7 @@ Piece: TypeAlias = "bytes | memoryview"
 
 FULL, DIFF = "FULL", "DIFF"
 
-# The kinds of job, in the order in which the original works through a level of the config; the last
-# is ours.
+# The kinds of job, in the order in which a level of the config is worked through: the original's.
 DIRECTORY, SUBVERSION, SUBVERSION_DIR, MYSQL, POSTGRESQL, COMMAND = KINDS = (
     "Directory", "Subversion", "SubversionDir", "MySQL", "PostgreSQL", "Command",
 )
@@ -513,16 +512,13 @@ RUN_BEFORE, RUN_AFTER, ON_FAILURE = HOOKS = ("RunBefore", "RunAfter", "OnFailure
 # Directive of a job, in its block or beside its line → the kinds of job that it counts for.
 JOB_DIRECTIVES = {
     **dict.fromkeys((*TIMING, "UseTempFile", *HOOKS), KINDS),
-    "Exclude": (DIRECTORY,),
+    **dict.fromkeys(("Exclude", "ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom",
+                     "OneFileSystem"), (DIRECTORY,)),
     "MySQLOptions": (MYSQL,),
     "Run": (COMMAND,),
-    **dict.fromkeys(
-        ("ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom", "OneFileSystem"), (DIRECTORY,)
-    ),
 }
 
-# What is a job or holds some; what is a list; what is yes or no; what a shell reads; all directives
-# by lower case.
+# What is a job or holds some; a list; yes or no; a shell's command; all directives by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
 _LISTS = (*KINDS, *HOOKS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom",
           "MySQLOptions", "PingURL")
@@ -1090,8 +1086,7 @@ def _command_of(name: str, where: str, block: Block, is_block: bool) -> str:
     """What a Command runs. Raises Failure unless it is a block with a good name and one Run."""
     runs = block.lines("Run") if is_block else []
     if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name, re.ASCII):
-        raise UsageFailure(f"{name} is no name for a Command", "use letters, digits and . _ - @ +",
-                           where)
+        raise UsageFailure(f"{name} is no name for a Command", "use letters, digits, ._-@+", where)
     if len(runs) != 1:
         raise UsageFailure(f"Command {name} needs one Run, and has {len(runs)}",
                            f'write <Command {name}>, Run "COMMAND" and </Command>, a line each',
@@ -1113,9 +1108,8 @@ def _items(block: Block, name: str, pattern: str, meaning: str) -> Iterator[Line
 def _tar_options(block: Block) -> Iterator[str]:
     """tar's words for what is left out besides Exclude and ExcludeFrom. A directory with a tag in
     it is stored, and the tag: restored, it is a cache to the next backup again."""
-    for name, option in (
-        ("ExcludeCaches", "--exclude-caches"), ("OneFileSystem", "--one-file-system")
-    ):
+    switches = {"ExcludeCaches": "--exclude-caches", "OneFileSystem": "--one-file-system"}
+    for name, option in switches.items():
         given = [line.text for line in _items(block, name, "[01]", "yes or no")]
         yield from [option] if given[:1] == ["1"] else []
     name_of_a_file = r"(?!\.{1,2}$)[^/]+"
@@ -1958,9 +1952,7 @@ def mounts() -> list[Mount]:
     return list(found.values())
 
 
-def mounts_of(
-    names: Sequence[str], one_file_system: bool = False
-) -> list[tuple[str, Mount]]:
+def mounts_of(names: Sequence[str], one_file_system: bool = False) -> list[tuple[str, Mount]]:
     """(what tar calls the place, mount) of the file systems that a job's names lie on, and of
     those within them that it reads, too: first those that begin outside."""
     known = sorted(mounts(), key=lambda mount: len(mount.place))
@@ -8727,8 +8719,7 @@ class _Check:
         survey = inspect_names(names, self._diff_dir.last_seen(job.name))
         read = mounts_of(names, "--one-file-system" in job.tar_options)
         others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
-        outer = [p for p in others if not any(_within(p, o) for o in others)]
-        if outer:
+        if outer := [p for p in others if not any(_within(p, o) for o in others)]:
             yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
         for text in survey.faults:
             yield _error(text, "mount it, or see who may read it")
