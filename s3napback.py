@@ -268,11 +268,11 @@ def signals_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_at(where: str) -> Iterator[None]:
-    """Gives a Failure that is raised within it a place; see `Failure`."""
+    """Gives a Failure that is raised within it a place, if it has none; see `Failure`."""
     try:
         yield
     except Failure as failure:
-        raise failure.at(where) from failure
+        raise failure.at(failure.where or where) from failure
 
 
 def os_failure(error: OSError, doing: str, hint: str = "", *, status: int = EXIT_FAILED) -> Failure:
@@ -396,12 +396,14 @@ def read_url(text: str) -> str | None:
     return text or None
 
 
-_PING_URL = r"(?i:https?)://[A-Za-z0-9._\[][A-Za-z0-9._:\[\]-]*([/?][!-\"$-~]*)?"
+_PING_URL = (r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+             r"(?:[/?][!$-&(-~]*)?")
 
 
 def read_ping_url(text: str) -> str:
     if not re.fullmatch(_PING_URL, text):  # which is not shown: there may be a password in it
-        raise UsageFailure("PingURL is not a URL", "write https://HOST/PATH or http://HOST/PATH")
+        raise UsageFailure("PingURL is not a URL that can be used",
+                           "write https://HOST/PATH or http://HOST/PATH, with no password")
     return text
 
 
@@ -997,10 +999,14 @@ def _setting(config: Block, name: str, row: Field[Any]) -> Any:
         texts = [" ".join(line.values)]
     if must and not (texts and all(is_true(text.strip()) for text in texts)):
         raise UsageFailure(f"{name} must be defined.", must)
-    try:
-        values = [read(text) for text in texts]
-    except ValueError as error:
-        raise UsageFailure(f"{name} {texts[0]} {error}") from error
+    values = []
+    for text in texts:
+        where = next((one.where for one in config.lines(name) if text in one.values), "")
+        with failures_at(where):
+            try:
+                values.append(read(text))
+            except ValueError as error:
+                raise UsageFailure(f"{name} {text} {error}") from error
     return tuple(dict.fromkeys(values)) if name in _LISTS else values[0]
 
 
@@ -5774,7 +5780,7 @@ class RunOptions:
     progress: makes the progress display of one archive.
     host: the name of this machine.
     tells_jobs: whether what each job came to is logged, with the outcome as `job` of the record.
-    log_text: the end of what was logged since it was last asked for.
+    log_text: the end of what was logged of the config.
     """
 
     now: Moment
@@ -6688,7 +6694,7 @@ def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
         outcome = _skip(seen) if seen.is_skipped else _make(run, seen, make)
     except Exception as error:
         outcome = _fail(run, seen, error)
-    outcome = replace(outcome, seconds=time.monotonic() - started)
+    outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
     if run.options.tells_jobs:
         seen.plan.log.info("%s %s: %s", outcome.kind, outcome.name, outcome.status,
                            extra={"job": vars(outcome)})
@@ -8682,8 +8688,13 @@ class _Check:
         folder = os.path.dirname(os.path.abspath(path))
         yield _room(folder, _LITTLE_ROOM)
         mode = os.stat(folder).st_mode
-        if mode & stat.S_IWOTH:
-            yield _warning(f"{folder} can be written by everybody", f"chmod o-w {folder}")
+        for is_wrong, text in (
+            (not path.endswith(".prom"), f"{path}: node_exporter reads no file but *.prom"),
+            (mode & stat.S_IWOTH, f"{folder} can be written by everybody"),
+            (not mode & (stat.S_IXGRP | stat.S_IXOTH), f"{folder} is closed to node_exporter"),
+        ):
+            if is_wrong:
+                yield _warning(text)
 
     # ---- what is to be backed up ----
 
@@ -8979,14 +8990,15 @@ def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
         count = sum(one.status == status for one in report.outcomes)
         samples["run_jobs", labels_text(config=config, status=status)] = count
     for labels, one in jobs.items():
-        # What is due and skipped is there: it was stored today, or nothing is new.
-        if one.status in ("ok", "warnings") or (one.status == "skipped" and one.archive):
+        # What is due and skipped, for no reason, is there: of today, or nothing is new.
+        is_there = one.status == "skipped" and bool(one.archive) and not one.error
+        if is_there or one.status in ("ok", "warnings"):
             samples["job_last_success_timestamp_seconds", labels] = now
         if one.status in _STATUSES:
             samples["job_last_run_timestamp_seconds", labels] = now
             samples["job_status", labels] = _STATUSES[one.status]
             samples["job_bytes", labels] = one.bytes
-            samples["job_duration_seconds", labels] = round(one.seconds, 3)
+            samples["job_duration_seconds", labels] = one.seconds
     text = ""
     for metric, meaning in _METRICS.items():
         text += f"# HELP s3napback_{metric} {meaning}\n# TYPE s3napback_{metric} gauge\n"
@@ -9037,10 +9049,11 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
 
     started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor()
     config, settings, urls, pings = None, None, list[str](), list[Future[None]]()
+    end = b""
     try:
         with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
-            text = "\n".join(ConfigFile.open(path).lines)
-            urls = re.findall(rf"(?im)^\s*PingURL\s+[\"']?({_PING_URL})[\"']?\s*$", text)
+            urls = [url for line in ConfigFile.open(path).lines
+                    if re.match(r"(?i)\s*PingURL\s", line) for url in re.findall(_PING_URL, line)]
         config = read_config(path)
         urls = [url for url in config.listed("PingURL") if re.fullmatch(_PING_URL, url)]
         settings = settings_of(config)
@@ -9052,25 +9065,29 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
         report = RunReport.of(failure)
     except BaseException as error:
         report = RunReport.of(error)
+        end = f"{report.error}\n".encode()
         raise
     finally:
         report = replace(report, seconds=time.monotonic() - started)
-        if config:
-            on_failure(config, options).after(report, Outcome("", "", "", ""))
-        file = settings.metrics_file if settings else None
-        if options.test:
-            for url in urls:
-                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
-        elif file and report.status != EXIT_LOCKED:  # the run that holds the lock writes its own
-            try:
-                in_time(write_metrics, file, os.path.abspath(path), report, options.clock())
-            except OSError as error:
-                log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
-        signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
-        if urls and not options.test:
-            wait(pings)
-            body = options.log_text()
-            wait([pool.submit(ping, url, signal, run_id, body) for url in urls])
+        with signals_held():
+            if config:
+                on_failure(config, options).after(report, Outcome("", "", "", ""))
+            file = settings.metrics_file if settings else None
+            if options.test:
+                for url in urls:
+                    log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
+                if file:
+                    log.info("MetricsFile %s: would be written", file)
+            elif file and report.status != EXIT_LOCKED:  # the run at work writes its own
+                try:
+                    in_time(write_metrics, file, os.path.abspath(path), report, options.clock())
+                except OSError as error:
+                    log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+            if urls and not options.test:
+                wait(pings)
+                signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
+                body = options.log_text() + end
+                wait([pool.submit(ping, url, signal, run_id, body) for url in urls])
     return report
 
 
@@ -9483,25 +9500,24 @@ _PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
 
 
 class LogTail(_Appender):
-    """Keeps the end of the log."""
+    """Keeps the end of the log: records."""
 
-    # Bytes: what healthchecks takes ("Attaching logs"); lines that may have as many, and more.
-    _MAX_BYTES, _MAX_LINES = 100_000, 2000
+    # Bytes: what healthchecks takes ("Attaching logs"); records, of 45 bytes and more.
+    _MAX_BYTES, _MAX_RECORDS = 100_000, 2500
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(PatternFormatter())
-        self._lines: deque[str] = deque(maxlen=self._MAX_LINES)
+        self.records: deque[logging.LogRecord] = deque(maxlen=self._MAX_RECORDS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record))
+        self.records.append(record)
 
-    def take(self) -> bytes:
-        """What was logged since it was last taken, in UTF-8; of much the last whole lines."""
-        text = "".join(self._lines).encode("utf-8", "backslashreplace")
-        self._lines.clear()
-        cut = len(text) - self._MAX_BYTES
-        return text if cut <= 0 else text[cut - 1 :].partition(b"\n")[2]
+    def text(self) -> bytes:
+        """Its last whole lines, in UTF-8."""
+        lines = map(PatternFormatter().format, self.records)
+        text = "".join(lines).encode("utf-8", "backslashreplace")
+        is_short = len(text) <= self._MAX_BYTES
+        return text if is_short else text[-self._MAX_BYTES :].partition(b"\n")[2]
 
 
 class JsonFormatter(logging.Formatter):
@@ -10143,10 +10159,13 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         run = RunOptions(
             now, clock, tool_environment(os.environ), _program(), progress_bar,
             host_name(), test="-t" in given, force="-f" in given,
-            tells_jobs=as_json, log_text=tail.take,
+            tells_jobs=as_json, log_text=tail.text,
         )
-        paths = _config_paths(dict(options).get("-c", ""), names)
-        return worst_status([run_watched(path, run).status for path in paths])
+        statuses = []
+        for path in _config_paths(dict(options).get("-c", ""), names):
+            statuses.append(run_watched(path, run).status)
+            tail.records.clear()
+        return worst_status(statuses)
     except Failure as failure:
         log.critical("%s", failure)
         return failure.status

@@ -32,6 +32,7 @@ import botocore.session
 import hypothesis
 import pytest
 from botocore.loaders import create_loader
+from ping_server import Healthchecks, healthchecks
 
 import s3napback
 from s3napback import Access
@@ -399,6 +400,20 @@ def s3_server(s3_session: S3Server) -> S3Server:
     """The S3 server, empty and free of faults."""
     s3_session.reset()
     return s3_session
+
+
+# ---------------------------------------------------------------------------------------------
+# Those who watch
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Healthchecks]:
+    """A server that plays healthchecks, for a program that soon loses patience with it."""
+    monkeypatch.setattr(s3napback, "_PING_PAUSES", (0.0, 0.02, 0.05))
+    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 1.0)
+    with healthchecks() as server:
+        yield server
 
 
 # ---------------------------------------------------------------------------------------------
