@@ -49,6 +49,16 @@ def test_archives_of_the_original_are_judged_by_their_sizes(
     assert archive.complete == (not fault)
 
 
+def test_archives_of_the_original_are_whole_under_a_key_of_kms() -> None:
+    """Their ETags are no MD5, which is no mark of theirs."""
+    for sizes, fault in (((10, 10, 3), ""), ((10, 10), "it was cut off")):
+        archive = s3napback.resolve_archive(
+            "a", objects(*sizes), lambda key: {s3napback.ETAG_IS_NOT_MD5: "yes", "tag": "x"})
+        assert archive and archive.fault.startswith(fault)
+        assert archive.complete == (not fault)
+        assert not archive.metadata
+
+
 def test_nothing_is_no_archive() -> None:
     assert s3napback.resolve_archive("a", [], no_head) is None
 

@@ -214,6 +214,18 @@ def test_restore_brings_back_what_the_bucket_held_at_that_moment(
 
 
 @pytest.mark.slow
+def test_the_rights_of_the_readme_are_enough_to_read_versions(
+    attacked: Site, s3_server: Any
+) -> None:
+    """s3:ListBucketVersions and s3:GetObjectVersion; of what lies there now nothing is asked."""
+    s3_server.fail = lambda method, path, query, body: (
+        None if method in ("GET", "HEAD") and {"versions", "versionId"} & set(query)
+        else (403, "AccessDenied", ""))
+    back = attacked.restored("--versions-at", "1 hour ago")
+    assert (back / "file").read_text() == "day 1 " * 999
+
+
+@pytest.mark.slow
 def test_list_and_verify_look_at_that_moment_too(attacked: Site, capsys: Capture) -> None:
     now = datetime.now()
     assert attacked.run("list", "--json", "--versions-at", "1 hour ago", now=now) == 0
