@@ -2593,7 +2593,8 @@ def run_hook(
                 ("/bin/sh", "-c", command), env=dict(env), bufsize=0, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
-        end = time.monotonic() + seconds
+        started = time.monotonic()
+        end = started + seconds
         printed = {pipe: b"" for pipe in (process.stdout, process.stderr) if pipe}
         for pipe in printed:
             os.set_blocking(pipe.fileno(), False)
@@ -2603,7 +2604,8 @@ def run_hook(
                 end = min(end, time.monotonic() + last_seconds)
             for pipe in printed:
                 printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
-        if is_late := process.returncode is None:
+        took, is_late = time.monotonic() - started, process.returncode is None
+        if is_late:
             end_session(process)
         lines, levels = list[str](), (logging.INFO, logging.WARNING)
         for (pipe, output), level in zip(printed.items(), levels, strict=True):
@@ -2613,8 +2615,8 @@ def run_hook(
             for line in lines:
                 tool_log.log(level, "%s", line)
     if is_late:
-        raise Failure(f"{name} did not end within {duration_text(seconds)}",
-                      "HookTimeout gives it more time")
+        hint = "HookTimeout gives it more time" if took >= seconds else ""
+        raise Failure(f"{name} did not end within {duration_text(took)}", hint)
     if process.returncode:
         result = StageResult(Stage((name,)), process.returncode, tuple(lines))
         is_skip = process.returncode == EXIT_LOCKED
@@ -6233,8 +6235,10 @@ class RunReport:
         error = self.error or "; ".join(
             f"{one.kind} {one.name}: {one.error}" for one in self.outcomes if one.error
         )
+        archives = "\n".join(one.archive for one in self.outcomes if what.kind and one.archive)
         size = sum(one.bytes for one in self.outcomes)
-        return replace(what, status=status, error=error, bytes=size, seconds=self.seconds)
+        return Outcome(what.kind, what.name, archives or what.archive, status, error, size,
+                       self.seconds)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -6253,9 +6257,7 @@ class Hooks:
     seconds: float
     log: logging.Logger
 
-    def around(
-        self, what: Outcome, work: Callable[[Failure | None], RunReport]
-    ) -> RunReport:
+    def around(self, what: Outcome, work: Callable[[Failure | None], RunReport]) -> RunReport:
         """Does the work between RunBefore and RunAfter. work: is given why RunBefore failed, or
         None; what: names the job. The report has a status of 3 at least where RunAfter failed."""
         try:
@@ -6280,18 +6282,22 @@ class Hooks:
         """Runs the commands of a directive, in order. Returns the first failure, which ends a
         RunBefore; other ones are logged. In test mode it shows them."""
         facts = vars(told) | {"config": self.path, "seconds": round(told.seconds),
-                              "archive": printable(told.archive),
+                              "archive": printable(told.archive)[:_MAX_FACT],
                               "error": printable(told.error, "")[:_MAX_FACT]}
         if not told.status:
             facts |= {"bytes": "", "seconds": ""}
         env = {f"S3NAPBACK_{name.upper()}": str(text) for name, text in facts.items()}
         is_before, first = directive == RUN_BEFORE, None
         for line in [line for name, line in self.lines if name == directive]:
-            self.log.info("%s: %s", directive, line.text)
+            if self.options.test:
+                self.log.info("%s: %s", directive, line.text)
+                continue
+            # There may be a password in it, and the log is sent to others.
+            self.log.info("%s of %s", directive, line.where)
+            self.log.debug("%s", line.text)
             try:
-                if not self.options.test:
-                    run_hook(directive, line.text, {**self.options.env, **env}, self.log,
-                             self.seconds, 0.0 if is_before else LAST_SECONDS)
+                run_hook(directive, line.text, {**self.options.env, **env}, self.log,
+                         self.seconds, 0.0 if is_before else LAST_SECONDS)
             except Failure as failure:
                 first = first or failure.at(line.where)
                 if is_before:
@@ -6300,7 +6306,7 @@ class Hooks:
         return first
 
 
-# Characters of an error in an environment, which can hold 128 kB (execve(2)).
+# Characters of a fact in an environment, which can hold 128 kB (execve(2)).
 _MAX_FACT = 4000
 
 
@@ -6600,7 +6606,9 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
 
         def work(refused: Failure | None) -> RunReport:
             if not refused:
-                return run_jobs(run, jobs)
+                report = run_jobs(run, jobs)
+                least = EXIT_WARNINGS if unserved else EXIT_OK
+                return replace(report, status=report.status or least)
             if refused.status != EXIT_LOCKED:
                 raise refused
             log.info("Skipping %s: %s", settings.path, refused)
@@ -6608,8 +6616,7 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
 
         lines = [hook for hook in settings.hooks if hook[0] != ON_FAILURE]  # see `run_watched`
         hooks = Hooks(lines, settings.path, options, settings.hook_timeout, log)
-        report = hooks.around(Outcome("", "", "", ""), work)
-    return replace(report, status=EXIT_WARNINGS) if unserved and not report.status else report
+        return hooks.around(Outcome("", "", "", ""), work)
 
 
 def check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:

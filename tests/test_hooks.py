@@ -1,5 +1,6 @@
 """Section 14, Hooks: commands of the config that run before, after, and where something failed."""
 
+import json
 import os
 import re
 import shlex
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Site, fake_tool
+from conftest import NIGHT, Capture, Site, fake_tool, leave_out, require_tool, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +130,87 @@ def test_a_wildcard_is_one_job_and_is_expanded_once_run_before_has_run(
     assert not homes.exists()
     back = site.restored(name=f"{homes}/*").parent
     assert {one.name for one in back.rglob("[xy]")} == {"x", "y"}
+
+
+def test_a_repository_may_be_there_only_once_run_before_has_run(
+    site: Site, diary: Diary, svn_repo_factory: Callable[[Path, int], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real, there = svn_repo_factory(site.folder / "real", 2), site.folder / "there"
+    site.jobs = "\n".join([
+        f"<Subversion {there}>", f"RunBefore ln -s {real} {there}",
+        f"RunAfter rm {there}; {diary.entry('$S3NAPBACK_ARCHIVE $S3NAPBACK_STATUS')}",
+        f"OnFailure {diary.entry()}", "</Subversion>",
+    ])
+    assert site.run() == 0
+    [archive] = site.archives()
+    assert site.run() == 0  # done today: that can be seen only by looking at it
+    assert diary.entries == [f"{archive} ok", f"{there}-18-DIFF skipped"]
+    svn_repo_factory(real, 1)
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert site.archives().keys() - {archive} == {f"{there}-19-DIFF"}
+    assert not there.is_symlink()
+    assert not [r for r in caplog.records if "failed" in r.getMessage()]
+
+
+def test_a_folder_of_repositories_has_its_hooks_once(
+    site: Site, diary: Diary, svn_repo_factory: Callable[[Path, int], Path]
+) -> None:
+    (site.folder / "real").mkdir()
+    for name in ("r1", "r2"):
+        svn_repo_factory(site.folder / "real" / name, 1)
+    there = site.folder / "there"
+    site.jobs = "\n".join([
+        f"<SubversionDir {there}>", f"RunBefore ln -s {site.folder}/real {there}",
+        f"RunAfter {diary.entry('$S3NAPBACK_KIND $S3NAPBACK_NAME')}", f"RunAfter rm {there}",
+        f"RunAfter {diary.entry('$S3NAPBACK_ARCHIVE')}", "</SubversionDir>",
+    ])
+    assert site.run() == 0
+    assert diary.entries == [f"SubversionDir {there}", *sorted(site.archives())]
+    assert len(site.archives()) == 2
+
+
+def test_a_repository_that_run_before_does_not_bring_fails_its_job_alone(
+    site: Site, diary: Diary
+) -> None:
+    site.jobs = "\n".join([
+        "<Subversion /nonexistent>", *all_hooks(diary), "</Subversion>", f"Directory {site.data}",
+    ])
+    assert site.run() == 1
+    assert diary.entries == ["before ", "after failed", "failure failed"]
+    assert len(site.archives()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_snapshot_of_btrfs_is_read_and_taken_away(site: Site) -> None:
+    disk, top = site.folder / "disk", site.folder / "top"
+    top.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(200_000_000)
+    run([require_tool("mkfs.btrfs"), "-q", str(disk)])
+    try:
+        run(["mount", "-o", "loop", str(disk), str(top)])
+    except AssertionError:
+        leave_out("no btrfs can be mounted here")
+    try:
+        run(["btrfs", "subvolume", "create", f"{top}/srv"])
+        (top / "srv" / "large").write_bytes(os.urandom(50_000))
+        # While it is read, the file system changes; the snapshot does not.
+        site.jobs = block(
+            site, f"RunBefore btrfs subvolume snapshot -r {top}/srv {top}/snap",
+            f"RunBefore echo later > {top}/srv/small",
+            f"RunAfter btrfs subvolume delete {top}/snap", name=top / "snap",
+        )
+        assert site.run() == 0
+        assert site.run(now=NIGHT + timedelta(days=1)) == 0
+        assert not (top / "snap").exists()
+        assert sorted(one.size > 50_000 for one in site.archives().values()) == [False, True]
+        back = [site.restored(name=top / "snap", after=NIGHT + timedelta(days=day))
+                for day in (0, 1)]
+        assert [sorted(os.listdir(one)) for one in back] == [["large"], ["large", "small"]]
+    finally:
+        run(["umount", str(top)])
 
 
 # ---- only around real work ----
@@ -400,6 +484,19 @@ def test_a_hook_reads_nothing_and_has_no_terminal(site: Site, diary: Diary) -> N
     assert diary.entries == ["none"]
 
 
+def test_commands_with_passwords_are_logged_by_debug_alone(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.jobs = block(site, "RunBefore : --password swordfish")
+    caplog.set_level("INFO")
+    assert site.run() == 0
+    assert f"RunBefore of {site.conf}:8" in caplog.messages
+    assert "swordfish" not in caplog.text
+    caplog.set_level("DEBUG")
+    assert site.run("-f", "-d") == 0
+    assert ": --password swordfish" in caplog.messages
+
+
 # ---- commands as they are written ----
 
 
@@ -484,9 +581,81 @@ def test_a_bad_hook_timeout_is_told_before_anything_runs(
     assert not diary.entries
 
 
+# ---- check ----
+
+
+def findings(site: Site, capsys: Capture) -> tuple[int, dict[str, tuple[str, str]]]:
+    """(exit status, hook or job → (level, text)) of `check`."""
+    capsys.readouterr()
+    status = s3napback.main(["check", "--json", "-c", str(site.write())], now=NIGHT)
+    found = json.loads(capsys.readouterr().out)
+    return status, {one["subject"]: (one["level"], one["text"]) for one in found}
+
+
+def test_check_lists_the_hooks_and_runs_none(site: Site, diary: Diary, capsys: Capture) -> None:
+    site.jobs = "\n".join([f"RunBefore {diary.entry()}", f"OnFailure {diary.entry()}",
+                           block(site, f"RunAfter FOO='a b' {diary.entry()}")])
+    status, found = findings(site, capsys)
+    assert status == 0
+    assert found["RunBefore"] == found["OnFailure"] == ("ok", diary.entry())
+    assert found["RunAfter"] == ("ok", f"FOO='a b' {diary.entry()}")
+    assert not diary.entries
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("no-such-program -x", "no-such-program is not on PATH"),
+        ("A=1 B='x y' no-such-program", "no-such-program is not on PATH"),
+        ("/nonexistent/program && true", "/nonexistent/program is not on PATH"),
+        ("'/non existent/program' x", "/non existent/program is not on PATH"),
+        ('echo "a', "Unterminated quoted string"),
+        ("if true; then", "end of file unexpected"),
+    ],
+)
+def test_check_finds_a_hook_that_cannot_run(
+    site: Site, capsys: Capture, command: str, told: str
+) -> None:
+    site.jobs = block(site, f"OnFailure {command}")
+    status, found = findings(site, capsys)
+    level, text = found["OnFailure"]
+    assert (status, level) == (1, "error")
+    assert text.startswith(f"{site.conf}:8: ")
+    assert told in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["cd /; true", "if true; then true; fi", "$HOME/bin/x", "~/bin/x", "(no-such)", "`no-such`",
+     "! no-such", "A=1", "[ -e /x ] || exit 75", "{ no-such; }", "true # it's a comment",
+     "exit 75", "/bin/true", "<&- cat"],
+)
+def test_check_does_not_complain_of_what_it_cannot_judge(
+    site: Site, capsys: Capture, command: str
+) -> None:
+    site.jobs = block(site, f"OnFailure {command}")
+    status, found = findings(site, capsys)
+    assert (status, found["OnFailure"]) == (0, ("ok", command))
+
+
+@pytest.mark.parametrize("level", ["run", "job"])
+def test_check_takes_a_directory_that_run_before_brings_for_no_fault(
+    site: Site, capsys: Capture, level: str
+) -> None:
+    line = "RunBefore mkdir /nonexistent"
+    site.jobs = block(site, line, name="/nonexistent")
+    if level == "run":
+        site.jobs = f"{line}\n{block(site, name='/nonexistent')}"
+    status, found = findings(site, capsys)
+    level, text = found["Directory /nonexistent"]
+    assert (status, level) == (0, "ok")
+    assert text == "before RunBefore has run: directory /nonexistent does not exist"
+
+
 # ---- hooks that hang ----
 
 
+@pytest.mark.slow
 def test_a_hook_that_hangs_is_ended_with_all_its_processes(
     site: Site, diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -500,7 +669,8 @@ def test_a_hook_that_hangs_is_ended_with_all_its_processes(
         patch.setattr(s3napback, "_END_SECONDS", 0.3)
         assert site.run() == 1
     assert pid.exists()
-    assert "RunBefore did not end within 1.0 s (HookTimeout gives it more time)" in caplog.text
+    told = r"RunBefore did not end within 1\.\d s \(HookTimeout gives it more time\)"
+    assert re.search(told, caplog.text)
     assert "waiting" in caplog.messages
     assert diary.entries == ["after failed", "failure failed"]
     left = subprocess.run(["pgrep", "-f", str(pid)], capture_output=True, text=True).stdout
@@ -544,6 +714,7 @@ def test_no_shell_is_one_failure(
 # ---- signals ----
 
 
+@pytest.mark.slow
 def test_a_signal_ends_run_before_and_run_after_still_runs(
     site: Site, diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -585,6 +756,7 @@ def test_a_signal_while_run_after_tidies_lets_it_end(site: Site, diary: Diary) -
     assert len(site.archives()) == 1
 
 
+@pytest.mark.slow
 def test_after_a_signal_a_hook_has_little_time(
     site: Site, diary: Diary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -599,6 +771,7 @@ def test_after_a_signal_a_hook_has_little_time(
     assert diary.entries == ["second"]
 
 
+@pytest.mark.slow
 def test_a_hook_after_a_signal_can_be_ended_by_one(site: Site, diary: Diary) -> None:
     ignored = "grep SigIgn /proc/self/status"
     site.jobs = block(site, f"RunBefore {ignored} >> {diary.path}; kill -TERM $PPID; sleep 60",
