@@ -9167,7 +9167,7 @@ class Standing(NamedTuple):
     why: str = ""
     archive: str = ""
     host: str = ""
-    age: float | None = None
+    age: int | None = None
     due_last: date | None = None
     due_next: date | None = None
     unfinished: tuple[str, ...] = ()
@@ -9218,7 +9218,7 @@ def judge(
     return source._replace(
         verdict=verdict, why=why, due_last=last, due_next=following, archive=str(newest or ""),
         host=newest.archive.metadata.get("host", "") if newest else "",
-        age=now.epoch - newest.made if newest else None,
+        age=round(now.epoch - newest.made) if newest else None,
     )
 
 
@@ -10978,12 +10978,12 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
 
 # Exit status → that of a plugin, and its word (Monitoring Plugins Development Guidelines).
 _NAGIOS = {EXIT_OK: (0, "OK"), EXIT_WARNINGS: (1, "WARNING"), EXIT_FAILED: (2, "CRITICAL")}
-_NAGIOS_UNKNOWN = 3
 
 
 def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`status`: whether each source has a backup as young as its cycle asks for."""
     found: dict[tuple[str, str], Standing] = {}
+    problems: list[Failure] = []
     try:
         if {"-b", "-K"} & set(args):
             raise UsageFailure("a bucket alone does not say what is due", "give -c FILE, or a NAME")
@@ -10991,29 +10991,33 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         # A FULL takes hours longer than the DIFF before it; 400 years are no limit.
         grace, max_age = _seconds(options, "grace", "12h"), _seconds(options, "max-age", "146000d")
         for path in _config_paths(options.get("c", ""), names):
-            jobs = jobs_of(read_config(path))
-            with _recovery({"c": path}, now) as recovery:
-                place = bucket_place(recovery.endpoint, recovery.store.bucket)
-                for start, one in standings(recovery, jobs, now, grace, max_age):
-                    if one.kind or (place, start) not in found:  # another config may name it
-                        found[place, start] = one
+            try:
+                jobs = jobs_of(read_config(path))
+                with _recovery({"c": path}, now) as recovery:
+                    place = bucket_place(recovery.endpoint, recovery.store.bucket)
+                    for start, one in standings(recovery, jobs, now, grace, max_age):
+                        if one.kind or (place, start) not in found:  # another config may name it
+                            found[place, start] = one
+            except Failure as failure:  # it keeps no other config back
+                problems.append(failure)
     except Failure as failure:
-        if "--nagios" not in args:
-            raise
-        print(f"S3NAPBACK UNKNOWN: {printable(str(failure), '')}".replace("|", "/"))
-        return _NAGIOS_UNKNOWN
+        problems.append(failure)
     shown = sorted(found.values(), key=lambda one: [*VERDICTS].index(one.verdict))
     status = worst_status(VERDICTS[one.verdict] for one in shown)
-    if "json" in options:
+    if "--nagios" in args:
+        status, word = (3, "UNKNOWN") if problems else _NAGIOS[status]
+        print(f"S3NAPBACK {word}: {_nagios_text(shown, problems)}")
+        return status
+    if "--json" in args:
         rows = [one._asdict() for one in shown]
-        print(json.dumps({"format": 1, "sources": rows}, indent=1, default=str))
-    elif "nagios" in options:
-        status, word = _NAGIOS[status]
-        print(f"S3NAPBACK {word}: {_nagios_text(shown)}")
+        told = {"format": 1, "sources": rows, "problems": [*map(str, problems)]}
+        print(json.dumps(told, indent=1, default=str))
     else:
-        for line in _standing_lines(shown):
+        for line in _standing_lines(shown) if shown else ():
             print(printable(line, ""))
-    return status
+        for problem in problems:
+            print_stderr(f"s3napback: {problem}")
+    return worst_status([status, *(problem.status for problem in problems)])
 
 
 def _seconds(options: Mapping[str, str], name: str, default: str) -> float:
@@ -11035,17 +11039,20 @@ def _standing_lines(shown: Sequence[Standing]) -> Iterator[str]:
         yield from (f"         no end: {text}" for text in one.unfinished)
 
 
-def _nagios_text(shown: Sequence[Standing]) -> str:
+def _nagios_text(shown: Sequence[Standing], problems: Sequence[Failure]) -> str:
     """What a plugin says: the worst first, then its performance data."""
-    said, data = [], []
+    verdicts = [one.verdict for one in shown]
+    said = [str(problem) for problem in problems]
+    said += [f"{verdicts.count(one)} {one}" for one in reversed(VERDICTS) if one in verdicts]
+    data = []
     for one in reversed(shown):
         name = re.sub("['=|]", "_", f"{one.kind} {one.name}".strip())  # what no label may hold
-        age = "U" if one.age is None else f"{one.age:.0f}s"
-        data += [f"'{name} age'={age}"] * bool(one.kind) + [f"'{name} size'={one.bytes}B"]
-        said += [f"{name} {one.verdict}"] * bool(VERDICTS[one.verdict])
-    verdicts = [one.verdict for one in shown]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in reversed(VERDICTS) if v in verdicts)
-    return printable(f"{'; '.join([counts, *said])} | {' '.join(data)}", "")
+        if VERDICTS[one.verdict] != EXIT_OK:
+            said.append(f"{name} {one.verdict}")
+        if one.age is not None:
+            data.append(f"'{name} age'={one.age}s")
+        data.append(f"'{name} size'={one.bytes}B")
+    return printable(f"{', '.join(said).replace('|', '/')} | {' '.join(data)}", "")
 
 
 # --------------------------------------------------------------------------------------------------

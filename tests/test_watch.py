@@ -1,13 +1,16 @@
 """Section 18: what those who watch the backups are told."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import NIGHT, Capture, Site, entry
+from conftest import ESC, NIGHT, Capture, Site, entry, require_tool, send, stage, stage_only
 
 import s3napback
 from s3napback import CycleSpec, Moment, Standing
@@ -277,7 +280,7 @@ def tell(
     capsys.readouterr()
     status = s3napback.main(["status", "--json", "-c", str(site.write()), *words], now=now)
     shown = json.loads(capsys.readouterr().out)
-    assert shown["format"] == 1
+    assert (shown["format"], shown["problems"]) == (1, [])
     return status, shown["sources"]
 
 
@@ -345,3 +348,230 @@ def test_a_table_has_the_worst_last(site: Site, capsys: Capture) -> None:
         rf"ok +1 h 00 min  2026-11-23  2026-11-24  +\d+ bytes  Directory {site.data}", first)
     assert re.fullmatch(
         rf"never +-  2026-11-23  2026-11-24  +0 bytes  Directory {site.folder}/temp", last)
+
+
+def nagios(capsys: Capture, *words: str, now: datetime = NIGHT) -> tuple[int, str, dict[str, str]]:
+    """(plugin's status, what it says, label → value)"""
+    capsys.readouterr()
+    status = s3napback.main(["status", "--nagios", *words], now=now)
+    (line,) = capsys.readouterr().out.splitlines()
+    said, data = line.split(" | ")
+    pairs = re.findall("'([^'=|]+)'=(\\S+)", data)
+    assert " ".join(f"'{label}'={value}" for label, value in pairs) == data
+    return status, said, dict(pairs)
+
+
+def test_a_plugin_of_nagios_says_one_line_with_its_data(site: Site, capsys: Capture) -> None:
+    conf = ["-c", str(site.write())]
+    assert site.run() == 0
+    size = sum(one.size for one in site.archives().values())
+    data = {f"Directory {site.data} age": "3600s", f"Directory {site.data} size": f"{size}B"}
+    assert nagios(capsys, *conf, now=hours(1)) == (0, "S3NAPBACK OK: 1 ok", data)
+    status, said, data = nagios(capsys, *conf, now=hours(37))
+    assert (status, said) == (1, f"S3NAPBACK WARNING: 1 late, Directory {site.data} late")
+    assert data[f"Directory {site.data} age"] == f"{37 * 3600}s"
+    odd = site.folder / "it's a=b|c"
+    odd.mkdir()
+    site.jobs = f'Directory "{odd}"\n{site.jobs}'
+    site.write()
+    status, said, data = nagios(capsys, *conf, now=hours(37))
+    assert (status, said.partition(":")[0]) == (2, "S3NAPBACK CRITICAL")
+    assert said.endswith(f"1 never, 1 late, Directory {site.folder}/it_s a_b_c never,"
+                         f" Directory {site.data} late")
+    assert data[f"Directory {site.folder}/it_s a_b_c size"] == "0B"
+
+
+@pytest.mark.parametrize(
+    ("directive", "value"),
+    [("S3Endpoint", "http://127.0.0.1:1"), ("ChunkSize", "many"), ("Bucket", "not-there")],
+)
+def test_a_plugin_that_cannot_know_says_unknown(
+    site: Site, capsys: Capture, directive: str, value: str
+) -> None:
+    site.settings[directive] = value
+    if directive == "S3Endpoint":
+        (site.folder / "key").write_text("key=k\nsecret=s\n")
+        site.settings["S3Keyfile"] = f"{site.folder}/key"
+    site.write()
+    status, said, data = nagios(capsys, "-c", str(site.conf))
+    assert (status, data) == (3, {})
+    assert re.match(r"S3NAPBACK UNKNOWN: \S", said)
+    if directive != "S3Endpoint":
+        assert s3napback.main(["status", "-c", str(site.conf)]) == (
+            2 if directive == "ChunkSize" else 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-b", "bkt", "-K", "key"], "a bucket alone does not say what is due"),
+        (["--grace", "soon"], "--grace soon is not a duration"),
+        (["--max-age", "12"], "--max-age 12 is not a duration"),
+        (["--maximum"], "option --maximum not recognized"),
+        ([], "give a config with -c FILE, or a NAME"),
+        (["no-such-config"], "no config for no-such-config"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(words: list[str], message: str, capsys: Capture) -> None:
+    assert s3napback.main(["status", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.splitlines()) == 1 and not shown.out
+    assert nagios(capsys, *words)[0] == 3
+
+
+def test_several_configs_are_told_at_once_and_one_keeps_no_other_back(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "CONFIG_DIR", str(site.folder))
+    (site.folder / "other").mkdir()
+    (site.folder / "other" / "file").write_text("x")
+    site.write().rename(site.folder / "one.conf")
+    site.jobs = f"Directory {site.folder}/other"
+    site.write().rename(site.folder / "two.conf")
+    (site.folder / "bad.conf").write_text("Bucket b\n")
+    assert s3napback.main(["one", "two"], now=NIGHT) == 0
+    capsys.readouterr()
+    # Alone, what the other config stores is nobody's; beside it, it is its own.
+    assert s3napback.main(["status", "one"], now=NIGHT) == 0
+    assert f"  {site.folder}/other: 1 archives" in capsys.readouterr().out
+    for names in (["one", "two"], ["two", "one"]):
+        assert s3napback.main(["status", *names], now=NIGHT) == 0
+        assert "unnamed" not in capsys.readouterr().out
+    assert s3napback.main(["status", "bad", "one"], now=NIGHT) == 2
+    shown = capsys.readouterr()
+    assert "DiffDir must be defined" in shown.err
+    assert f"Directory {site.data}" in shown.out
+    status, said, _ = nagios(capsys, "bad", "one")
+    assert (status, said.endswith("1 unnamed, 1 ok") or said.endswith("1 ok, 1 unnamed")) == (
+        3, True)
+
+
+def test_what_no_job_names_is_told_with_what_it_costs(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    store = site.store()
+    send(store, bytes(2500), "MySQL/old-0")
+    send(store, bytes(10), "a stream")
+    store.put("notes.txt", b"no archive", {})
+    status, sources = tell(site, capsys, NIGHT)
+    assert status == 0
+    assert [(one["verdict"], one["kind"], one["name"], one["bytes"]) for one in sources[:2]] == [
+        ("unnamed", "", "MySQL/old", 2500), ("unnamed", "", "a stream", 10)]
+    assert len(sources) == 3
+
+
+def test_archives_without_end_are_told(site: Site, capsys: Capture) -> None:
+    for day in range(2):
+        (site.data / f"night{day}").write_bytes(os.urandom(2500))
+        assert site.run(now=hours(24 * day)) == 0
+    store = site.store()
+    full = max(site.archives().values(), key=lambda one: one.made)
+    store.delete([full.chunks[-1].key])
+    send(store, bytes(3000), "MySQL/old-0")
+    store.delete(["MySQL/old-0:0000000000001"])
+    _, sources = tell(site, capsys, hours(25))
+    cut = {one["name"].rpartition("/")[2]: one["unfinished"] for one in sources}
+    assert cut == {"old": ["MySQL/old-0: chunk 1 is missing"],
+                   "data": [f"{full.name}: its last chunk is not there"]}
+    s3napback.main(["status", "-c", str(site.conf)], now=hours(25))
+    assert f"         no end: {full.name}: its last chunk is not there" in capsys.readouterr().out
+
+
+def test_what_waits_to_take_its_place_counts(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    stage_only(site)
+    assert verdicts(site, capsys) == {"": "0", "data": "ok"}
+    assert site.run(now=hours(24)) == 0
+    stage(site, max(site.archives().values(), key=lambda one: one.made).name)
+    assert verdicts(site, capsys, hours(25)) == {"": "0", "data": "ok"}
+
+
+def test_a_prefix_is_a_part_of_the_bucket(site: Site, capsys: Capture) -> None:
+    site.settings["Prefix"] = "web1"
+    assert site.run() == 0
+    send(site.store(), b"x", "MySQL/others-0")
+    assert verdicts(site, capsys) == {"": "0", "data": "ok"}
+    site.settings["Prefix"] = "web2"
+    assert verdicts(site, capsys) == {"": "1", "data": "never"}
+    site.settings["Prefix"] = ""
+    assert verdicts(site, capsys) == {"": "1", "data": "never", "others": "unnamed"}
+
+
+def test_an_archive_of_another_host_says_whose_it_is(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "host_name", lambda: "web2")
+    assert site.run() == 0
+    monkeypatch.setattr(s3napback, "host_name", lambda: "web1")
+    capsys.readouterr()
+    assert s3napback.main(["status", "-c", str(site.conf)], now=NIGHT) == 0
+    assert f"Directory {site.data} (by web2)\n" in capsys.readouterr().out
+
+
+def test_names_from_a_bucket_move_no_cursor(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    send(site.store(), b"x", f"MySQL/{ESC}-0")
+    for words in ([], ["--nagios"]):
+        capsys.readouterr()
+        s3napback.main(["status", "-c", str(site.conf), *words], now=NIGHT)
+        assert ESC not in capsys.readouterr().out
+
+
+# ---- repositories on this disk ----
+
+
+@pytest.fixture
+def repositories(site: Site, svn_repo_factory: Any) -> Site:
+    require_tool("svnadmin")
+    (site.folder / "svn").mkdir()
+    svn_repo_factory(site.folder / "svn" / "a", 1)
+    svn_repo_factory(site.folder / "svn" / "b", 1)
+    site.jobs = f"SubversionDir {site.folder}/svn"
+    assert site.run() == 0
+    return site
+
+
+def test_repositories_without_a_revision_are_not_late(
+    repositories: Site, svn_repo_factory: Any, capsys: Capture
+) -> None:
+    site = repositories
+    svn_repo_factory(site.folder / "svn" / "b", 1)
+    dated = ["svnadmin", "setrevprop", f"{site.folder}/svn/b", "-r", "2", "svn:date", "/dev/stdin"]
+    subprocess.run(dated, input=b"2026-11-23T12:00:00.000000Z", check=True)
+    assert verdicts(site, capsys, hours(24 + 13)) == {"": "3", "a": "ok", "b": "late"}
+    assert site.run(now=hours(24 + 14)) == 0
+    assert verdicts(site, capsys, hours(24 + 15)) == {"": "0", "a": "ok", "b": "ok"}
+    # On the 26th a FULL was due.
+    assert verdicts(site, capsys, hours(6 * 24)) == {"": "3", "a": "late", "b": "late"}
+
+
+def test_a_repository_that_is_gone_is_still_told(repositories: Site, capsys: Capture) -> None:
+    site = repositories
+    shutil.rmtree(site.folder / "svn" / "a")
+    assert verdicts(site, capsys, hours(24)) == {"": "0", "a": "ok", "b": "ok"}
+    assert verdicts(site, capsys, hours(6 * 24)) == {"": "3", "a": "late", "b": "late"}
+    shutil.rmtree(site.folder / "svn")  # as on a machine that only watches
+    assert verdicts(site, capsys, hours(24)) == {"": "0", "a": "ok", "b": "ok"}
+
+
+def test_a_folder_without_repositories_was_never_backed_up(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    site.jobs = f"SubversionDir {site.folder}/temp"
+    assert verdicts(site, capsys) == {"": "1", "temp": "never", "data": "unnamed"}
+
+
+# ---- requests ----
+
+
+@pytest.mark.parametrize("nights", [1, 3])
+def test_a_look_takes_a_listing_and_what_the_newest_archives_say(
+    nights: int, s3_site: Site, s3_server: Any, capsys: Capture
+) -> None:
+    first = datetime(2026, 11, 19, 3)  # a FULL
+    for day in range(-2, nights):
+        (s3_site.data / f"night{day}").write_text("x")
+        assert s3_site.run(now=first + timedelta(days=day)) == 0
+        s3_server.backdate("bkt", timedelta(days=1))
+    s3_server.requests.clear()
+    assert verdicts(s3_site, capsys, first + timedelta(days=nights - 1)) == {"": "0", "data": "ok"}
+    methods = [method for method, _ in s3_server.requests]
+    assert methods == ["GET"] + ["HEAD"] * nights  # of the FULL, and of the DIFFs that continue it
