@@ -2607,20 +2607,21 @@ def run_hook(
         took, is_late = time.monotonic() - started, process.returncode is None
         if is_late:
             end_session(process)
-        lines, levels = list[str](), (logging.INFO, logging.WARNING)
+        said, levels = "", (logging.INFO, logging.WARNING)
         for (pipe, output), level in zip(printed.items(), levels, strict=True):
             with pipe:
                 output += pipe.read(_MAX_OUTPUT) or b""
-            lines = output[-_MAX_OUTPUT:].decode("utf-8", "backslashreplace").splitlines()
-            for line in lines:
+            said = output[-_MAX_OUTPUT:].decode("utf-8", "backslashreplace")
+            for line in said.splitlines():
                 tool_log.log(level, "%s", line)
     if is_late:
         hint = "HookTimeout gives it more time" if took >= seconds else ""
         raise Failure(f"{name} did not end within {duration_text(took)}", hint)
     if process.returncode:
-        result = StageResult(Stage((name,)), process.returncode, tuple(lines))
-        is_skip = process.returncode == EXIT_LOCKED
-        raise Failure(str(result), status=EXIT_LOCKED if is_skip else EXIT_FAILED)
+        errors = (" ".join(said.split())[-500:],) if said.strip() else ()
+        status = EXIT_LOCKED if process.returncode == EXIT_LOCKED else EXIT_FAILED
+        why = StageResult(Stage((name,)), process.returncode, errors)
+        raise Failure(str(why), status=status)
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

@@ -269,7 +269,8 @@ def test_a_job_whose_run_before_fails_is_not_read(
     more = site.folder / "more"
     more.mkdir()
     site.jobs = "\n".join([block(
-        site, "RunBefore echo no such volume >&2; exit 5", f"RunBefore {diary.entry('second')}",
+        site, "RunBefore printf 'no\\n\\t such\\nvolume\\n' >&2; exit 5",
+        f"RunBefore {diary.entry('second')}",
         *all_hooks(diary)[1:], f"OnFailure {diary.entry('$S3NAPBACK_ERROR')}",
     ), block(site, name=more)])
     assert site.run() == 1
