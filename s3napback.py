@@ -3084,7 +3084,7 @@ class Retries:
                         raise
                     pause = min(pause, left)
                 gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
-                self._log.warning("%s; trying again in %.0f s", failure, pause)
+                self._log.warning("%s; trying again in %s", failure, duration_text(pause))
                 self._watch(time.monotonic() - started + pause)
                 self.stop.wait(pause)
 
@@ -5838,6 +5838,7 @@ class Facts:
     position: where the diff file stands; empty for nowhere, and for a FULL.
     is_ahead: whether the diff file is from later than now.
     youngest: the repository's last revision.
+    is_other: whether the repository is not the one that was stored.
     """
 
     sidecars: Sequence[Sidecar] = ()
@@ -5845,15 +5846,18 @@ class Facts:
     position: str = ""
     is_ahead: bool = False
     youngest: int = -1
+    is_other: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One archive that a job is to make now; `archive` is empty where none is due, or can be made.
+    """One archive that a job is to make now.
 
     name: of the source: of a SubversionDir, that of one of its repositories.
+    archive: empty where none is due, or where that, or its name, cannot be known yet.
     sidecar: of the diff file, if all that it names has to be in the bucket.
-    chain_broken: log level and reason, where it continues nothing though it could have.
+    holds_all: whether it continues nothing, although it is a DIFF.
+    notice: log level and text, what of that is to be told when it is made.
     todays: the archive that the diff file describes, if that is of today.
     saved: the last revision that is stored, -1 for none.
     youngest: the last revision that there is.
@@ -5870,7 +5874,8 @@ class Plan:
     mode: str = FULL
     archive: str = ""
     sidecar: Sidecar | None = None
-    chain_broken: tuple[int, str] | None = None
+    holds_all: bool = False
+    notice: tuple[int, str] | None = None
     todays: ArchiveRef | None = None
     saved: int = -1
     youngest: int = -1
@@ -5887,7 +5892,11 @@ class Plan:
     @property
     def self_contained(self) -> bool:
         """Whether the archive holds everything, and continues none."""
-        return self.mode == FULL or self.chain_broken is not None
+        return self.mode == FULL or self.holds_all
+
+    @property
+    def is_due(self) -> bool:
+        return bool(self.archive) or self.waits
 
     @property
     def revisions(self) -> tuple[int, int]:
@@ -5897,15 +5906,15 @@ class Plan:
     @property
     def has_nothing_new(self) -> bool:
         """Whether its repository is all in the archives that it continues."""
-        return 0 <= self.saved == self.youngest and not self.chain_broken
+        return 0 <= self.saved == self.youngest and not self.holds_all
 
     def outcome(self, status: str, error: str = "", size: int = 0) -> Outcome:
         return Outcome(self.kind, self.name, self.archive, status, error, size)
 
     def holding_everything(self, level: int, why: str) -> Plan:
-        """It with a broken chain."""
-        why = f"{why}; everything is stored in it"
-        return replace(self, sidecar=None, chain_broken=(level, why))
+        """It without what it could have continued, and why."""
+        notice = level, f"{why}; everything is stored in it"
+        return replace(self, sidecar=None, holds_all=True, notice=notice)
 
 
 def plans_of(run: Run, job: Job, *, is_ready: bool = False) -> list[Plan]:
@@ -5954,13 +5963,8 @@ def facts_of(run: Run, kind: str, name: str, mode: str) -> Facts:
         return Facts(sidecars, written, position, bool(position) and diff_dir.is_ahead(name))
     youngest, saved = youngest_revision(name, env), int(position or -1)
     noted = [one.identity for one in sidecars if one.position == position and one.identity]
-    if saved > youngest or (noted and revision_identity(name, saved, env) not in noted):
-        _LOGS[kind].warning(
-            "%s, at revision %d, is not what the last backup saw at revision %d: it was replaced;"
-            " all of it is saved", name, youngest, saved,
-        )
-        position = ""
-    return Facts(sidecars, written, position, False, youngest)
+    is_other = saved > youngest or bool(noted and revision_identity(name, saved, env) not in noted)
+    return Facts(sidecars, written, position, False, youngest, is_other)
 
 
 def plan_archive(run: Run, plan: Plan, slot: int, facts: Facts) -> Plan:
@@ -5984,7 +5988,7 @@ def _with_sidecar(run: Run, plan: Plan, facts: Facts) -> Plan:
     if facts.written and not facts.sidecars:
         # The Perl script's moved on whether its archive arrived or not.
         why = "the diff file is the Perl script's: everything is stored in it, once"
-        return replace(plan, chain_broken=(logging.INFO, why))
+        return replace(plan, holds_all=True, notice=(logging.INFO, why))
     if plan.mode == FULL:
         here = (one for one in facts.sidecars if one.place == run.place)
         return replace(plan, sidecar=next(here, None))
@@ -5992,6 +5996,11 @@ def _with_sidecar(run: Run, plan: Plan, facts: Facts) -> Plan:
         return plan
     sidecar = next((one for one in facts.sidecars if one.position == facts.position), None)
     level = logging.WARNING
+    if facts.is_other:  # its archive is a FULL, which loses nothing
+        plan.log.warning("%s, at revision %d, is not what the last backup saw at revision %s: it"
+                         " was replaced; all of it is saved", plan.name, facts.youngest,
+                         facts.position)
+        return plan
     if sidecar is None:
         why = "the diff file is not the one that the last backup left"
     elif sidecar.place != run.place:
@@ -6044,7 +6053,7 @@ def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
 class Seen:
     """What is in the bucket for a plan.
 
-    plan: with what was found to break its chain, or to forbid it.
+    plan: with what was found to be told of its chain, or to forbid it.
     existing_chunks: those now under the archive's name.
     done: the archive that is there, complete and of today; empty without one.
     is_repeated: whether it is the one of the diff file.
@@ -6062,8 +6071,7 @@ class Seen:
     @property
     def is_skipped(self) -> bool:
         """Whether there is nothing to be made."""
-        is_due = bool(self.plan.archive) or self.plan.waits
-        return not is_due or self.is_repeated or self.plan.has_nothing_new
+        return not self.plan.is_due or self.is_repeated or self.plan.has_nothing_new
 
 
 def survey_all(run: Run, plans: Sequence[Plan]) -> list[Seen]:
@@ -6129,7 +6137,7 @@ def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]
         checked = ref.refreshed(chunks(ref.archive), run.store.head)
         if checked is None and plan.mode == FULL:
             why = f"the bucket was there before, and {ref.archive} is not in it any more"
-            return replace(seen, plan=replace(plan, chain_broken=(logging.WARNING, why)))
+            return replace(seen, plan=replace(plan, notice=(logging.WARNING, why)))
         if checked is None:
             return replace(seen, plan=plan.holding_everything(
                 logging.WARNING, f"{ref.archive}, which it continues, is not whole in the bucket"
@@ -6492,8 +6500,8 @@ def _announce(run: Run, seen: Seen) -> None:
             "%s is the last complete full backup of %s, and makes room now: if tonight's fails,"
             " there is none; SafeReplace On avoids that", plan.archive, plan.name,
         )
-    if plan.chain_broken:
-        level, why = plan.chain_broken
+    if plan.notice:
+        level, why = plan.notice
         plan.log.log(level, "%s: %s", plan.archive, why)
     if seen.foreign_host:
         plan.log.warning(
@@ -6564,9 +6572,9 @@ def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]
     if warnings:
         plan.log.warning("%s:%s is stored, with the warnings above", run.settings.bucket,
                          plan.archive)
-    is_broken = plan.chain_broken is not None and plan.chain_broken[0] >= logging.WARNING
     is_foreign = bool(seen.foreign_host) and not run.options.force  # with it, it was meant
-    is_warned = bool(warnings) or is_broken or is_foreign or not stored.old_chunks_removed
+    is_warned = bool(warnings or is_foreign or not stored.old_chunks_removed
+                     or (plan.notice and plan.notice[0] >= logging.WARNING))
     return plan.outcome("warnings" if is_warned else "ok", size=stored.size)
 
 
@@ -6645,7 +6653,7 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
         surveyed = survey_all(run, plans) if is_there else list(map(Seen, plans))
     else:
         make = store_archive
-        if not is_there and any(plan.archive or plan.waits for plan in plans):
+        if not is_there and any(plan.is_due for plan in plans):
             log.info("Creating bucket %s", bucket)
             run.store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
@@ -6699,9 +6707,7 @@ def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
     started = time.monotonic()
     try:
-        if seen.plan.failure:
-            raise seen.plan.failure
-        outcome = _skip(seen) if seen.is_skipped else _make(run, seen, make)
+        outcome = _attempt(run, seen, make)
     except Exception as error:
         outcome = _fail(run, seen, error)
     outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
@@ -6711,33 +6717,31 @@ def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
     return outcome
 
 
-def _skip(seen: Seen) -> Outcome:
-    plan = seen.plan
-    if not plan.archive:
+def _attempt(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
+    plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
+    is_done = bool(seen.done) and not run.options.force
+    if plan.failure:
+        raise plan.failure
+    if not plan.is_due:
         log.warning("Skipping %s %s", plan.kind, plan.name)
     elif seen.is_repeated and plan.kind == DIRECTORY:
         plan.log.warning("Skipping %s; diff was already performed today", plan.name)
     elif seen.is_repeated:
         plan.log.warning("Skipping %s -- was already backed up today", plan.name)
-    else:
+    elif plan.has_nothing_new:
         plan.log.info("%s has no new revisions since last backup; skipping", plan.name)
-    return plan.outcome("skipped")
-
-
-def _make(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
-    plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
-    is_done = bool(seen.done) and not run.options.force
-    if plan.job.kind == SUBVERSION_DIR and not plan.clash and not is_done:  # it may take hours
-        verified = run_tool(("svnadmin", "verify", "-q", plan.name), run.options.env)
-        verified.required(f"the repository {plan.name} does not verify")
-    plan.log.info("%s %s -> %s", plan.kind, stored_name(plan.kind, plan.name), path)
-    if plan.clash:
-        raise Failure(f"the job at {plan.clash} writes to the same archive",
-                      "give one of them another name or timing", where=plan.job.where)
-    if is_done:
+    else:
+        if plan.job.kind == SUBVERSION_DIR and not plan.clash and not is_done:  # it may take hours
+            verified = run_tool(("svnadmin", "verify", "-q", plan.name), run.options.env)
+            verified.required(f"the repository {plan.name} does not verify")
+        plan.log.info("%s %s -> %s", plan.kind, stored_name(plan.kind, plan.name), path)
+        if plan.clash:
+            raise Failure(f"the job at {plan.clash} writes to the same archive",
+                          "give one of them another name or timing", where=plan.job.where)
+        if not is_done:
+            return make(run, seen)
         plan.log.warning("Skipping %s -- already done today", path)
-        return plan.outcome("skipped")
-    return make(run, seen)
+    return plan.outcome("skipped")
 
 
 def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
@@ -8488,7 +8492,7 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
     jobs = jobs_of(config)
     for sentence in not_backed_up(config, jobs):
         yield _error(sentence)
-    yield _ok(f"{path} asks for {len(jobs)} jobs")
+    yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
     check = _Check(settings, jobs, run)
     for subject, findings in (
         ("jobs", check.jobs()), ("TZ", check.time_zone()), ("tools", check.tools()),
@@ -10820,7 +10824,7 @@ def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], 
     output = _standard_output()
     output.write(restore_script(name, kind, chain, recovery).encode("utf-8", "surrogateescape"))
     output.flush()
-    return EXIT_OK
+    return EXIT_WARNINGS if chain.lacking else EXIT_OK
 
 
 def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:

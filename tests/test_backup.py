@@ -380,7 +380,7 @@ def test_what_a_diff_cannot_continue_makes_it_hold_everything(
     plan = planned(facts)
     assert plan.archive == "/a-4-DIFF"
     assert plan.self_contained
-    assert why in plan.chain_broken[1]
+    assert why in plan.notice[1]
 
 
 def test_a_diff_continues_the_backup_whose_diff_file_is_there() -> None:
