@@ -86,7 +86,9 @@ CODED = {"gzip": gzip.compress(os.urandom(3000)), "OpenPGP": b"\x85\x01\x0c\x03n
 
 
 @pytest.mark.parametrize(
-    ("compressor", "encrypted"), [("cat", False), ("cat", True), ('"zstd -3"', False)]
+    ("compressor", "encrypted"),
+    [("cat", True), pytest.param("cat", False, marks=pytest.mark.slow),
+     pytest.param('"zstd -3"', False, marks=pytest.mark.slow)],
 )
 def test_what_is_compressed_or_encrypted_already_comes_back_as_it_was(
     site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch, compressor: str, encrypted: bool
@@ -121,7 +123,7 @@ def test_archives_rotate_as_those_of_dumps_do(site: Site, capsys: Capture) -> No
     assert "Skipping bkt:Command/y-0 -- already done today" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("prefix", ["", "web1"])
+@pytest.mark.parametrize("prefix", ["web1", pytest.param("", marks=pytest.mark.slow)])
 def test_a_bucket_alone_tells_what_a_command_stored(
     site: Site, prefix: str, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_command_arrives_as_it_is_written(site: Site, line: str, run: str) -> 
     assert not s3napback.config_warnings(config)
 
 
+@pytest.mark.slow
 def test_any_bytes_of_a_command_reach_the_shell(site: Site) -> None:
     site.jobs = ""
     raw = b"\"it's\" $HOME \\ * \xff ~ `"

@@ -182,7 +182,9 @@ def test_the_folder_of_a_cache_comes_back_with_its_tag(site: Site) -> None:
     assert names_in(back) == {"CACHEDIR.TAG"} and back.stat().st_mode & 0o7777 == 0o2750
 
 
-@pytest.mark.parametrize("tag", ["CACHEDIR.TAG", ".no"])
+@pytest.mark.parametrize(
+    "tag", [".no", pytest.param("CACHEDIR.TAG", marks=pytest.mark.slow)]
+)
 def test_a_tag_in_the_directory_itself_is_told(site: Site, tag: str, capsys: Capture) -> None:
     site.jobs = f"<Directory {site.data}>\nExcludeCaches On\nExcludeIfPresent .no\n</Directory>"
     assert site.run() == 0
@@ -195,6 +197,7 @@ def test_a_tag_in_the_directory_itself_is_told(site: Site, tag: str, capsys: Cap
     assert names_in(site.restored()) == {tag}
 
 
+@pytest.mark.slow
 def test_one_file_system_is_not_left(site: Site, capsys: Capture) -> None:
     moved = fill(site.data / "moved")
     site.jobs = f"<Cycle c>\nOneFileSystem On\nDirectory {site.data}\n</Cycle>"
@@ -262,6 +265,7 @@ def test_exclude_from_is_read_as_tar_reads_it(site: Site, capsys: Capture) -> No
     assert names_in(site.restored()) == {"file", "keep", "a.o", "# c"}
 
 
+@pytest.mark.slow
 def test_what_is_left_out_no_more_is_in_the_next_archive(site: Site, capsys: Capture) -> None:
     for name, tag in (("cache", "CACHEDIR.TAG"), ("private", ".no")):
         (fill(site.data / name) / tag).write_text(CACHE)
