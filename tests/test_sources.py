@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -230,6 +231,48 @@ def test_what_is_left_out_is_no_loss_and_no_warning(
         assert site.run() == 3
     told = [line for line in capsys.readouterr().err.splitlines() if " WARN " in line]
     assert len(told) == 2 and told[0].endswith("tar: file changed"), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_nights_of_tags_come_back_as_they_were(site: Site, seed: int) -> None:
+    """Folders that move, files that come and go, tags that come and go: each night comes back."""
+    chance = random.Random(seed)
+    tags, folders = ["CACHEDIR.TAG", ".no"], [f"{a}{b}" for a in "ab" for b in ("", "/c", "/c/d")]
+    rules = site.folder / "rules"
+    rules.write_text("*.o\n")
+    site.jobs = (f"<Directory {site.data}>\nDiffs 5\nFulls 9\nExcludeCaches On\n"
+                 f"ExcludeIfPresent .no\nExcludeFrom {rules}\n</Directory>")
+    wanted: dict[datetime, dict[str, str]] = {}
+    for day in range(10):
+        for _ in range(6):
+            place = site.data / chance.choice(folders)
+            place.mkdir(parents=True, exist_ok=True)
+            file = place / chance.choice([*tags, *tags, "x", "y", "z.o"])
+            if chance.random() < 0.4:
+                file.unlink(missing_ok=True)
+            elif chance.random() < 0.1:
+                place.rename(site.data / f"moved-{day}-{chance.random()}")
+            else:
+                file.write_text(CACHE if file.name in tags else str(chance.random()))
+        if chance.random() < 0.2:
+            rules.write_text(chance.choice(["*.o\n", "", "y\n"]))
+        night = NIGHTS[0] + timedelta(days=day)
+        assert site.run(now=night) == 0
+        patterns = rules.read_text().split()
+        # Of two tags, tar keeps the one that it is told last.
+        tag_of = {folder: next((folder / tag for tag in reversed(tags) if (folder / tag).exists()),
+                               None) for folder in [site.data, *site.data.rglob("*")]}
+        wanted[night] = {
+            str(path.relative_to(site.data)): path.read_text() if path.is_file() else ""
+            for path in site.data.rglob("*") if not any(map(path.match, patterns))
+            and all(tag_of.get(above) in (None, path) for above in path.parents)
+        }
+    for night, expected in wanted.items():
+        back = site.restored(after=night)
+        found = {str(path.relative_to(back)): path.read_text() if path.is_file() else ""
+                 for path in back.rglob("*")}
+        assert found == expected, night
 
 
 def test_a_job_s_own_mount_point_is_not_left_out(site: Site) -> None:
