@@ -1670,7 +1670,7 @@ class Stage:
     """One process of a pipeline. argv: its command line; env: what its environment adds;
     watched: the last bytes that it writes are kept, because they tell whether it wrote all;
     descriptors: of ours that it may use;
-    shell: it is the config's own: it has to write something, and all that it starts is its own."""
+    shell: a command of the config: it runs in a session of its own, and has to write something."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
