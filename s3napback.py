@@ -2579,7 +2579,7 @@ LAST_SECONDS, _END_SECONDS, _MAX_OUTPUT = 30.0, 5.0, 1 << 16
 
 def run_hook(
     name: str, command: str, env: Mapping[str, str], tool_log: logging.Logger, seconds: float,
-    last_seconds: float = LAST_SECONDS,
+    last_seconds: float,
 ) -> None:
     """Runs a shell command, which a directive names, and logs the end of what it prints.
 
@@ -9043,17 +9043,6 @@ def write_metrics(path: str, config: str, report: RunReport, now: float) -> None
         os.close(handle)
 
 
-def on_failure(config: Block, options: RunOptions) -> Hooks:
-    """What runs where the run of a config, or the config itself, is at fault."""
-    lines = [hook for hook in hooks_of(config) if hook[0] == ON_FAILURE]
-    row = SETTINGS["HookTimeout"]
-    try:
-        seconds = _setting(config, "HookTimeout", row)
-    except Failure:
-        seconds = row.default
-    return Hooks(lines, config.where, options, seconds, log)
-
-
 def run_watched(path: str, options: RunOptions) -> RunReport:
     """The run of a config as `run_config`, and what is told of it to those who watch.
 
@@ -9085,7 +9074,9 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
         report = replace(report, seconds=time.monotonic() - started)
         with signals_held():
             if config:
-                on_failure(config, options).after(report, Outcome("", "", "", ""))
+                lines = [(ON_FAILURE, line) for line in config.lines(ON_FAILURE)]
+                seconds = settings.hook_timeout if settings else Settings.hook_timeout
+                Hooks(lines, path, options, seconds, log).after(report, Outcome("", "", "", ""))
             file = settings.metrics_file if settings else None
             if options.test:
                 for url in urls:
