@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import NIGHT, Capture, Site, fake_tool, require_tool
+from ping_server import Healthchecks
 
 import s3napback
 from s3napback import Moment
@@ -661,3 +662,56 @@ def test_a_directive_with_a_typo_is_told_where_the_right_one_is_missing(
     told = capsys.readouterr().out
     assert f'warning  config: {conf}:3: unknown directive "Buckett" (did you mean Bucket?)' in told
     assert "Bucket must be defined: write Bucket NAME" in told
+
+
+def test_the_servers_of_pings_are_asked_for_no_more_than_whether_they_answer(
+    site: Site, check: Check, watcher: Healthchecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.settings["PingURL"] = f"{watcher.url}/5f3c-secret {watcher.url}/p?status=%s"
+    found = check()
+    assert (found["status"], found["PingURL"]["level"]) == (0, "ok")
+    assert found["PingURL"]["text"] == f"{watcher.url[7:]} answers"
+    assert watcher.requests == ["HEAD /"] * 2  # whatever is asked of the URL itself is a signal
+    watcher.behaviour = "500"
+    assert check()["PingURL"]["level"] == "ok"
+    watcher.behaviour = "dead"
+    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 0.2)
+    found = check()
+    assert (found["status"], found["PingURL"]["level"]) == (3, "warning")
+    assert found["PingURL"]["text"].startswith(f"{watcher.url[7:]} does not answer: ")
+    watcher.stop()
+    assert "Connection refused" in check()["PingURL"]["text"]
+    assert not watcher.pings
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "text"),
+    [
+        (0o755, "x.prom", ""),
+        (0o750, "x.prom", ""),
+        (0o777, "x.prom", "{folder} can be written by everybody"),
+        (0o1777, "x.prom", "{folder} can be written by everybody"),
+        (0o700, "x.prom", "{folder} is closed to node_exporter"),
+        (0o755, "x.txt", "{folder}/x.txt: node_exporter reads no file but *.prom"),
+    ],
+)
+def test_the_folder_of_the_metrics_is_open_to_whom_it_may_concern(
+    site: Site, check: Check, mode: int, name: str, text: str
+) -> None:
+    folder = site.folder / "prom"
+    folder.mkdir()
+    folder.chmod(mode)
+    site.settings["MetricsFile"] = f"{folder}/{name}"
+    found = check()
+    assert found["status"] == (3 if text else 0)
+    wanted = text.format(folder=folder) or f"{folder} can be written, "
+    assert found["MetricsFile"]["text"].startswith(wanted)
+    assert not os.listdir(folder)
+
+
+def test_a_folder_of_the_metrics_that_is_not_there_is_an_error(site: Site, check: Check) -> None:
+    site.settings["MetricsFile"] = f"{site.folder}/absent/x.prom"
+    found = check()
+    assert found["status"] == 1
+    assert "my.conf:7: MetricsFile " in found["config"]["text"]
+    assert found["config"]["hint"] == f"run: mkdir {site.folder}/absent"
