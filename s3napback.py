@@ -35,6 +35,7 @@ import ctypes
 import difflib
 import errno
 import fcntl
+import fnmatch
 import gc
 import getopt
 import glob
@@ -157,6 +158,15 @@ def without_controls(text: str, keep: str = "\n\t") -> str:
 def printable(text: str, keep: str = "\n\t") -> str:
     """The text as a terminal may see it: no escape sequences, no bytes that are not UTF-8."""
     return without_controls(text, keep).encode("utf-8", "backslashreplace").decode()
+
+
+def shell_word(text: str) -> str:
+    """The text as a shell reads it, and a terminal may see it: bash, zsh and ksh know `$'…'`."""
+    if printable(text, "") == text:
+        return shlex.quote(text)
+    letters = (chr(code) if 32 <= code < 127 and code not in b"\\'" else f"\\{code:03o}"
+               for code in os.fsencode(text))
+    return f"$'{''.join(letters)}'"
 
 
 def key_text(name: str) -> str:
@@ -1716,7 +1726,8 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 
 # tar takes names for letters of its locale and stores their UTF-8 (pax(1), "path"): under de_DE,
 # which is ISO 8859-1, names of other bytes would come back. Names are UTF-8 to us anyway.
-TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), *IN_ENGLISH)
+# The times that it lists are in UTC.
+TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), ("TZ", "UTC0"), *IN_ENGLISH)
 
 
 def expand_home(name: str, env: Mapping[str, str]) -> str:
@@ -1785,7 +1796,7 @@ def tar_stage(
         words.append("--")
     descriptors = (listing,) if listing >= 0 else ()
     # Its messages decide what a status of 2 means.
-    return Stage((*words, *names), (*TAR_LOCALE, ("TZ", "UTC0")), descriptors=descriptors)
+    return Stage((*words, *names), TAR_LOCALE, descriptors=descriptors)
 
 
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
@@ -1794,13 +1805,15 @@ ASKED_FOR = "s3napback:"
 
 _MAX_WORD = 120_000
 
+# How tar is to write names, so that they can be read back.
+TAR_QUOTING = ("--quoting-style=escape", "--quote-chars=>")
+
 # How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
 # by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
 # another night's snapshot of a file system, for the one that is stored, since their inode numbers
-# are the same. A rename that tar sees nevertheless is told, what is left out is not, and names can
-# be read back.
+# are the same. A rename that tar sees nevertheless is told, what is left out is not.
 TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
-              "--warning=no-cachedir", "--quoting-style=escape", "--quote-chars=>")
+              "--warning=no-cachedir", *TAR_QUOTING)
 
 # How it is to list what it stores, beside its messages: as `ls -l` does. A `>` in a name is `\>`,
 # so that the arrow behind a symbolic link is none of its name's. Times are in UTC by TZ, since with
@@ -6803,6 +6816,8 @@ class Recovery:
     temp_dir: for large chunks on their way.
     own: folders that backups leave out, and no restore may take away.
     progress: told the bytes of each chunk.
+    diff_dir: where indexes of archives are, "" for nowhere; place: the bucket, by which they are
+    named.
     """
 
     store: Store
@@ -6815,6 +6830,8 @@ class Recovery:
     temp_dir: str | None
     own: tuple[str, ...]
     progress: Callable[[int], None] = lambda size: None
+    diff_dir: str = ""
+    place: str = ""
 
     @contextlib.contextmanager
     def content(
@@ -7177,6 +7194,9 @@ _MAX_AWAITED = 200_000
 # What a path never is (`member_path`): as one of those awaited, it makes the stream go to its end.
 _NEVER = ".."
 
+# Most extended headers have none of these: only times.
+_PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
+
 
 def is_within(path: str, folders: set[str]) -> bool:
     """Whether a path is one of the folders, or in one of them; "" is the folder of all."""
@@ -7409,19 +7429,6 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def text_field(header: bytes, start: int, end: int) -> bytes:
-    """A text in a tar header, which ends with its field or with a NUL."""
-    return header[start:end].partition(b"\0")[0]
-
-
-def member_name(header: bytes, fields: Mapping[bytes, bytes]) -> bytes:
-    """A member's name. fields: what its extended headers say."""
-    name = text_field(header, 0, 100)
-    if header[345] and header[257:263] == b"ustar\0":
-        name = text_field(header, 345, 500) + b"/" + name
-    return fields.get(b"GNU.sparse.name", fields.get(b"path", name))
-
-
 def member_path(name: bytes) -> str | None:
     """A member's name as a path below the folder; None where `..` leads out of it."""
     if name[:1] not in b"./" and b"/." not in name and b"//" not in name:  # most, and faster
@@ -7437,9 +7444,6 @@ class TarStream:
     From a block on that should be a header and is none (the end, or damage) everything is handed
     on: what is wrong with it, tar says. Of a million members a microsecond each is felt.
     """
-
-    # Most extended headers have none of these: only times.
-    of_interest = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
 
     def __init__(self, blocks: Iterable[Piece], layer: Layer) -> None:
         self._blocks, self._layer = iter(blocks), layer
@@ -7480,7 +7484,7 @@ class TarStream:
                 if block[at + 156 : at + 157] == b"x":
                     size = int(block[at + 124 : at + 135], 8)
                     at += _TAR_BLOCK
-                    if self.of_interest.search(block, at, at + size):
+                    if _PAX_OF_INTEREST.search(block, at, at + size):
                         return
                     at += -(-size // _TAR_BLOCK) * _TAR_BLOCK
                 header = block[at : at + _TAR_BLOCK]
@@ -7516,7 +7520,7 @@ class TarStream:
                 fields[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
             elif kind == b"g":
                 self._layer.note_names(pax_records(data).get(b"comment", b""))
-            elif self.of_interest.search(data):
+            elif _PAX_OF_INTEREST.search(data):
                 fields.update(pax_records(data))
         else:
             return None
@@ -7534,13 +7538,17 @@ class TarStream:
 
     def _is_wanted(self, header: bytes, fields: Mapping[bytes, bytes]) -> bool:
         """Has a member taken down. fields: what its extended headers say."""
-        kind, name = header[156:157], member_name(header, fields)
+        kind = header[156:157]
+        name = header[:100].partition(b"\0")[0]
+        if header[345] and header[257:263] == b"ustar\0":
+            name = header[345:500].partition(b"\0")[0] + b"/" + name
+        name = fields.get(b"GNU.sparse.name", fields.get(b"path", name))
         path = member_path(name)
         if path is None:
             return not self._layer.paths  # tar knows how to deal with ".."
         link = None
         if kind == b"1":
-            link = member_path(fields.get(b"linkpath", text_field(header, 157, 257)))
+            link = member_path(fields.get(b"linkpath", header[157:257].partition(b"\0")[0]))
         return self._layer.note(path, fields.get(b"GNU.dumpdir"), link=link,
                                 folder=kind in (b"5", b"D") or name.endswith(b"/"))
 
@@ -8127,6 +8135,12 @@ def kind_by_content(recovery: Recovery, one: CatalogEntry) -> str:
     return SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
 
 
+def member_paths(members: Sequence[str]) -> list[str]:
+    """The paths that PATHs of the command line mean, none for all."""
+    paths = sorted({os.path.normpath(f"/{member}").lstrip("/") for member in members})
+    return [] if "" in paths else paths
+
+
 def restore_directory(
     recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], *, as_of: str,
     overwrite: bool,
@@ -8143,9 +8157,7 @@ def restore_directory(
             f"{folder} is not empty",
             "restore into an empty folder; --overwrite deletes there what was not backed up",
         )
-    paths = sorted({os.path.normpath(f"/{member}").lstrip("/") for member in members})
-    if "" in paths:
-        paths = []
+    paths = member_paths(members)
     near = (paths[0] if paths else chain.archives[-1].name).lstrip("/")
     for way in ("newest first", "in order", "whole") if paths else ("whole",):
         failure: Failure | None = None
@@ -8352,6 +8364,263 @@ def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
 # ==================================================================================================
 # 16. Search
 # ==================================================================================================
+
+# What is in the archives of a directory, by name only: of each archive a listing as tar makes it,
+# from its index in DiffDir or from itself. `FileList` makes of them what `Unpacker` makes on disk.
+
+
+class Member(NamedTuple):
+    """A file, directory or other entry as an archive has it.
+
+    mode: as `ls -l` shows it; owner: "USER/GROUP", numbers where they have no names.
+    size: bytes; mtime: seconds since 1970; link: where a link leads, else empty.
+    archive: the one that holds it.
+    """
+
+    mode: str
+    owner: str
+    size: int
+    mtime: int
+    link: str
+    archive: str
+
+    @property
+    def is_folder(self) -> bool:
+        return self.mode[0] == "d"
+
+
+# A line of a listing (`TAR_LISTING`): behind the mode a mark of further attributes, for the size of
+# a device two numbers. By the letters of links, what stands behind their names.
+_LISTED = re.compile(
+    rb"(\S{10}).? (.*?) +(\d+)(?:,\d+)? (\S+ \S{8}|-?\d+)(?:\.\d+)? +(.*)"
+)
+_ARROWS = {b"l": b" -> ", b"h": b" link to "}
+
+
+def listed_member(line: bytes, archive: str) -> tuple[str, Member]:
+    """(path, member) of a line of a listing. Raises ValueError for another line."""
+    if not (match := _LISTED.fullmatch(line)):
+        raise ValueError("a line that is not tar's")
+    mode, owner, size, when, name = match.groups()
+    name, _, link = name.partition(_ARROWS.get(mode[:1], b"\n"))
+    try:
+        mtime = int(datetime.fromisoformat(f"{when.decode()}+00:00").timestamp())
+    except ValueError:
+        mtime = int(_LATEST)  # a year that has no four digits
+    return member_path(unescaped(name)) or "", Member(
+        mode.decode(), os.fsdecode(owner), int(size), mtime, os.fsdecode(unescaped(link)), archive)
+
+
+_LIST = Stage(("tar", "-t", "-f", "-", *TAR_LISTING, *TAR_QUOTING), TAR_LOCALE)
+
+
+def index_of(recovery: Recovery, one: CatalogEntry) -> str:
+    """The path of an archive's index in DiffDir; "" where there is none of just this upload."""
+    with contextlib.suppress(OSError, ValueError):
+        path = recovery.diff_dir + index_file_name(recovery.place, one.archive.name)
+        with open(path, "rb") as file:
+            if file.read(INDEX_HEAD) == f"{one.archive.metadata.get('archive')}\n".encode():
+                return path
+    return ""
+
+
+def contents(
+    recovery: Recovery, one: CatalogEntry, words: Sequence[bytes] = ()
+) -> tuple[Layer, dict[str, Member]]:
+    """(what an archive tells, its members by path). Raises Failure.
+
+    words: of an archive that needs no other only members are given in whose lines is one of these,
+    of another one also all that are no directories, since they may have taken one's place.
+    """
+    layer = Layer((), set(), io.BytesIO())
+    if path := index_of(recovery, one):
+        try:
+            with open(path, "rb") as file:
+                file.seek(INDEX_HEAD)
+                given, _, text = zlib.decompress(file.read()).partition(b"\n")
+            listing, _, folders = (b"\n" + text).partition(b"\n\n")
+            layer.tops, layer.files = (
+                {member_path(os.fsencode(name)) or "" for name in names}
+                for names in json.loads(given)
+            )
+            layer.names = layer.tops | layer.files
+            for folder in folders.splitlines():
+                name, entries = map(os.fsencode, json.loads(folder))
+                layer.note(member_path(name) or "", entries + b"\0", folder=True, link=None)
+        except (OSError, LookupError, TypeError, ValueError, zlib.error) as error:
+            raise Failure(f"the index {path} cannot be read: {error}",
+                          "delete it: then the archive is fetched") from error
+    else:
+        with recovery.content(one) as content:
+            start, blocks = split_head(content)
+            if start.startswith(b"SVN-fs-dump-format"):
+                raise Failure("it holds the revisions of a repository, and no files")
+            with run_filter(_LIST, TarStream(blocks, layer), recovery.env) as output:
+                listing = b"\n" + b"".join(output).rstrip(b"\n")
+    lines = dict.fromkeys(listing.split(b"\n")[1:] if not words else ())
+    for word in words:
+        lines.update(dict.fromkeys(_lines_with(word, listing)))
+    if words and not one.self_contained:
+        lines.update(dict.fromkeys(re.findall(rb"^[^d\n].*", listing, re.MULTILINE)))
+    for line in [line for line in lines if line.startswith(b"h")]:
+        lines.update(dict.fromkeys(_lines_with(line.partition(b" link to ")[2] + b"\n", listing)))
+    return layer, dict(listed_member(line, one.archive.name) for line in lines)
+
+
+def _lines_with(word: bytes, listing: bytes) -> Iterator[bytes]:
+    at = listing.find(word)
+    while at >= 0:
+        end = listing.find(b"\n", at)
+        end = end if end >= 0 else len(listing)
+        yield listing[listing.rfind(b"\n", 0, at) + 1 : end]
+        at = listing.find(word, end)
+
+
+class FileList:
+    """The files of a directory by path, as the archives of its chain give them: the same steps as
+    those of `Unpacker` and `Merger`."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Member] = {}
+        self._given = Given()
+
+    def add(self, layer: Layer, members: Mapping[str, Member]) -> None:
+        """Takes in the next archive, as `contents` gives it."""
+        self._rename(layer.renames)
+        gone = self._given.add(layer)
+        named: dict[str, set[str] | None] = {}
+        for path in self.files:
+            above, _, name = path.rpartition("/")
+            if above not in named:
+                named[above] = layer.names_in(above)
+            names = named[above]
+            if names is not None and name not in names and path not in members:
+                gone.add(path)
+        if self.files:  # what was in a folder whose place a file has now
+            gone.update(path for path, one in members.items() if not one.is_folder)
+        within = {above for above in named if is_within(above, gone)}
+        self.files = {path: one for path, one in self.files.items()
+                      if path not in gone and path.rpartition("/")[0] not in within}
+        self.files.update(members)
+        for path, one in members.items():
+            if one.mode[0] == "h" and one.link in self.files:
+                self.files[path] = self.files[one.link]
+
+    def _rename(self, renames: Sequence[tuple[str, str]]) -> None:
+        def is_there(path: str) -> bool:
+            return any(is_within(one, {path}) for one in self.files)
+
+        moved: list[tuple[str, dict[str, Member]]] = []
+        for source, target in sorted(rename_origins(renames, is_there), reverse=True):
+            inside = [path for path in self.files if is_within(path, {source})]
+            moved.append((target, {path[len(source) :]: self.files.pop(path) for path in inside}))
+        for target, entries in sorted(moved, key=lambda pair: pair[0]):
+            for path in [path for path in self.files if entries and is_within(path, {target})]:
+                del self.files[path]
+            self.files.update((target + rest, one) for rest, one in entries.items())
+
+
+def files_of(recovery: Recovery, chain: Chain) -> dict[str, Member]:
+    """What a chain gives, by path. Raises Failure."""
+    result = FileList()
+    for one in chain.archives:
+        with failures_at(one.archive.name):
+            result.add(*contents(recovery, one))
+    return result.files
+
+
+@dataclass
+class Version:
+    """A file as it was at some moments. archives: that hold it so; moments: epoch seconds, the
+    oldest first."""
+
+    path: str
+    member: Member
+    archives: list[str] = field(default_factory=list)
+    moments: list[int] = field(default_factory=list)
+
+
+def pattern_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Tells whether a path matches one of some shell patterns: one with a slash the path, from its
+    beginning if the pattern begins with one, else from any directory on; another one the last name
+    in it. As in find(1), `*` matches a slash, too."""
+    names = [fnmatch.translate(one) for one in patterns if "/" not in one]
+    paths = [fnmatch.translate(one if one[0] == "/" else f"*/{one}")
+             for one in patterns if "/" in one]
+    of_name, of_path = (re.compile("|".join(some) or r"(?!)") for some in (names, paths))
+    return lambda path: bool(of_name.match(path.rpartition("/")[2]) or of_path.match(f"/{path}"))
+
+
+def words_of(patterns: Sequence[str]) -> tuple[bytes, ...]:
+    """Of each pattern the longest word that is in the line of whatever matches it; nothing where
+    one pattern has none."""
+    plain = [re.sub(r"\[!?\]?[^]]*\]", "*", pattern) for pattern in patterns]
+    words = [max(re.findall(r"[\w.,=+@%-]+", one, re.ASCII), key=len, default="") for one in plain]
+    return tuple(word.encode() for word in words) if all(words) else ()
+
+
+def find_versions(
+    recovery: Recovery, history: History, patterns: Sequence[str]
+) -> tuple[list[Version], list[str]]:
+    """(what matches in a directory's archives, a sentence for each that could not be searched)."""
+    matches, words = pattern_matcher(patterns), words_of(patterns)
+    unread: list[str] = []
+    chains = {history.archives[n].archive.name: history.chain(n)
+              for n in range(len(history.archives)) if history.intact[n]}
+    continued = {chain[-2].archive.name for chain in chains.values() if len(chain) > 1}
+    lists: dict[str, FileList] = {}
+    versions: dict[tuple[str, Member], Version] = {}
+    for one, at, _ in history.rows():
+        chain = chains.get(one.archive.name, [])
+        result = lists.pop(chain[-2].archive.name, None) if len(chain) > 1 else None
+        try:
+            if not chain:
+                raise Failure("it cannot be restored")
+            for link in [one] if result else chain:
+                result = result or FileList()
+                result.add(*contents(recovery, link, words))
+        except Failure as failure:
+            unread.append(f"{one} is not searched: {failure}")
+            continue
+        assert result
+        if one.archive.name in continued:
+            lists[one.archive.name] = result
+        for path in filter(matches, result.files):
+            member = result.files[path]
+            key = path, member._replace(archive="")
+            version = versions.setdefault(key, Version(path, member))
+            version.moments.append(at)
+            if member.archive not in version.archives:
+                version.archives.append(member.archive)
+    return list(versions.values()), unread
+
+
+def differences(
+    old: Mapping[str, Member], new: Mapping[str, Member]
+) -> list[tuple[str, str, str]]:
+    """(path, "new", "gone", "changed" or "renamed", new path of what is renamed), by path.
+
+    Changed: type, mode, owner, size, time or target of a link; of a directory type, mode or owner.
+    Renamed: of just one file that is gone, not empty, and one that is new, type, mode, owner, size
+    and time are the same, the last name, too, if there are several.
+    """
+    renamed: dict[str, str] = {}
+    for by_name in (True, False):
+        groups: dict[tuple[object, ...], tuple[list[str], list[str]]] = {}
+        for side, (one, other) in enumerate(((old, new), (new, old))):
+            for path in one.keys() - other.keys() - renamed.keys() - set(renamed.values()):
+                if one[path].size and one[path].mode[0] == "-":
+                    key = one[path][:4], path.rpartition("/")[2] if by_name else ""
+                    groups.setdefault(key, ([], []))[side].append(path)
+        renamed.update((a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1)
+    found = [(path, "renamed", target) for path, target in renamed.items()]
+    found += [(path, "gone", "") for path in old.keys() - new.keys() - renamed.keys()]
+    found += [(path, "new", "") for path in new.keys() - old.keys() - set(renamed.values())]
+    for path in old.keys() & new.keys():
+        compared = 2 if old[path].is_folder and new[path].is_folder else 5
+        if old[path][:compared] != new[path][:compared]:
+            found.append((path, "changed", ""))
+    return sorted(found)
 
 
 # ==================================================================================================
@@ -9966,6 +10235,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          --log-json  the log to standard output, a JSON object a line
        s3napback.py {list|restore|restore-script|verify} -h
          what is in the bucket, and back again; whether it is whole
+       s3napback.py {find|diff} -h
+         in which archives a file is; what changed between two moments
        s3napback.py {check|plan} -h
          is this set-up going to work tonight, from cron? what will be there in three weeks?
        s3napback.py js3tream -h
@@ -10239,9 +10510,27 @@ _A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, Command/ldap, or one archiv
 # in brackets is needed; where no "..." is, one is the most.
 _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
     "list": (
-        "[NAME]", f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
-        (("what is shown", [("--json", "", "for programs; README.md has the form")]),
-         _BUCKET_OPTIONS),
+        "[NAME [--files [PATH...]]]",
+        f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
+        (("what is shown", (
+            ("--files", "", "the files of NAME, or the PATHs in it, as a restore would give them"),
+            ("--json", "", "for programs; README.md has the form"),
+        )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "find": (
+        "PATTERN... [NAME]",
+        "In which archives, and as of which moments, a file is there, and the call that restores"
+        " it. PATTERN is as in a shell: \"*.tex\", or with a slash for the whole path:"
+        " \"/home/*/thesis.tex\". The last word is NAME if it is a source, as list shows it.",
+        (("where it looks", [("--in", "NAME", "in this source; then every word is a PATTERN")]),
+         _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "diff": (
+        "NAME --at WHEN [--at WHEN]", f"What is new, gone, changed or renamed. {_A_NAME}",
+        (("which states", (
+            ("--at", "WHEN...", "as of these two moments; given once: of that one and the newest"),
+            ("--force-partial", "", "from what is left of a chain that is not whole"),
+        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
     ),
     "restore": (
         "NAME {--to PLACE | --stdout} [PATH...]",
@@ -10323,9 +10612,10 @@ class _Parser(argparse.ArgumentParser):
         raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
 
 
-def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """(the options that were given, by name; the other words) of a call of one of our commands.
 
+    An option whose value ends in "..." in its syntax may be given again: its value is a list.
     Raises Failure for what the command does not know, and SystemExit when it has shown a help.
     """
     words, about, groups = _SYNTAX[command]
@@ -10338,6 +10628,8 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[s
         group = parser.add_argument_group(title)
         for option, value, meaning in options:
             how: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            if value.endswith("..."):
+                how = {"metavar": value.rstrip("."), "action": "append"}
             group.add_argument(option, dest=option.lstrip("-"), help=meaning, **how)
             known.append(option)
     end = args.index("--") if "--" in args else len(args)
@@ -10349,8 +10641,8 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, str], list[s
             parser.error(f"option {unknown} not recognized"
                          + (f"; did you mean {meant[0]}?" if meant else ""))
     names += args[end + 1 :]
-    if words.startswith("NAME") and not names:
-        parser.error("no NAME given")
+    if words[0:1] not in ("", "[") and not names:
+        parser.error(f"no {words.split()[0].rstrip('.')} given")
     if names and not words:
         parser.error(f"no NAME is taken: {names[0]}")
     if "..." not in words and len(names) > 1:
@@ -10600,7 +10892,7 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
     _js3tream_log()
     kinds: dict[str, str] = {}
     own: tuple[str, ...] = ()
-    temp_dir = None
+    temp_dir, place = None, ""
     prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
     if "c" in options:
         for name in ("b", "K", "endpoint", "region"):
@@ -10620,6 +10912,7 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
                 kinds[f"/{job.name.removeprefix('/')}" if prefix else job.name] = job.kind
         bucket, access = settings.bucket, access_of(settings)
         own = (settings.diff_dir,)
+        place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
         if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
             temp_dir = settings.temp_dir
     elif "b" in options:
@@ -10637,12 +10930,16 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
         terminal=bool(sys.stdin and sys.stdin.isatty()),
     ) as (env, gpg):
         yield Recovery(store, access.connections, access.endpoint, env, gpg, kinds, prefix,
-                       temp_dir, own)
+                       temp_dir, own, diff_dir=own[0] if place else "", place=place)
 
 
 def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
+    if "files" in options:
+        return _list_files(options, names, moment, clock)
+    if names[1:] or options.keys() & {"at", "force-partial"}:
+        raise UsageFailure("a PATH, --at and --force-partial need --files")
     named = None
     with _recovery(options, moment) as recovery:
         if names:
@@ -10746,6 +11043,146 @@ def _catalogue_json(
     }
 
 
+def _list_files(
+    options: Mapping[str, Any], names: Sequence[str], moment: Moment, clock: Callable[[], float]
+) -> int:
+    """`list NAME --files`: what `restore` would bring back."""
+    if not names:
+        raise UsageFailure("--files needs a NAME")
+    with _recovery(options, moment) as recovery:
+        chain, files = _files_at(recovery, names[0], options, moment, clock)
+    paths = set(member_paths(names[1:]))
+    if absent := [path for path in sorted(paths) if not any(is_within(f, {path}) for f in files)]:
+        as_of = _moment_text(moment, chain.as_of)
+        raise Failure(f"not in the backup as of {as_of}: {', '.join(absent)}")
+    shown = [(f"/{path}", files[path]) for path in sorted(files)
+             if not paths or is_within(path, paths)]
+    if "json" in options:
+        print(json.dumps({
+            "format": 1, "as_of": Moment(chain.as_of).utc_text(),
+            "archives": list(map(str, chain.archives)),
+            "files": [{"path": path, **one._asdict()} for path, one in shown],
+        }, indent=1))
+    else:
+        for path, one in shown:
+            link = f" -> {one.link}" if one.link else ""
+            print(printable(f"{one.mode} {one.owner:16} {one.size:12} {_time_of(one, moment)}"
+                            f" {path}{link}", ""))
+    return EXIT_WARNINGS if chain.lacking else EXIT_OK
+
+
+def _time_of(one: Member, moment: Moment) -> str:
+    try:
+        return f"{moment.local(one.mtime):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError):
+        return str(one.mtime)
+
+
+def _files_at(
+    recovery: Recovery, name: str, options: Mapping[str, Any], moment: Moment,
+    clock: Callable[[], float],
+) -> tuple[Chain, dict[str, Member]]:
+    """(chain, its files) of a directory as of --at. Raises Failure for what has no files."""
+    kind, chain = _chain_of(recovery, name, {**options, "files": ""}, moment)
+    if kind not in (DIRECTORY, ""):
+        raise UsageFailure(f"{name} is of the kind {kind}: there are no files in it",
+                           "restore gives back all of it")
+    with _fetching(recovery, chain.archives, clock) as recovery:
+        return chain, files_of(recovery, chain)
+
+
+@contextlib.contextmanager
+def _fetching(
+    recovery: Recovery, archives: Iterable[CatalogEntry], clock: Callable[[], float]
+) -> Iterator[Recovery]:
+    """Tells how much of the bucket is read, having no index of it, and shows how it goes."""
+    fetched = [one for one in archives if not index_of(recovery, one)]
+    size, started = sum(one.archive.size for one in fetched), clock()
+    what = f"{len(fetched)} archives, {size_text(size)}"
+    if fetched:
+        print_stderr(f"s3napback: {what}, are fetched: DiffDir has no index of them")
+    with progress_bar("reading", size) as progress:
+        yield replace(recovery, progress=progress)
+    if fetched:
+        print_stderr(f"s3napback: {what}, were read in {duration_text(clock() - started)}")
+
+
+def cmd_find(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`find PATTERN… [NAME]`: in which archives, and as of which moments, a file is there."""
+    options, patterns = read_args("find", args)
+    name = options.get("in", patterns[-1] if len(patterns) > 1 else "")
+    sources: Mapping[Source, Sequence[CatalogEntry]] = {}
+    found: list[tuple[Source, Version]] = []
+    with _recovery(options, moment) as recovery:
+        if name:
+            _, sources = meant_by(recovery, name)
+        if "in" in options and not sources:
+            raise nothing_found(recovery, [name])
+        if sources and "in" not in options:
+            patterns.pop()
+        if not sources:
+            seen = catalogue(recovery.store, prefix=recovery.prefix)
+            sources = group_by_source(
+                (one.without_chunks() if index_of(recovery, one) else one for one in seen),
+                recovery.kinds)
+        histories = {source: History(entries) for source, entries in sorted(sources.items())
+                     if source.kind in (DIRECTORY, "")}
+        searched = [one for history in histories.values()
+                    for one, _, whole in history.rows() if whole]
+        unread: list[str] = []
+        with _fetching(recovery, searched, clock) as recovery:
+            for source, history in histories.items():
+                versions, faults = find_versions(recovery, history, patterns)
+                found += [(source, version) for version in versions]
+                unread += faults
+    for fault in unread:
+        print_stderr(f"s3napback: {fault}")
+    if not found:
+        raise Failure(f"none of the {len(searched)} archives searched has {' or '.join(patterns)}",
+                      "a pattern with wildcards is put in quotes: '*.tex'")
+    for source, one in sorted(found, key=lambda pair: (-pair[1].moments[-1], pair[1].path)):
+        first, last = (_moment_text(moment, one.moments[n]) for n in (0, -1))
+        span = f"{first} to {last}, {len(one.moments)} moments" if first != last else last
+        print(printable(f"/{one.path}", ""))
+        what = f"{size_text(one.member.size)} of {_time_of(one.member, moment)}"
+        print(printable(f"  {what}, as of {span}, in {', '.join(one.archives)}", ""))
+        print(f"  {_restore_call(options, source, last, f'/{one.path}')}")
+    return EXIT_WARNINGS if unread else EXIT_OK
+
+
+def _restore_call(options: Mapping[str, Any], source: Source, at: str, path: str) -> str:
+    """The command line that restores a path."""
+    words = ["restore"]
+    for name in ("c", "b", "K", *(o[0][2:] for o in (*_BUCKET_OPTIONS[1], *_KEY_OPTIONS[1]))):
+        if name in options:
+            words += [f"-{name}" if len(name) == 1 else f"--{name}", options[name]]
+    own = source.prefix and "prefix" not in options and "c" not in options
+    name = f"{source.prefix}/{source.name.removeprefix('/')}" if own else source.name
+    words += ["--at", at, "--to", "restored", name, path]
+    return " ".join([_program(), *map(shell_word, words)])
+
+
+def cmd_diff(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+    """`diff NAME --at A --at B`: what is new, gone, changed or renamed."""
+    options, (name,) = read_args("diff", args)
+    moments = options.pop("at", [])
+    if len(moments) not in (1, 2):
+        raise UsageFailure("give two moments: --at WHEN --at WHEN")
+    given: list[dict[str, Any]] = [{**options, "at": at} for at in moments] + [options]
+    with _recovery(options, moment) as recovery:
+        (chain, old), (other, new) = (_files_at(recovery, name, one, moment, clock)
+                                      for one in given[:2])
+    for path, what, target in differences(old, new):
+        text = f"{what:8} /{path}"
+        if what == "renamed":
+            text += f" -> /{target}"
+        elif what == "changed":
+            text += "".join(f", {size_text(side[path].size)} of {_time_of(side[path], moment)}"
+                            for side in (old, new))
+        print(printable(text, ""))
+    return EXIT_WARNINGS if chain.lacking or other.lacking else EXIT_OK
+
+
 # Of what tar could not do, lines on the screen: in a container it is the owner of every file.
 _MAX_SHOWN = 100
 
@@ -10760,7 +11197,10 @@ def _chain_of(
         raise UsageFailure(f"--tier {tier} is none of {', '.join(THAW_TIMES)}")
     days = whole_number(options.get("days", "7"), "--days", 3650)
     kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
-    refuse_frozen(recovery, chain, tier if "thaw" in options else "", days)
+    fetched = [one for one in chain.archives
+               if "files" not in options or not index_of(recovery, one)]
+    refuse_frozen(recovery, replace(chain, archives=tuple(fetched)),
+                  tier if "thaw" in options else "", days)
     for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
         print_stderr(f"s3napback: {warning}")
     return kind, chain
@@ -11161,6 +11601,8 @@ COMMANDS: dict[str, Command] = {
     "list": cmd_list,
     "restore": cmd_restore,
     "restore-script": cmd_restore_script,
+    "find": cmd_find,
+    "diff": cmd_diff,
     "verify": cmd_verify,
     "check": cmd_check,
     "plan": cmd_plan,
