@@ -73,7 +73,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import cached_property, lru_cache, partial, wraps
 from types import FrameType
-from typing import IO, Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import IO, Any, AnyStr, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
 
 __version__ = "2.0.0"
@@ -1942,6 +1942,16 @@ def _within(path: str, folder: str) -> str | None:
     """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
     start = folder.rstrip("/") + "/"
     return path[len(start) :] if f"{path}/".startswith(start) else None
+
+
+def is_within(path: AnyStr, folders: set[AnyStr]) -> bool:
+    """Whether a path is one of the folders, or in one of them; "" is the folder of all."""
+    slash = b"/" if isinstance(path, bytes) else "/"
+    while path not in folders:
+        if not path:
+            return False
+        path = path.rpartition(slash)[0]
+    return True
 
 
 def names_within(names: Sequence[str], path: str) -> list[str]:
@@ -5214,8 +5224,8 @@ class Sidecar:
         return Sidecar(given["reached"], given["place"], archives, tuple(given["excludes"]),
                        given["identity"], (boot, began))
 
-    def set_back(self, boot: tuple[str, float]) -> float:
-        """By how many seconds the clock was set back since, if that was in this boot."""
+    def clock_loss(self, boot: tuple[str, float]) -> float:
+        """Seconds by which the clock was set back since, if that was in this boot."""
         back = self.boot[1] - boot[1]
         # Less is the time between the readings of two clocks.
         return back if boot[0] == self.boot[0] != "" and back > 0.01 else 0.0
@@ -5521,18 +5531,12 @@ def _without_losses(folders: Iterable[Folder], lost: Losses) -> Iterator[Folder]
     directory without a record, with all below it.
     """
     for folder in folders if not lost.everything else ():
-        if lost.folders and not lost.folders.isdisjoint(_upwards(folder.name)):
+        if lost.folders and is_within(folder.name, lost.folders):
             continue
         if names := lost.entries.get(folder.name):
             kept = [e for e in folder.entries.split(b"\0") if e[1:] not in names]
             folder = folder._replace(entries=b"\0".join(kept), seconds=_TRIMMED)
         yield folder._replace(device=folder.device & ~_MASK)
-
-
-def _upwards(path: bytes) -> Iterator[bytes]:
-    while path:
-        yield path
-        path = path.rpartition(b"/")[0]
 
 
 def _in_place(folders: Iterable[Folder], twins: Mapping[bytes, Folder]) -> Iterator[Folder]:
@@ -5578,8 +5582,8 @@ class Draft:
         but in its place, and there by its inode, since tar does not look at the device
         (`TAR_MEMORY`). What it does not know, it stores whole.
         twins: (name, status) of what tar would take for another directory of this backup, renamed.
-        set_back: seconds by which the clock was: what changed in them again looks older than the
-        snapshot, whose time is set back with it.
+        set_back: seconds by which the clock was set back. What changed in them looks older than
+        the snapshot, whose time is therefore set back as well.
         """
         before = _content_digest(self.path)
         known = {
@@ -6543,7 +6547,7 @@ def _directory(
         plan.log.info("the device of %s has another number: everything that was there is stored"
                       " again", path)
     places = mounts_of(names, "--one-file-system" in plan.job.tar_options)
-    set_back = plan.sidecar.set_back(boot) if plan.sidecar else 0.0
+    set_back = plan.sidecar.clock_loss(boot) if plan.sidecar else 0.0
     before = draft.prepare(twins_in(places), set_back)
     # Our own files: backups of backups grow without end.
     own, left_out = run.diff_dir.own_files(plan.name), list[str]()
@@ -6839,7 +6843,7 @@ class Recovery:
     ) -> Iterator[Iterator[Piece]]:
         """What was backed up, within the block; leaving that ends the download. to_the_end: see
         `download`."""
-        with contextlib.ExitStack() as stack:
+        with failures_at(one.archive.name), contextlib.ExitStack() as stack:
             blocks: Iterator[Piece] = stack.enter_context(contextlib.closing(download(
                 one.archive, self.store, self.parallel, self.progress, self.temp_dir,
                 to_the_end=to_the_end)))
@@ -6884,15 +6888,6 @@ def decryption(
 _CATALOGUE_PARALLEL = 8
 
 
-def _prefix_of(archive: Archive, wanted: str) -> str:
-    """The Prefix of an archive: its marks say it, and only where they are lost its name; wanted:
-    the one that it is then believed to have."""
-    marks = archive.metadata
-    if "kind" in marks:
-        return urllib.parse.unquote(marks.get("prefix", ""))
-    return wanted if archive.name.startswith(f"{wanted}/") else shown_prefix(archive.name)
-
-
 def catalogue(
     store: Store, start: str = "", *, prefix: str = "", look_inside: bool = False,
     head: Head | None = None,
@@ -6908,7 +6903,11 @@ def catalogue(
         archive = resolve_archive(name, objects, head or store.head)
         if archive is None:
             return None
-        own = _prefix_of(archive, prefix)
+        marks, own = archive.metadata, shown_prefix(name)
+        if "kind" in marks:
+            own = urllib.parse.unquote(marks.get("prefix", ""))
+        elif name.startswith(f"{prefix}/"):  # its marks are lost: it is believed to have this one
+            own = prefix
         parts = parse_archive_name(name, own)
         if parts is None and not prefix:
             own, parts = "", (STREAM, name, 0, FULL)
@@ -6916,8 +6915,8 @@ def catalogue(
             return None
         kind, source, slot, mode = parts
         # Where the name tells the kind, nothing else is asked.
-        if kind is None and archive.metadata.get("kind") in (DIRECTORY, SUBVERSION):
-            kind = archive.metadata["kind"]
+        if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
+            kind = marks["kind"]
         leftovers = len(objects) - archive.count
         one = CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
         if look_inside and not _FROZEN.intersection(one.archive.storage_classes):
@@ -7111,7 +7110,8 @@ def _chain_after(
             hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
                     " that is gone; --force-partial does without")
     except Failure as fault:
-        hint = f"{first} may hold everything, but cannot be read: {fault}"
+        text = str(fault).removeprefix(f"{first}: ")
+        hint = f"{first} may hold everything, but cannot be read: {text}"
     good = [m for m in History(found).restorable() if m <= at]
     if not partial or not good:
         raise failure.at(hint=hint) from failure
@@ -7196,15 +7196,6 @@ _NEVER = ".."
 
 # Most extended headers have none of these: only times.
 _PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
-
-
-def is_within(path: str, folders: set[str]) -> bool:
-    """Whether a path is one of the folders, or in one of them; "" is the folder of all."""
-    while path not in folders:
-        if not path:
-            return False
-        path = path.rpartition("/")[0]
-    return True
 
 
 def parse_dumpdir(data: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -8021,7 +8012,8 @@ class Unpacker:
                     (layer.files if folder is None else layer.tops).add(path)
             self._torn = self._count > 0
             self._rename(layer.renames)
-            self._forget(layer)
+            for path in self._given.add(layer) | layer.gone:  # what is named no longer
+                self._put_aside(path)
             if self._count:
                 self._merger.merge(new, self._tree, "", layer.names_in)
                 remove_tree(new.top)
@@ -8077,23 +8069,20 @@ class Unpacker:
                 with self._tree.opened("/".join(outer[:depth])) as here:
                     if here is not None and mode_of(inner, here) and not is_folder(inner, here):
                         self._workspace.put_aside(inner, here)
+            self._put_aside(target)
             with self._tree.opened("/".join(outer), make=True) as here:
                 assert here is not None
-                if mode_of(name, here):
-                    self._workspace.put_aside(name, here)
                 move_entry(spare, self._workspace.handle, here, name)
 
     def _is_there(self, path: str) -> bool:
         with self._tree.opened(path) as there:
             return there is not None
 
-    def _forget(self, layer: Layer) -> None:
-        """Takes away what its directory no longer names, and what `Given` says."""
-        for path in self._given.add(layer) | layer.gone:
-            above, name = os.path.split(path)
-            with self._tree.opened(above) as there:
-                if there is not None and mode_of(name, there):
-                    self._workspace.put_aside(name, there)
+    def _put_aside(self, path: str) -> None:
+        above, name = os.path.split(path)
+        with self._tree.opened(above) as folder:
+            if folder is not None and mode_of(name, folder):
+                self._workspace.put_aside(name, folder)
 
     def place(self) -> list[str]:
         """Moves what is wanted to where it goes; the paths that are not there."""
@@ -8212,12 +8201,9 @@ def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
     made.required(f"svnadmin cannot make {place}")
     load = Stage(("svnadmin", "load", *SVN_LOAD, place))
     for one in chain.archives:
-        try:
-            with recovery.content(one) as dump, run_filter(load, dump, recovery.env) as output:
-                for _ in output:
-                    pass
-        except Failure as failure:
-            raise failure.at(one.archive.name) from failure
+        with recovery.content(one) as dump, run_filter(load, dump, recovery.env) as output:
+            for _ in output:
+                pass
 
 
 def restore_file(recovery: Recovery, chain: Chain, place: str, *, overwrite: bool) -> None:
@@ -8238,16 +8224,13 @@ def restore_file(recovery: Recovery, chain: Chain, place: str, *, overwrite: boo
 def write_dump(recovery: Recovery, chain: Chain, output: IO[bytes]) -> None:
     """Writes what the archives hold, one after the other."""
     for one in chain.archives:
-        try:
-            with recovery.content(one) as content, os_failures("write the dump"):
-                start, blocks = split_head(content)
-                if one.kind not in (STREAM, COMMAND):  # any bytes may be what was backed up
-                    _refuse_unreadable(start)
-                for block in blocks:
-                    write_all(output, block)
-                output.flush()
-        except Failure as failure:
-            raise failure.at(one.archive.name) from failure
+        with recovery.content(one) as content, os_failures("write the dump"):
+            start, blocks = split_head(content)
+            if one.kind not in (STREAM, COMMAND):  # any bytes may be what was backed up
+                _refuse_unreadable(start)
+            for block in blocks:
+                write_all(output, block)
+            output.flush()
 
 
 def _refuse_unreadable(start: bytes) -> None:
@@ -10977,11 +10960,15 @@ def _catalogue_lines(
     yield f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}"
     rows = _rows(found, named)
     for one, at, whole in rows:
-        remarks = [one.fault or "complete", *_remarks(one)]
-        if at != math.floor(one.made):
-            remarks.insert(1, f"by a clock that said {_moment_text(moment, one.made)}")
-        if not one.fault and not whole:
-            remarks.insert(1, "stale: what it continues is gone")
+        remarks = [one.fault or "complete", *(text for text, is_so in (
+            ("stale: what it continues is gone", not one.fault and not whole),
+            (f"by a clock that said {_moment_text(moment, one.made)}", at != math.floor(one.made)),
+            ("with warnings", one.status == "warnings"),
+            ("needs no FULL", one.mode == DIFF and one.self_contained),
+            ("encrypted", one.encrypted),
+            ("not yet in its place", one.archive.staged),
+            (f"and {one.leftovers} chunks left over from another upload", one.leftovers),
+        ) if is_so), *(name for name in one.archive.storage_classes if name != "STANDARD")]
         yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.archive.size)} in"
                f" {one.archive.count} chunks  {', '.join(remarks)}")
     shown = ", ".join(_moment_text(moment, at) for _, at, whole in rows if whole) or "none"
@@ -10991,20 +10978,6 @@ def _catalogue_lines(
     if first := begun_with(found):
         yield (f"  in doubt: no FULL is before {first}; it holds everything if the job began with"
                " it, which restore finds out by reading it")
-
-
-def _remarks(one: CatalogEntry) -> Iterator[str]:
-    if one.status == "warnings":
-        yield "with warnings"
-    if one.mode == DIFF and one.self_contained:
-        yield "needs no FULL"
-    if one.encrypted:
-        yield "encrypted"
-    if one.archive.staged:
-        yield "not yet in its place"
-    if one.leftovers:
-        yield f"and {one.leftovers} chunks left over from another upload"
-    yield from (name for name in one.archive.storage_classes if name != "STANDARD")
 
 
 def _catalogue_json(
@@ -11285,7 +11258,7 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
                     read_to_the_end(recovery, replace(
                         one, kind=STREAM, archive=replace(one.archive, chunks=chosen)))
             except Failure as failure:
-                faults.append(f"{one}: {failure}")
+                faults.append(str(failure.at(one.archive.name)))
     if not found:
         raise nothing_found(recovery, names)
     for source, of_source in sorted(group_by_source(found, recovery.kinds).items()):
