@@ -1,6 +1,7 @@
 """Section 14, Hooks: commands of the config that run before, after, and where something failed."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,6 +35,17 @@ class Diary:
     @property
     def entries(self) -> list[str]:
         return self.path.read_text().splitlines() if self.path.exists() else []
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Has caplog hear our log, which hands nothing on to the root logger."""
+    logger, handler = logging.getLogger("Backup"), caplog.handler
+    if is_new := handler not in logger.handlers:
+        logger.addHandler(handler)
+    yield
+    if is_new:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture
