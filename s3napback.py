@@ -6220,7 +6220,7 @@ class Outcome:
     archive: its name; empty where none was due, or could be planned.
     status: "ok", "warnings" (stored, and something is to be told of it), "failed" or "skipped"; in
     test mode "shown".
-    error: why it failed, else empty.
+    error: why it failed, or RunBefore wanted it skipped, else empty.
     bytes: stored ones; seconds: how long it took.
     """
 
@@ -6259,7 +6259,8 @@ class RunReport:
         if not self.status and all(one.status == "skipped" for one in self.outcomes):
             status = "skipped"
         error = self.error or "; ".join(
-            f"{one.kind} {one.name}: {one.error}" for one in self.outcomes if one.error
+            f"{one.kind} {one.name}: {one.error}" for one in self.outcomes
+            if one.error and one.status in ("failed", status)
         )
         archives = "\n".join(one.archive for one in self.outcomes if what.kind and one.archive)
         size = sum(one.bytes for one in self.outcomes)
@@ -6769,7 +6770,7 @@ def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
     text = str(error)
     if isinstance(error, Failure) and error.status == EXIT_LOCKED:  # as RunBefore wants it
         plan.log.info("Skipping %s %s: %s", plan.kind, plan.name, text)
-        return plan.outcome("skipped")
+        return plan.outcome("skipped", text)
     if isinstance(error, Failure):
         plan.log.error("Backup to %s failed: %s", where, text)
     else:

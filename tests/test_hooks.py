@@ -297,13 +297,18 @@ def test_a_job_whose_run_before_fails_is_not_read(
 def test_a_job_whose_run_before_ends_with_75_is_skipped_without_failure(
     site: Site, diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.jobs = block(site, "RunBefore exit 75", *all_hooks(diary)[1:])
+    site.settings["MetricsFile"] = f"{site.folder}/metrics.prom"
+    site.jobs = "\n".join([
+        f"RunAfter {diary.entry('$S3NAPBACK_STATUS $S3NAPBACK_ERROR')}",
+        block(site, "RunBefore exit 75", *all_hooks(diary)[1:],
+              f"RunAfter {diary.entry('$S3NAPBACK_ERROR')}")])
     caplog.set_level("INFO")
     assert site.run() == 0
-    assert diary.entries == ["after skipped"]
+    why = f"Directory {site.data}: {site.conf}:10: RunBefore ended with status 75"
+    assert diary.entries == ["after skipped", why, f"skipped {why}"]
+    assert "job_last_success_timestamp_seconds{" not in (site.folder / "metrics.prom").read_text()
     assert not site.archives()
-    assert f"Skipping Directory {site.data}: {site.conf}:8: RunBefore ended with status 75" in (
-        caplog.text)
+    assert f"Skipping {why}" in caplog.text
     assert "0 stored, 1 skipped, 0 failed" in caplog.text
 
 
