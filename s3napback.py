@@ -3885,10 +3885,9 @@ class S3Store:
     def thaw(self, item: StoredObject, tier: str, days: int) -> None:
         """Asks for a frozen object by a retrieval option of THAW_TIMES, for so many days."""
         term = {} if item.storage_class == "INTELLIGENT_TIERING" else {"Days": days}  # it is moved
-        request = {**term, "GlacierJobParameters": {"Tier": tier}}
         try:
             self._request(f"thaw {item.key} in", "restore_object", **self._named(item.key),
-                          RestoreRequest=request)
+                          RestoreRequest={**term, "GlacierJobParameters": {"Tier": tier}})
         except Failure as failure:
             if failure.code != "RestoreAlreadyInProgress":
                 raise
@@ -3977,10 +3976,9 @@ class S3Store:
     def _told(self, operation: str) -> dict[str, Any] | None:
         """The answer to a question about the bucket, None where the service does not tell."""
         try:
-            answer: dict[str, Any] = self._request("ask about", operation)
+            return dict(self._request("ask about", operation))
         except Failure as failure:
             return {} if failure.code == "ObjectLockConfigurationNotFoundError" else None
-        return answer
 
     def about(self) -> BucketFacts:
         """What the service tells of the bucket."""
