@@ -478,10 +478,8 @@ class Settings:
     )
     safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
     prefix: str = setting("Prefix", read_prefix, "")
-    server_side_encryption: str | None = setting(
-        "ServerSideEncryption",
-        matching("AES256|aws:kms(:dsse)?", "AES256, aws:kms or aws:kms:dsse"), None,
-    )
+    server_side_encryption: str | None = setting("ServerSideEncryption", matching(
+        "AES256|aws:kms(:dsse)?", "AES256, aws:kms or aws:kms:dsse"), None)
     kms_key: str | None = setting("KmsKey", matching("[!-~]{1,2048}", "a key of KMS"), None)
     ping_urls: tuple[str, ...] = setting("PingURL", read_ping_url, ())
     metrics_file: str | None = setting("MetricsFile", read_text, None)
@@ -987,8 +985,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
                 raise UsageFailure("ServerSideEncryption is nothing that a folder can do",
                                    "take it out; GpgRecipient encrypts before it is stored")
             if name == "KmsKey" and value and "kms" not in (found["server_side_encryption"] or ""):
-                raise UsageFailure("KmsKey counts only with ServerSideEncryption aws:kms",
-                                   "add that line, or take KmsKey out")
+                raise UsageFailure("KmsKey counts only with ServerSideEncryption aws:kms", "add it")
             if name == "MetricsFile" and needs_diff_dir and value and not os.path.isdir(
                 folder := os.path.dirname(os.path.abspath(value))
             ):
@@ -1433,13 +1430,11 @@ def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] |
     """
     if cycle.cycle_type != "SimpleCycle":
         return None
-    first = date(year - 1, 1, 1)
-    turn = (date(year + 1, 1, 1) - first).days
+    first, turn = date(year - 1, 1, 1), (date(year + 1, 1, 1) - date(year - 1, 1, 1)).days
     dates = [first + timedelta(days=n) for n in range(turn + 90)]
     days = [Day(at.timetuple().tm_yday - 1, (at - date(1970, 1, 1)).days) for at in dates]
     counts = [len(restorable_nights(held)) for held in rotation(cycle, days, dumps)]
-    usual = min(counts[turn - 180 : turn])
-    after = min(counts[turn:])
+    usual, after = min(counts[turn - 180 : turn]), min(counts[turn:])
     return (usual, after) if after * 2 < usual else None
 
 
@@ -2995,8 +2990,7 @@ class Store(Protocol):
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         """Fills the buffer with an object's data, compared with its MD5 where the store knows it,
-        and returns its user metadata as `head`. Raises Failure for more data than there is room
-        for."""
+        and returns what `head` does. Raises Failure for more data than there is room for."""
 
     def peek(self, key: str, count: int) -> bytes:
         """The first bytes of an object, at most `count`; unchecked."""
@@ -3151,10 +3145,7 @@ def retried(operation: Operation) -> Operation:
 
 @dataclass(frozen=True)
 class Access:
-    """Where a bucket is, and the access key. Empty fields: AWS's usual sources and defaults.
-
-    encryption: parameters of boto3 for what is stored, `ServerSideEncryption` and `SSEKMSKeyId`.
-    """
+    """Where a bucket is, and the access key. Empty fields: AWS's usual sources and defaults."""
 
     endpoint: str | None = None
     region: str | None = None
@@ -3163,7 +3154,7 @@ class Access:
     storage_class: str | None = None
     connections: int = 4
     limit: RateLimiter | None = None
-    encryption: Mapping[str, str] = field(default_factory=dict)
+    encryption: Mapping[str, str] = field(default_factory=dict)  # boto3's parameters
 
 
 def read_key_file(path: str) -> tuple[str, str]:
@@ -3561,7 +3552,7 @@ THAW_TIMES = {"Bulk": ("5 to 12 hours", "48 hours"), "Standard": ("3 to 5 hours"
               "Expedited": ("5 minutes", "")}
 
 _HINTS = {
-    "AccessDenied": "the access key lacks {right}, or the bucket is someone else's",
+    "AccessDenied": "the access key lacks the right {right}, or the bucket is someone else's",
     "SignatureDoesNotMatch": "the secret in S3Keyfile is wrong",
     "InvalidAccessKeyId": "the key in S3Keyfile is unknown there",
     "NoSuchBucket": "check Bucket",
@@ -3586,7 +3577,34 @@ _RIGHTS = {
     "create_bucket": "s3:CreateBucket", "delete_bucket": "s3:DeleteBucket",
     "list_buckets": "s3:ListAllMyBuckets", "restore_object": "s3:RestoreObject",
     "list_object_versions": "s3:ListBucketVersions", "object_version": "s3:GetObjectVersion",
+    "encrypt": "kms:GenerateDataKey", "decrypt": "kms:Decrypt",
 }
+
+
+def policy_of(settings: Settings, *, write_only: bool) -> Any:
+    """The least rights of a backup's access key as an IAM policy. write_only: without reading what
+    KMS encrypts. Raises UsageFailure."""
+    bucket, key = f"arn:aws:s3:::{settings.bucket}", settings.kms_key or ""
+    if folder_root(settings.s3_endpoint) is not None:
+        raise UsageFailure("a bucket in a folder has no policy", "its modes say who may what")
+    if key and ":key/" not in key:
+        raise UsageFailure(f"a policy names a key of KMS by its ARN, and KmsKey is {key}",
+                           f"set it to what this tells: aws kms describe-key --key-id {key}")
+    if write_only and (not key or settings.safe_replace):
+        raise UsageFailure("--write-only needs KmsKey, and no SafeReplace, which copies")
+    # In a policy * and ? are wildcards, and $ begins a variable (IAM User Guide).
+    prefix = re.sub(r"[*?$]", r"${\g<0>}", f"{settings.prefix}/" if settings.prefix else "")
+    requests = {bucket: ["list_objects_v2"],
+                f"{bucket}/{prefix}*": ["get_object", "put_object", "delete_object"],
+                key: ["encrypt"] if write_only else ["encrypt", "decrypt"]}
+    statements: list[dict[str, Any]] = [
+        {"Effect": "Allow", "Action": [_RIGHTS[one] for one in wanted], "Resource": resource}
+        for resource, wanted in requests.items() if resource
+    ]
+    if prefix:
+        statements[0]["Condition"] = {"StringLike": {"s3:prefix": f"{prefix}*"}}
+    return {"Version": "2012-10-17", "Statement": statements}
+
 
 _NO_VERSIONS = "--versions-at needs a service, and a bucket, that keeps the versions of objects"
 
@@ -3619,9 +3637,8 @@ def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
     code = "AccessDenied" if code == "403" else code  # the answer to a HEAD has no body
     # Amazon names the right, which may be one of KMS; other services say less.
     named = re.search(r"not authorized to perform: (\w+:\w+)", said)
-    right = named[1] if named else _RIGHTS.get(operation)
-    kind, hint = Failure, _HINTS.get("KMS" if code.startswith("KMS.") else code, "").format(
-        right=f"the right {right}" if right else "a right for it")
+    right = named[1] if named else _RIGHTS.get(operation, "for it")
+    kind, hint = Failure, _HINTS.get(code.partition(".")[0], "").format(right=right)
     if code == "AccessDenied" and operation in ("put_object", "copy_object"):
         hint += ", or its policy wants another ServerSideEncryption"
     if operation == "create_bucket" and code == "AccessDenied":
@@ -3967,11 +3984,11 @@ class S3Store:
     def remove(self) -> None:
         self._request("remove", "delete_bucket")
 
-    def account_buckets(self) -> list[dict[str, Any]]:
+    def account_buckets(self) -> list[tuple[str, float]]:
         """See `list_buckets`."""
         with self._errors("list the buckets of the account", "list_buckets"):
-            found: list[dict[str, Any]] = self._client.list_buckets()["Buckets"]
-        return found
+            found = self._client.list_buckets()["Buckets"]
+        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
 
     def _told(self, operation: str) -> dict[str, Any] | None:
         """The answer to a question about the bucket, None where the service does not tell."""
@@ -4092,8 +4109,7 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
     """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
     root = folder_root(access.endpoint)
     if root is None:
-        found = S3Store("", access).account_buckets()
-        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+        return S3Store("", access).account_buckets()
     with os_failures(f"list {root}"), os.scandir(root) as entries:
         return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
@@ -5163,8 +5179,7 @@ def _fetch_chunk(
     identity, mark = archive.metadata.get("archive"), metadata.get(f"{META}archive")
     if identity and mark and mark != identity:
         raise Failure(f"{item.key} belongs to another upload of {archive.name}")
-    proved = mark and ETAG_IS_NOT_MD5 not in metadata
-    return buffer, item.key if identity and not proved else ""
+    return buffer, item.key if identity and (not mark or ETAG_IS_NOT_MD5 in metadata) else ""
 
 
 # ==================================================================================================
@@ -9347,13 +9362,9 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     return report
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a job makes on each day, and what is there of it after the run of one day.
-
-    due, kept: day in ISO 8601 → end of an archive's name: of what is made; of what is there.
-    restorable: the days of what is there that can be restored, oldest first.
-    """
+class Forecast(NamedTuple):
+    """What a job makes on each day, and what is there of it after the run of one. due, kept: day in
+    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored."""
 
     kind: str
     name: str
@@ -9366,27 +9377,25 @@ def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) ->
     """The forecast by the calendar, as if no night failed, for the last of the days that are
     followed. Raises Failure (status 2) for what is no rotation."""
     cycle, dumps, days = job.cycle, job.kind in DUMPS, [*followed]
-
-    def end(slot: int, mode: str) -> str:
-        return f"{slot}" if dumps else f"{slot}-{mode}"
-
     with failures_at(job.where):
-        due = {at: end(*slot_and_mode(cycle, day, dumps))
+        due = {at: "{}-{}".format(*slot_and_mode(cycle, day, dumps))
                for at, day in shown.items() if is_backup_day(cycle, day)}
         held = deque(rotation(cycle, [*followed.values()], dumps), 1).pop()
-    return Forecast(job.kind, job.name, due, {days[n.number]: end(n.slot, n.mode) for n in held},
-                    [days[night.number] for night in restorable_nights(held)])
+    kept = {days[night.number]: f"{night.slot}-{night.mode}" for night in held}
+    good = [days[night.number] for night in restorable_nights(held)]
+    return Forecast(job.kind, job.name, due, kept, good)
 
 
 def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
     """Bytes of what is there then, by one listing: an archive will be as large as it is, one that
     is made from today on and is not there yet as the newest of its mode; None without one."""
     start = archive_start(one.kind, stored_name(one.kind, one.name), prefix)
+    of_dump = f"-{FULL}" if one.kind in DUMPS else ""  # which their names do not have
     listed = sorted((max(item.modified for item in objects), mode, archive,
                      sum(item.size for item in objects))
                     for archive, mode, objects in archives_of(store, start, prefix))
     newest = {mode: size for _, mode, _, size in listed}
-    sizes = {start + end: newest.get(DIFF if end.endswith(DIFF) else FULL)
+    sizes = {start + end.removesuffix(of_dump): newest.get(end[-4:])
              for day, end in one.kept.items() if day >= today}
     sizes |= {archive: size for _, _, archive, size in listed}
     return None if None in sizes.values() else sum(filter(None, sizes.values()))
@@ -10219,8 +10228,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          what is in the bucket, and back again; whether it is whole
        s3napback.py {find|diff} -h
          in which archives a file is; what changed between two moments
-       s3napback.py {check|plan} -h
-         is this set-up going to work tonight, from cron? what will be there in three weeks?
+       s3napback.py {check|plan|policy} -h
+         does it work tonight, from cron? what is there in three weeks? the access key's rights
        s3napback.py js3tream -h
          one stream to the bucket, or back: recovery by hand
        s3napback.py demo
@@ -10578,6 +10587,14 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
             ("--max-age", "DURATION", "what is older is late, whatever its cycle"),
             ("--json", "", "for programs; README.md has the form"),
             ("--nagios", "", "one line, and the status of a plugin of Nagios or Icinga"),
+        )),),
+    ),
+    "policy": (
+        "[NAME]", "The least rights of the access key of a config's backups, as an IAM policy. NAME"
+        " is as in a backup.",
+        (("which rights", (
+            ("-c", "FILE", "the config file"),
+            ("--write-only", "", "leave out reading what KMS encrypts"),
         )),),
     ),
     "demo": (
@@ -11312,22 +11329,20 @@ def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
         # A slot may be that of December 31st of leap years alone.
         shown, followed = _days(now, last, count, at), _days(now, on, 4 * 366, at)
     except (ValueError, OverflowError, TypeError) as error:
-        raise UsageFailure(f"that is no day, or no time: {error}",
-                           "write --on 2026-12-31, --time 03:00") from error
+        raise UsageFailure(f"no day, or no time: {error}", "see: s3napback.py plan -h") from error
     found = []
     for path in _config_paths(options.get("c", ""), names):
         config = read_config(path)
-        settings, sizes, why = settings_of(config, needs_diff_dir=False), [], ""
-        plan = [forecast(job, shown, followed)
-                for one in jobs_of(config) for job in _jobs_by_source(one)]
+        settings, sizes = settings_of(config, needs_diff_dir=False), []
+        plan = [forecast(job, shown, followed) for job in jobs_of(config)]
         try:
             store = open_store(settings.bucket, access_of(settings), clock)
             sizes = [size_of(one, store, settings.prefix, f"{today}") for one in plan]
         except Failure as failure:
-            why = f": {failure}"
-        found += [{"config": path, **vars(one), "bytes": size}
+            print_stderr(f"s3napback: the size then is not known: {failure}")
+        found += [{"config": path, **one._asdict(), "bytes": size}
                   for one, size in itertools.zip_longest(plan, sizes)]
-        for line in () if "json" in options else _plan_lines(plan, [*shown], on, sizes, why):
+        for line in () if "json" in options else _plan_lines(plan, [*shown], on, sizes):
             print(printable(line.rstrip(), ""))
     if "json" in options:
         print(json.dumps({"format": 1, "on": f"{on}", "sources": found}, indent=1))
@@ -11341,18 +11356,9 @@ def _days(moment: Moment, last: date, count: int, at: str) -> dict[str, Day]:
     return {f"{wall.date()}": replace(moment, epoch=moment.epoch_of(wall)).day for wall in walls}
 
 
-def _jobs_by_source(job: Job) -> list[Job]:
-    """The job; for a SubversionDir that is here one for each repository."""
-    if job.kind == SUBVERSION_DIR:
-        with contextlib.suppress(Failure):
-            return [replace(job, kind=SUBVERSION, name=name) for name in repositories_in(job.name)]
-    return [job]
-
-
 def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
-                sizes: Sequence[int | None], why: str) -> Iterator[str]:
-    """In 80 columns the calendar, with one for each rotation, and the picture. why: no size is
-    known."""
+                sizes: Sequence[int | None]) -> Iterator[str]:
+    """In 80 columns the calendar, with one for each rotation, and the picture."""
     columns: dict[tuple[str, ...], str] = {}
     heads = [columns.setdefault(tuple(one.due.get(at, "-") for at in shown), f"#{len(columns) + 1}")
              for one in plan]
@@ -11368,16 +11374,15 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
     yield f"What can be restored after the run of {on} (F: a FULL, d: a DIFF):"
     yield f"    {days[0]}{days[-1]:>40}"
     for head, one in zip(heads, plan, strict=True):
-        marks = {at: "d" if one.kept[at].endswith(DIFF) else "F" for at in one.restorable}
+        marks = {at: "d" if DIFF in one.kept[at] else "F" for at in one.restorable}
         yield f"{head:4}{one.kind} {one.name}"
-        reach = f"{len(marks)}, from {min(marks)}" if marks else "nothing"
-        yield f"    {''.join(marks.get(at, '.') for at in days)}  {reach}"
+        reach = f", from {min(marks)}" if marks else ""
+        yield f"    {''.join(marks.get(at, '.') for at in days)}  {len(marks)}{reach}"
         if older := [at for at in marks if at < days[0]]:
-            more = f" and {len(older) - 4} more" if len(older) > 4 else ""
-            yield f"    and of {', '.join(older[-4:])}{more}"
-    known = size_text(sum(filter(None, sizes))) + ", each archive as large as its last one"
-    rest = f"; {sizes.count(None)} sources not known" if None in sizes else ""
-    yield f"Size then: {f'not known{why}' if why else known + rest}"
+            yield f"    and of {', '.join(older[-5:])}{' and before' if older[5:] else ''}"
+    if sizes:
+        rest = f"; {sizes.count(None)} sources not known" if None in sizes else ""
+        yield f"Size then: {size_text(sum(filter(None, sizes)))} if archives stay as large{rest}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -11461,6 +11466,15 @@ def _nagios_text(shown: Sequence[Standing], problems: Sequence[Failure]) -> str:
             data.append(f"'{name} age'={one.age}s")
         data.append(f"'{name} size'={one.bytes}B")
     return printable(f"{', '.join(said).replace('|', '/')} | {' '.join(data)}", "")
+
+
+def cmd_policy(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+    """`policy`: what the access key of a config's backups must be allowed."""
+    options, names = read_args("policy", args)
+    for path in _config_paths(options.get("c", ""), names):
+        settings = settings_of(read_config(path), needs_diff_dir=False)
+        print(json.dumps(policy_of(settings, write_only="write-only" in options), indent=1))
+    return EXIT_OK
 
 
 # --------------------------------------------------------------------------------------------------
@@ -11578,6 +11592,7 @@ COMMANDS: dict[str, Command] = {
     "verify": cmd_verify,
     "check": cmd_check,
     "plan": cmd_plan,
+    "policy": cmd_policy,
     "status": cmd_status,
     "js3tream": cmd_js3tream,
     "demo": cmd_demo,

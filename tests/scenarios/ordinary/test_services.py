@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
-import html
-import json
 import logging
 import os
-import re
 import signal
 import socket
 import ssl
@@ -558,62 +554,6 @@ def test_a_bucket_that_cannot_be_made_is_told(
     )
     assert s3_site.run() == 1
     assert hint in capsys.readouterr().err
-
-
-ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
-           "DELETE": "s3:DeleteObject"}
-
-
-def enforced(policy: dict[str, Any], s3_server: Any) -> Callable[..., Any]:
-    """A fault that refuses whatever a policy does not allow, as IAM would."""
-
-    def allowed(action: str, resource: str, prefix: str = "") -> bool:
-        return any(
-            action in one["Action"]
-            and fnmatch.fnmatchcase(f"arn:aws:s3:::{resource}", one["Resource"])
-            and fnmatch.fnmatchcase(
-                prefix, one.get("Condition", {}).get("StringLike", {}).get("s3:prefix", "*"))
-            for one in policy["Statement"]
-        )
-
-    def fault(method: str, path: str, query: dict[str, str], body: bytes | None) -> Any:
-        bucket, _, key = path.lstrip("/").partition("/")
-        keys = [key]
-        if "delete" in query:
-            keys = [html.unescape(k.decode()) for k in re.findall(b"<Key>(.*?)</Key>", body or b"")]
-            method = "DELETE"
-        if not keys[0]:
-            listing = method == "GET" and query.get("list-type") == "2"
-            good = listing and allowed("s3:ListBucket", bucket, query.get("prefix", ""))
-        else:
-            good = all(allowed(ACTIONS[method], f"{bucket}/{key}") for key in keys)
-            absent = key not in s3_server._backend.buckets[bucket].keys
-            good = good and not (method == "HEAD" and absent)  # without ListBucket as a whole
-        return None if good else (403, "AccessDenied", "Access Denied")
-
-    return fault
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("safe", ["", "On"])
-def test_the_policy_of_the_readme_is_enough(
-    s3_site: Site, s3_server: Any, service: s3napback.S3Store, safe: str, capsys: Capture
-) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    shown = readme.partition("<!-- policy:")[2].partition("```json\n")[2].partition("```")[0]
-    s3_server.fail = enforced(json.loads(shown.replace("BUCKET", "bkt")), s3_server)
-    s3_site.settings.update(Prefix="web1", SafeReplace=safe)
-    s3_site.jobs = f"<Directory {s3_site.data}>\nDiffs 1\nFulls 1\n</Directory>"
-    for day in range(4):
-        (s3_site.data / "file").write_bytes(data := os.urandom(5000))
-        assert s3_site.run(now=NIGHT + timedelta(days=day)) == 0, capsys.readouterr().err
-    assert s3_site.run("list") == 0
-    assert s3_site.run("verify", "--deep") == 0
-    out = s3_site.folder / "out"
-    assert s3_site.run("restore", str(s3_site.data), "--to", str(out)) == 0
-    assert (out / str(s3_site.data).lstrip("/") / "file").read_bytes() == data
-    assert s3_site.run("check") in (0, 3)
-    assert "error" not in capsys.readouterr().out
 
 
 # ---- what killed runs leave in a folder bucket ----
