@@ -5800,9 +5800,9 @@ def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection
 # 14. Backup
 # ==================================================================================================
 
-# A run goes from facts (DiffDir, svnlook) to plans, by a survey of the bucket to what is seen in
-# it, by making the archives to outcomes, and from these to its closing line. Each step is done for
-# all jobs before the next begins.
+# A run goes from facts (DiffDir, svnlook) to plans, which a survey of the bucket completes; by making
+# the archives to outcomes, and from these to its closing line. Each step is done for all jobs before
+# the next begins.
 
 
 @dataclass(frozen=True)
@@ -5896,6 +5896,13 @@ class Plan:
     same_as: the place of an earlier job whose source has the same archives.
     clash: the place of an earlier job that makes this very archive now.
     replaced: an archive that it continues, and that is replaced now.
+
+    What the survey finds in the bucket:
+    existing_chunks: those now under the archive's name.
+    done: the archive that is there, complete and of today; empty without one.
+    is_repeated: whether it is the one of the diff file.
+    foreign_host: the other host whose archive it replaces.
+    chain: what it continues, oldest first.
     """
 
     job: Job
@@ -5914,6 +5921,11 @@ class Plan:
     same_as: str = ""
     clash: str = ""
     replaced: str = ""
+    existing_chunks: Sequence[StoredObject] = ()
+    done: str = ""
+    is_repeated: bool = False
+    foreign_host: str = ""
+    chain: tuple[ArchiveRef, ...] = ()
 
     @property
     def log(self) -> logging.Logger:
@@ -5927,6 +5939,11 @@ class Plan:
     @property
     def is_due(self) -> bool:
         return bool(self.archive) or self.waits
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether there is nothing to be made."""
+        return not self.is_due or self.is_repeated or self.has_nothing_new
 
     @property
     def revisions(self) -> tuple[int, int]:
@@ -6079,120 +6096,95 @@ def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is in the bucket for a plan.
-
-    plan: with what was found to be told of its chain, or to forbid it.
-    existing_chunks: those now under the archive's name.
-    done: the archive that is there, complete and of today; empty without one.
-    is_repeated: whether it is the one of the diff file.
-    foreign_host: the other host whose archive it replaces.
-    chain: what it continues, oldest first.
-    """
-
-    plan: Plan
-    existing_chunks: Sequence[StoredObject] = ()
-    done: str = ""
-    is_repeated: bool = False
-    foreign_host: str = ""
-    chain: tuple[ArchiveRef, ...] = ()
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether there is nothing to be made."""
-        return not self.plan.is_due or self.is_repeated or self.plan.has_nothing_new
-
-
-def survey_all(run: Run, plans: Sequence[Plan]) -> list[Seen]:
+def survey_all(run: Run, plans: Sequence[Plan]) -> list[Plan]:
     """Looks for what is planned; see `survey`."""
 
-    def look(plan: Plan) -> Seen:
+    def look(plan: Plan) -> Plan:
         try:
             return survey(run, plan)
         except (Failure, OSError):  # the bucket, for all
             raise
         except Exception as error:
-            return Seen(replace(plan, failure=error))
+            return replace(plan, failure=error)
 
     with workers(run.store, run.settings.parallel, "look up") as pool:
         return list(pool.map(look, plans))
 
 
-def survey(run: Run, plan: Plan) -> Seen:
+def survey(run: Run, plan: Plan) -> Plan:
     """What the bucket has of a plan's archive, and of what it continues. Deletes nothing.
 
     It asks for one listing: of the archive, or where something has to be there, of its source.
     """
     if not plan.archive:
-        return Seen(plan)
+        return plan
     page, more = run.store.list_page(run.start_of(plan)) if plan.sidecar else ([], True)
 
     def chunks(archive: str) -> list[StoredObject]:
         return archive_objects(run.store, archive) if more else chunks_of(page, archive)
 
-    seen = _with_todays(run, Seen(plan, chunks(plan.archive)), chunks)
-    is_made = not seen.plan.failure and (run.options.force or not seen.done)
-    return _with_chain(run, seen, chunks) if is_made else seen
+    plan = replace(plan, existing_chunks=chunks(plan.archive), done="", is_repeated=False,
+                   foreign_host="", chain=())
+    plan = _with_todays(run, plan, chunks)
+    is_made = not plan.failure and (run.options.force or not plan.done)
+    return _with_chain(run, plan, chunks) if is_made else plan
 
 
-def _with_todays(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
-    """What is seen, with whether the day is done: by an archive of today, of a run on this host."""
-    plan, now, head = seen.plan, run.options.now, run.store.head
+def _with_todays(run: Run, plan: Plan, chunks: Callable[[str], list[StoredObject]]) -> Plan:
+    """The plan with whether the day is done: by an archive of today, of a run on this host."""
+    now, head = run.options.now, run.store.head
     today = run.today.isoformat()
-    there = resolve_archive(plan.archive, seen.existing_chunks, head, run.settings.chunk_size)
+    there = resolve_archive(plan.archive, plan.existing_chunks, head, run.settings.chunk_size)
     if there and there.complete:
         # One that was staged may come to its place much later than it was made.
         host, is_todays = there.metadata.get("host", ""), there.made_on(now) == today
         if host in ("", run.options.host):
-            seen = replace(seen, done=plan.archive if is_todays else "")
+            plan = replace(plan, done=plan.archive if is_todays else "")
         elif is_todays and not run.options.force:
-            seen = replace(seen, plan=replace(plan, failure=Failure(
+            plan = replace(plan, failure=Failure(
                 f"the host {host} stored an archive of this name today",
                 "give each machine a Bucket of its own, or a Prefix; -f replaces it",
-            )))
+            ))
         else:
-            seen = replace(seen, foreign_host=host)
+            plan = replace(plan, foreign_host=host)
     if ref := plan.todays:
         stored = ref.find(chunks(ref.archive), head)
         if stored and stored.made_on(now) == today:
-            seen = replace(seen, done=stored.name, is_repeated=True)
-    return seen
+            plan = replace(plan, done=stored.name, is_repeated=True)
+    return plan
 
 
-def _with_chain(run: Run, seen: Seen, chunks: Callable[[str], list[StoredObject]]) -> Seen:
-    """What is seen, with the chain; a DIFF whose chain is not whole is to hold everything."""
-    plan, chain = seen.plan, []
+def _with_chain(run: Run, plan: Plan, chunks: Callable[[str], list[StoredObject]]) -> Plan:
+    """The plan with its chain; a DIFF whose chain is not whole is to hold everything."""
+    chain = []
     for ref in plan.sidecar.archives if plan.sidecar else ():
         checked = ref.refreshed(chunks(ref.archive), run.store.head)
         if checked is None and plan.mode == FULL:
             why = f"the bucket was there before, and {ref.archive} is not in it any more"
-            return replace(seen, plan=replace(plan, notice=(logging.WARNING, why)))
+            return replace(plan, notice=(logging.WARNING, why))
         if checked is None:
-            return replace(seen, plan=plan.holding_everything(
-                logging.WARNING, f"{ref.archive}, which it continues, is not whole in the bucket"
-            ))
+            why = f"{ref.archive}, which it continues, is not whole in the bucket"
+            return plan.holding_everything(logging.WARNING, why)
         chain.append(checked)
     if plan.replaced and not plan.has_nothing_new:
-        return replace(seen, plan=plan.holding_everything(
-            logging.INFO, f"{plan.replaced}, which it continues, is replaced tonight"
-        ))
-    return replace(seen, chain=() if plan.mode == FULL else tuple(chain))
+        why = f"{plan.replaced}, which it continues, is replaced tonight"
+        return plan.holding_everything(logging.INFO, why)
+    return replace(plan, chain=() if plan.mode == FULL else tuple(chain))
 
 
-def finish_staged(run: Run, seen: Seen) -> Seen:
+def finish_staged(run: Run, plan: Plan) -> Plan:
     """Puts a complete archive that waits beside its place into it (SafeReplace), since a run was
     ended before it could; and looks again, as `survey`: the plan stays what the first look made it.
     """
-    if not any(is_staged(item.key) for item in seen.existing_chunks):
-        return seen
-    archive = seen.plan.archive
+    if not any(is_staged(item.key) for item in plan.existing_chunks):
+        return plan
+    archive = plan.archive
     try:
         objects = archive_objects(run.store, archive)
         finish_replacement(run.store, archive, objects, run.settings.parallel)
     except Exception as error:  # the only complete one may be the staged one
-        return replace(seen, plan=replace(seen.plan, failure=error))
-    return survey(run, seen.plan)
+        return replace(plan, failure=error)
+    return survey(run, plan)
 
 
 def has_full(run: Run, plan: Plan, *, besides: str = "") -> bool:
@@ -6209,9 +6201,9 @@ def has_full(run: Run, plan: Plan, *, besides: str = "") -> bool:
         return True
 
 
-def size_of_full_before(run: Run, seen: Seen) -> int:
+def size_of_full_before(run: Run, plan: Plan) -> int:
     """Bytes of the FULL before today's: in the slot whose turn was last, else in its own."""
-    plan, objects = seen.plan, seen.existing_chunks
+    objects = plan.existing_chunks
     slot = slot_of_full_before(plan.job.cycle, run.options.now, plan.kind in DUMPS)
     if slot is not None:
         name = stored_name(plan.kind, plan.name)
@@ -6359,9 +6351,9 @@ _MAX_FACT = 4000
 _PATIENCE_OF_SOURCES = 30.0
 
 
-def print_commands(run: Run, seen: Seen) -> Outcome:
+def print_commands(run: Run, plan: Plan) -> Outcome:
     """Test mode: the commands, each line fit to be pasted into a shell."""
-    settings, plan = run.settings, seen.plan
+    settings = run.settings
     options = {
         "-K": settings.s3_keyfile, "--endpoint": settings.s3_endpoint,
         "--region": settings.s3_region, "--storage-class": settings.storage_class,
@@ -6414,11 +6406,11 @@ def dump_stage(run: Run, plan: Plan) -> Stage:
     return tar_stage(names, options, run.diff_dir.diff_file(plan.name), shown=True)
 
 
-def store_archive(run: Run, seen: Seen) -> Outcome:
+def store_archive(run: Run, plan: Plan) -> Outcome:
     """Makes the archive, stores it, and brings DiffDir up to date. Raises Failure."""
-    plan, settings, options = seen.plan, run.settings, run.options
-    _announce(run, seen)
-    size_before = size_of_full_before(run, seen) if plan.mode == FULL else 0
+    settings, options = run.settings, run.options
+    _announce(run, plan)
+    size_before = size_of_full_before(run, plan) if plan.mode == FULL else 0
     boot, before, warnings, draft = boot_clock(), "", list[str](), None
     with contextlib.ExitStack() as stack:
         if plan.kind not in DUMPS:
@@ -6435,7 +6427,7 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
             if plan.job.use_temp_file:
                 state = _finish_draft(plan, draft, before, pipeline)
             with Upload(
-                run.store, plan.archive, seen.existing_chunks,
+                run.store, plan.archive, plan.existing_chunks,
                 chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
                 safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
             ) as upload:
@@ -6452,7 +6444,7 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
                 revision_identity(plan.name, plan.youngest, options.env)
             )
             run.diff_dir.commit(plan.name, Sidecar(
-                state.partition(":")[2], run.place, (*seen.chain, stored.ref), plan.job.left_out,
+                state.partition(":")[2], run.place, (*plan.chain, stored.ref), plan.job.left_out,
                 identity, boot,
             ))
             index = run.diff_dir.index_path(run.place, plan.archive)
@@ -6460,7 +6452,7 @@ def store_archive(run: Run, seen: Seen) -> Outcome:
     if stored.size * 10 < size_before:
         warnings.append(f"it has {size_text(stored.size)}, the full backup before it"
                         f" {size_text(size_before)}: is all of it there?")
-    return _account(run, seen, stored, warnings)
+    return _account(run, plan, stored, warnings)
 
 
 @contextlib.contextmanager
@@ -6520,11 +6512,10 @@ def _marks(
     return {META + name: text for name, text in marks.items()}
 
 
-def _announce(run: Run, seen: Seen) -> None:
+def _announce(run: Run, plan: Plan) -> None:
     """Says what is special about an archive before it is made."""
-    plan = seen.plan
     if (
-        plan.mode == FULL and len(seen.existing_chunks) > 1 and not run.settings.safe_replace
+        plan.mode == FULL and len(plan.existing_chunks) > 1 and not run.settings.safe_replace
         and plan.job.cycle.keeps_several_fulls and not has_full(run, plan, besides=plan.archive)
     ):
         plan.log.warning(
@@ -6534,10 +6525,10 @@ def _announce(run: Run, seen: Seen) -> None:
     if plan.notice:
         level, why = plan.notice
         plan.log.log(level, "%s: %s", plan.archive, why)
-    if seen.foreign_host:
+    if plan.foreign_host:
         plan.log.warning(
             "%s: it replaces an archive of the host %s; give each machine a Bucket of its own,"
-            " or a Prefix", plan.archive, seen.foreign_host,
+            " or a Prefix", plan.archive, plan.foreign_host,
         )
 
 
@@ -6595,15 +6586,14 @@ def _patience(plan: Plan) -> Callable[[float], None]:
     return watch
 
 
-def _account(run: Run, seen: Seen, stored: UploadResult, warnings: Sequence[str]) -> Outcome:
+def _account(run: Run, plan: Plan, stored: UploadResult, warnings: Sequence[str]) -> Outcome:
     """Tells the warnings of an archive that is stored."""
-    plan = seen.plan
     for warning in warnings:
         plan.log.warning("%s", warning)
     if warnings:
         plan.log.warning("%s:%s is stored, with the warnings above", run.settings.bucket,
                          plan.archive)
-    is_foreign = bool(seen.foreign_host) and not run.options.force  # with it, it was meant
+    is_foreign = bool(plan.foreign_host) and not run.options.force  # with it, it was meant
     is_warned = bool(warnings or is_foreign or not stored.old_chunks_removed
                      or (plan.notice and plan.notice[0] >= logging.WARNING))
     return plan.outcome("warnings" if is_warned else "ok", size=stored.size)
@@ -6681,24 +6671,24 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
         plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan for plan in plans]
     if run.options.test:
         make = print_commands
-        surveyed = survey_all(run, plans) if is_there else list(map(Seen, plans))
+        surveyed = survey_all(run, plans) if is_there else plans
     else:
         make = store_archive
         if not is_there and any(plan.is_due for plan in plans):
             log.info("Creating bucket %s", bucket)
             run.store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
-        surveyed = [finish_staged(run, seen) for seen in survey_all(run, plans)]
+        surveyed = [finish_staged(run, plan) for plan in survey_all(run, plans)]
     log.info("Buckets already done today:")
-    for archive in sorted({seen.done for seen in surveyed if seen.done}):
+    for archive in sorted({plan.done for plan in surveyed if plan.done}):
         log.info("%s:%s", bucket, archive)
-    doubles = [seen.plan for seen in surveyed
-               if seen.plan.same_as and (seen.is_skipped or not seen.plan.clash)]
+    doubles = [plan for plan in surveyed
+               if plan.same_as and (plan.is_skipped or not plan.clash)]
     for plan in doubles:
         plan.log.warning("%s: the job at %s writes to the same archives; take one of them out",
                          plan.job.where, plan.same_as)
     reports: list[RunReport] = []
-    for job, of_job in itertools.groupby(surveyed, key=lambda seen: seen.plan.job):
+    for job, of_job in itertools.groupby(surveyed, key=lambda plan: plan.job):
         if job.is_block:
             log.info("%s => %s", job.kind.lower(), job.name)
         reports.append(run_job(run, job, list(of_job), make))
@@ -6711,53 +6701,53 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
 
 
 def run_job(
-    run: Run, job: Job, of_job: Sequence[Seen], make: Callable[[Run, Seen], Outcome]
+    run: Run, job: Job, of_job: Sequence[Plan], make: Callable[[Run, Plan], Outcome]
 ) -> RunReport:
     """Makes the archives of a job, within its hooks where one of them is to be made really."""
-    due = [seen for seen in of_job if not (seen.is_skipped or seen.plan.failure or seen.plan.clash
-                                           or (seen.done and not run.options.force))]
+    due = [plan for plan in of_job if not (plan.is_skipped or plan.failure or plan.clash
+                                           or (plan.done and not run.options.force))]
 
     def work(refused: Failure | None) -> RunReport:
-        now = [replace(seen, plan=replace(seen.plan, failure=refused)) if refused and seen in due
-               else seen for seen in of_job]
-        if not refused and any(seen.plan.waits for seen in of_job):
+        now = [replace(plan, failure=refused) if refused and plan in due else plan
+               for plan in of_job]
+        if not refused and any(plan.waits for plan in of_job):
             plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan
                      for plan in paired(run, plans_of(run, job, is_ready=True))]
-            now = [finish_staged(run, seen) for seen in survey_all(run, plans)]
-        outcomes = [run_task(run, seen, make) for seen in now]
+            now = [finish_staged(run, plan) for plan in survey_all(run, plans)]
+        outcomes = [run_task(run, plan, make) for plan in now]
         seconds = sum(one.seconds for one in outcomes)
         return RunReport(summary(outcomes, seconds)[1], tuple(outcomes), seconds=seconds)
 
     lines = [hook for hook in job.hooks if due or hook[0] == ON_FAILURE]
     hooks = Hooks(lines, run.settings.path, run.options, run.settings.hook_timeout, _LOGS[job.kind])
-    archives = "\n".join(seen.plan.archive for seen in due)
+    archives = "\n".join(plan.archive for plan in due)
     return hooks.around(Outcome(job.kind, job.name, archives, ""), work)
 
 
-def run_task(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
+def run_task(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
     started = time.monotonic()
     try:
-        outcome = _attempt(run, seen, make)
+        outcome = _attempt(run, plan, make)
     except Exception as error:
-        outcome = _fail(run, seen, error)
+        outcome = _fail(run, plan, error)
     outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
     if run.options.tells_jobs:
-        seen.plan.log.info("%s %s: %s", outcome.kind, outcome.name, outcome.status,
+        plan.log.info("%s %s: %s", outcome.kind, outcome.name, outcome.status,
                            extra={"job": vars(outcome)})
     return outcome
 
 
-def _attempt(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outcome:
-    plan, path = seen.plan, f"{run.settings.bucket}:{seen.plan.archive}"
-    is_done = bool(seen.done) and not run.options.force
+def _attempt(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
+    path = f"{run.settings.bucket}:{plan.archive}"
+    is_done = bool(plan.done) and not run.options.force
     if plan.failure:
         raise plan.failure
     if not plan.is_due:
         log.warning("Skipping %s %s", plan.kind, plan.name)
-    elif seen.is_repeated and plan.kind == DIRECTORY:
+    elif plan.is_repeated and plan.kind == DIRECTORY:
         plan.log.warning("Skipping %s; diff was already performed today", plan.name)
-    elif seen.is_repeated:
+    elif plan.is_repeated:
         plan.log.warning("Skipping %s -- was already backed up today", plan.name)
     elif plan.has_nothing_new:
         plan.log.info("%s has no new revisions since last backup; skipping", plan.name)
@@ -6770,13 +6760,12 @@ def _attempt(run: Run, seen: Seen, make: Callable[[Run, Seen], Outcome]) -> Outc
             raise Failure(f"the job at {plan.clash} writes to the same archive",
                           "give one of them another name or timing", where=plan.job.where)
         if not is_done:
-            return make(run, seen)
+            return make(run, plan)
         plan.log.warning("Skipping %s -- already done today", path)
     return plan.outcome("skipped")
 
 
-def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
-    plan = seen.plan
+def _fail(run: Run, plan: Plan, error: Exception) -> Outcome:
     where = f"{run.settings.bucket}:{plan.archive}" if plan.archive else plan.name
     if isinstance(error, OSError):
         error = os_failure(error, "go on")
@@ -6790,7 +6779,7 @@ def _fail(run: Run, seen: Seen, error: Exception) -> Outcome:
         text = f"{type(error).__name__}: {error}"
         plan.log.error("Backup to %s failed, by a fault of this program: %s", where, text,
                        exc_info=error)
-    if plan.mode == FULL and seen.existing_chunks:  # gone if the upload failed half-way
+    if plan.mode == FULL and plan.existing_chunks:  # gone if the upload failed half-way
         with run.store.retries.once():
             is_lost = not has_full(run, plan)
         if is_lost:

@@ -165,10 +165,10 @@ def reuse_inode(site: Site, diff_file: Path, end: bytes, inode: int) -> None:
     os.utime(diff_file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     after = old.position("Directory", name)
     for file in [*diff_file.parent.glob(".*"), *(site.folder / "buckets").rglob(".meta/*")]:
-        text = file.read_text()
-        if before in text:
+        content = file.read_bytes()
+        if before.encode() in content:
             meta = file.stat()
-            file.write_text(text.replace(before, after))
+            file.write_bytes(content.replace(before.encode(), after.encode()))
             os.utime(file, ns=(meta.st_atime_ns, meta.st_mtime_ns))
 
 
