@@ -5800,9 +5800,9 @@ def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection
 # 14. Backup
 # ==================================================================================================
 
-# A run goes from facts (DiffDir, svnlook) to plans, which a survey of the bucket completes; by making
-# the archives to outcomes, and from these to its closing line. Each step is done for all jobs before
-# the next begins.
+# A run goes from facts (DiffDir, svnlook) to plans, which a survey of the bucket completes, by
+# making the archives to outcomes, and from these to its closing line. Each step is done for all
+# jobs before the next begins.
 
 
 @dataclass(frozen=True)
