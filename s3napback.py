@@ -840,7 +840,8 @@ class _Reader:
         try:
             words = ["1"] if text is None else split_words(text)
         except Failure as failure:
-            raise source.error(failure.message) from failure
+            message = "a quote is not closed" if name.lower() == "pingurl" else failure.message
+            raise source.error(message) from failure
         if name.lower() == "include":
             return self._include(words, source)
         self._check_name(name, source)
@@ -9768,10 +9769,9 @@ class LogTail(_Appender):
 
     def text(self) -> bytes:
         """Its last whole lines, in UTF-8."""
-        lines = map(PatternFormatter().format, self.records)
-        text = "".join(lines).encode("utf-8", "backslashreplace")
-        is_short = len(text) <= self._MAX_BYTES
-        return text if is_short else text[-self._MAX_BYTES :].partition(b"\n")[2]
+        text = "".join(["\n", *map(PatternFormatter().format, self.records)])
+        data = text.encode("utf-8", "backslashreplace")
+        return data[-self._MAX_BYTES - 1 :].partition(b"\n")[2]
 
 
 class JsonFormatter(logging.Formatter):

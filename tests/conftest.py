@@ -32,7 +32,7 @@ import botocore.session
 import hypothesis
 import pytest
 from botocore.loaders import create_loader
-from ping_server import Healthchecks, healthchecks
+from ping_server import Healthchecks
 
 import s3napback
 from s3napback import Access
@@ -412,7 +412,7 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Healthchecks]:
     """A server that plays healthchecks, for a program that soon loses patience with it."""
     monkeypatch.setattr(s3napback, "_PING_PAUSES", (0.0, 0.02, 0.05))
     monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 1.0)
-    with healthchecks() as server:
+    with Healthchecks.running() as server:
         yield server
 
 

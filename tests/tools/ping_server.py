@@ -4,6 +4,7 @@ whether nights were missed. It can be slow, dead, out of order, or send its answ
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 import time
 import uuid
@@ -40,7 +41,7 @@ class Healthchecks:
     now: the time, as it sees it; None: the real one
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.pings: list[Ping] = []
         self.requests: list[str] = []
         self.behaviour, self.seconds = "", 0.3
@@ -65,8 +66,19 @@ class Healthchecks:
                 """Those who hang up on a slow server are expected."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, tls: ssl.SSLContext | None = None) -> Iterator[Healthchecks]:
+        server = cls(tls)
+        try:
+            yield server
+        finally:
+            server.stop()
 
     def stop(self) -> None:
         self.ending.set()
@@ -142,12 +154,3 @@ class Healthchecks:
         if ends[-1].signal in ("fail", "down") or now > ends[-1].at + period + grace:
             return "down"
         return "late" if now > ends[-1].at + period else "up"
-
-
-@contextlib.contextmanager
-def healthchecks() -> Iterator[Healthchecks]:
-    server = Healthchecks()
-    try:
-        yield server
-    finally:
-        server.stop()
