@@ -6637,9 +6637,7 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
 
         def work(refused: Failure | None) -> RunReport:
             if not refused:
-                report = run_jobs(run, jobs)
-                least = EXIT_WARNINGS if unserved else EXIT_OK
-                return replace(report, status=report.status or least)
+                return run_jobs(run, jobs, EXIT_WARNINGS if unserved else EXIT_OK)
             if refused.status != EXIT_LOCKED:
                 raise refused
             log.info("Skipping %s: %s", settings.path, refused)
@@ -6661,8 +6659,8 @@ def check_temp_dir(settings: Settings, jobs: Sequence[Job]) -> None:
                                where=settings.path)
 
 
-def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
-    """All that is due now, in order, or in test mode what that would be."""
+def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
+    """All that is due now, in order, or in test mode what that would be. least: exit status."""
     started, bucket = time.monotonic(), run.settings.bucket
     # Planning first: a config that cannot be worked through stores nothing.
     plans = list(paired(run, [plan for job in jobs for plan in plans_of(run, job)]))
@@ -6695,9 +6693,9 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> RunReport:
         reports.append(run_job(run, job, list(of_job), make))
     outcomes = [outcome for report in reports for outcome in report.outcomes]
     seconds = time.monotonic() - started
-    text, status = summary(outcomes, seconds)
+    text, _ = summary(outcomes, seconds)
     log.info("Finished: %s", "test mode, nothing was done" if run.options.test else text)
-    statuses = [status, EXIT_WARNINGS if doubles else EXIT_OK, *(one.status for one in reports)]
+    statuses = [one.status for one in reports] + [EXIT_WARNINGS if doubles else least]
     return RunReport(worst_status(statuses), tuple(outcomes), seconds=seconds)
 
 
