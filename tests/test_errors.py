@@ -55,13 +55,15 @@ def test_an_error_of_the_system_names_its_file_once(doing: str, error: OSError, 
 
 
 def test_a_place_is_given_to_a_copy_which_is_the_same_kind_of_failure() -> None:
-    failure = s3napback.TransientFailure("busy", "wait", where="there", status=7)
+    failure = s3napback.TransientFailure("busy", "wait", status=7)
     failure.code = "SlowDown"
     with pytest.raises(s3napback.TransientFailure) as caught, s3napback.failures_at("here"):
         raise failure
     copied = caught.value
     assert (str(copied), copied.status, copied.code) == ("here: busy (wait)", 7, "SlowDown")
-    assert str(failure) == "there: busy (wait)"
-    assert str(failure.at(hint="run")) == "there: busy (run)"
+    assert str(failure) == "busy (wait)"
+    assert str(copied.at(hint="run")) == "here: busy (run)"
+    with pytest.raises(Failure, match="here: busy"), s3napback.failures_at("there"):
+        raise copied  # it keeps the place that it has
     refused = s3napback.UsageFailure("no", where="x")
     assert (refused.at("y").status, str(refused.at("y"))) == (2, "y: no")
