@@ -187,13 +187,14 @@ def test_what_is_never_due_is_shown_so(site: Site, capsys: Capture) -> None:
 
 
 def test_the_size_is_that_of_the_last_archives(site: Site, capsys: Capture) -> None:
+    site.settings["Prefix"] = "web1"
     site.jobs = block("Directory", site.data, SIMPLE)
     start = datetime(2026, 11, 25, 3)  # slot 0
     (site.data / "large").write_bytes(os.urandom(50_000))
     for n in range(3):
         (site.data / "small").write_bytes(os.urandom(3000))
         assert site.run(now=start + timedelta(days=n)) == 0
-    sizes = {name.removeprefix(f"{site.data}-"): archive.size
+    sizes = {name.rpartition("data-")[2]: archive.size
              for name, archive in site.archives().items()}
     now = start + timedelta(days=3)
 
