@@ -194,8 +194,10 @@ def test_a_ping_that_does_not_arrive_is_a_warning_after_three_tries(
     assert tries == [3, 3]
 
 
-def test_a_quote_that_is_not_closed_does_not_show_the_url(site: Site, capsys: Capture) -> None:
-    site.settings["PingURL"] = '"https://hc.example.com/5f3c-secret'
+def test_a_quote_that_is_not_closed_does_not_show_the_url(
+    site: Site, watcher: Healthchecks, capsys: Capture
+) -> None:
+    site.settings["PingURL"] = f'"{watcher.url}/5f3c-secret'
     assert site.run() == 2
     said = capsys.readouterr().err
     assert "line 7: a quote is not closed" in said
