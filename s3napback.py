@@ -8385,7 +8385,7 @@ _ARROWS = {b"l": b" -> ", b"h": b" link to "}
 def listed_member(line: bytes, archive: str) -> tuple[str, Member]:
     """(path, member) of a line of a listing. Raises ValueError for another line."""
     if not (match := _LISTED.fullmatch(line)):
-        raise ValueError("a line that is not tar's")
+        raise ValueError(f"the listing has a line that is not tar's: {line[:99]!r}")
     mode, owner, size, when, name = match.groups()
     name, _, link = name.partition(_ARROWS.get(mode[:1], b"\n"))
     try:
@@ -8449,7 +8449,11 @@ def contents(
         lines.update(dict.fromkeys(re.findall(rb"^[^d\n].*", listing, re.MULTILINE)))
     for line in [line for line in lines if line.startswith(b"h")]:
         lines.update(dict.fromkeys(_lines_with(line.partition(b" link to ")[2] + b"\n", listing)))
-    return layer, dict(listed_member(line, one.archive.name) for line in lines)
+    try:
+        return layer, dict(listed_member(line, one.archive.name) for line in lines)
+    except ValueError as error:
+        raise Failure(f"the index {path} cannot be read: {error}" if path else str(error),
+                      "delete it: then the archive is fetched" if path else "") from error
 
 
 def _lines_with(word: bytes, listing: bytes) -> Iterator[bytes]:
@@ -11103,6 +11107,8 @@ def cmd_find(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
                 recovery.kinds)
         histories = {source: History(entries) for source, entries in sorted(sources.items())
                      if source.kind in (DIRECTORY, "")}
+        if sources and not histories:
+            raise UsageFailure(f"{name or 'the bucket'} has no directory: there are no files in it")
         searched = [one for history in histories.values()
                     for one, _, whole in history.rows() if whole]
         unread: list[str] = []

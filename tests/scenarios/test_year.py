@@ -103,8 +103,61 @@ def test_any_moment_of_a_year(
         ) == 0
         assert inventory(place / str(tree)[1:], links=False, unit=0) == nights[night]
         shutil.rmtree(place)
+    check_searches(tmp_path, tree, found, nights, held, chance)
     left = sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path / "diffs"))
     assert set(left) == {"chain", "diff", "files"}
+
+
+def check_searches(
+    folder: Path, tree: Path, found: list[s3napback.CatalogEntry],
+    nights: dict[datetime, dict[str, Any]], held: dict[datetime, s3napback.CatalogEntry],
+    chance: random.Random,
+) -> None:
+    """`list --files`, `find` and `diff` say what the plain copies do, with the index and without,
+    for 100 moments and names of each cycle."""
+    whole = {night: one for night, one in sorted(held.items()) if is_whole(found, one)}
+    moments = chance.choices([*whole], k=100)
+    names = chance.sample(sorted({path for night in whole for path in nights[night]} - {"."}), 100)
+    for diff_dir in (f"{folder}/diffs/", ""):
+        recovery = s3napback.Recovery(
+            s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 0.0),
+            2, None, dict(os.environ), ("gpg",), {}, "", None, (), diff_dir=diff_dir,
+            place=s3napback.bucket_place(f"file://{folder}/buckets", "b"),
+        )
+        if diff_dir:
+            assert all(s3napback.index_of(recovery, one) for one in found)
+        lists = {}
+        for night in set(moments):
+            chain = s3napback.choose_chain(found, night.timestamp() + 1)
+            lists[night] = {
+                os.path.relpath(f"/{path}", tree): one
+                for path, one in s3napback.files_of(recovery, chain).items()
+            }
+            assert {path: (oct(0o100000 * (one.mode[0] == "-") + 0o40000 * one.is_folder
+                               + mode_bits(one.mode)), one.size)
+                    for path, one in lists[night].items()} == {
+                path: (kept[0], len(kept[-1]) if isinstance(kept[-1], bytes) else 0)
+                for path, kept in nights[night].items()
+            }
+        for one, other in zip(moments[::2], moments[1::2], strict=True):
+            there = [set(nights[night]) for night in (one, other)]
+            said = s3napback.differences(lists[one], lists[other])
+            gone = {path for path, what, _ in said if what in ("gone", "renamed")}
+            new = {target if what == "renamed" else path
+                   for path, what, target in said if what in ("new", "renamed")}
+            assert (gone, new) == (there[0] - there[1], there[1] - there[0])
+            assert not any(what == "changed" for _, what, _ in said)  # no file is written again
+        history = s3napback.History(found)
+        patterns = [f"{tree}/{name}" for name in names]
+        versions, unread = s3napback.find_versions(recovery, history, patterns)
+        assert len(unread) == history.intact.count(False)
+        seen = {(one.path, at) for one in versions for at in one.moments}
+        assert seen == {(f"{tree}/{name}"[1:], int(night.timestamp()))
+                        for night in whole for name in names if name in nights[night]}
+
+
+def mode_bits(mode: str) -> int:
+    return sum(1 << 8 - n for n, letter in enumerate(mode[1:]) if letter != "-")
 
 
 def is_whole(found: list[s3napback.CatalogEntry], wanted: s3napback.CatalogEntry) -> bool:
