@@ -8650,7 +8650,8 @@ def in_time(call: Callable[..., T], *args: Any) -> T:
 
 
 def send_request(url: str, body: bytes | None, method: str | None = None) -> None:
-    """Sends a POST, or without a body a GET. Raises an exception unless the answer is good."""
+    """Sends a POST, or without a body a GET. Raises OSError or HTTPException where nobody answers,
+    and HTTPError, which has a code, where the answer is no success."""
     from urllib import request
 
     headers = {"User-Agent": f"s3napback/{__version__}", "Content-Type": "text/plain"}
@@ -9214,7 +9215,7 @@ def ping(url: str, signal: str, run_id: str, body: bytes = b"") -> None:
             return in_time(send_request, target, None if "%s" in url else body)
         except Exception as error:
             why = f"{getattr(error, 'code', '')} {getattr(error, 'reason', error)}".strip()
-    if why:  # the whole URL is for nobody's eyes but those of who may send signals
+    if why:  # only the host is shown: whoever knows the whole URL can send signals
         log.warning("PingURL at %s: the ping%s did not arrive: %s",
                     urllib.parse.urlsplit(url).netloc, signal and f" {signal}", why)
 
@@ -9262,7 +9263,7 @@ def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
         count = sum(one.status == status for one in report.outcomes)
         samples["run_jobs", labels_text(config=config, status=status)] = count
     for labels, one in jobs.items():
-        # What is due and skipped, for no reason, is there: of today, or nothing is new.
+        # Due, and skipped without a reason: it was stored today already, or nothing is new.
         is_there = one.status == "skipped" and bool(one.archive) and not one.error
         if is_there or one.status in ("ok", "warnings"):
             samples["job_last_success_timestamp_seconds", labels] = now
@@ -9757,7 +9758,7 @@ _PERIODS = {"yyyy-mm": "%Y-%m", "yyyy-ww": "%G-%V"} | {
 
 
 class LogTail(_Appender):
-    """Keeps the end of the log: records."""
+    """Keeps the last records of the log."""
 
     # Bytes: what healthchecks takes ("Attaching logs"); records, of 45 bytes and more.
     _MAX_BYTES, _MAX_RECORDS = 100_000, 2500
@@ -9770,7 +9771,7 @@ class LogTail(_Appender):
         self.records.append(record)
 
     def text(self) -> bytes:
-        """Its last whole lines, in UTF-8."""
+        """The last whole lines of them, in UTF-8."""
         text = "".join(["\n", *map(PatternFormatter().format, self.records)])
         data = text.encode("utf-8", "backslashreplace")
         return data[-self._MAX_BYTES - 1 :].partition(b"\n")[2]

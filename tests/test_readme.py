@@ -220,3 +220,16 @@ def test_prometheus_understands_the_rules_and_we_have_the_metrics(tmp_path: Path
     assert set(re.findall(r"`(s3napback_\w+)`", table)) == made
     assert {f"{name}{{" for name in made} <= {line.partition("{")[0] + "{"
                                               for line in text.splitlines()}
+
+
+def test_the_config_that_tells_of_nights_is_a_good_one(tmp_path: Path) -> None:
+    (shown,) = blocks("# healthchecks.io")
+    conf = tmp_path / "my.conf"
+    conf.write_text(f"DiffDir {tmp_path}\nBucket b\nChunkSize 1000\n{shown}\n")
+    config = s3napback.read_config(str(conf))
+    settings = s3napback.settings_of(config, needs_diff_dir=False)
+    assert len(settings.ping_urls) == 2
+    assert s3napback.ping_target(settings.ping_urls[1], "/fail", "7").endswith(
+        "?status=down&msg=down")
+    assert str(settings.metrics_file).endswith("/node-exporter/s3napback.prom")
+    assert not s3napback.config_warnings(config)
