@@ -322,6 +322,25 @@ def test_a_run_that_is_ended_by_a_signal_tells_so(site: Site, watcher: Healthche
     assert 's3napback_run_status{config="' in (site.folder / "m.prom").read_text()
 
 
+def test_a_fault_of_the_program_is_told(
+    pinged: Site, watcher: Healthchecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: Any) -> RunReport:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(s3napback, "run_config", bug)
+    with pytest.raises(ZeroDivisionError):
+        pinged.run()
+    assert watcher.signals == ["start", "fail"]
+    assert watcher.pings[-1].body.endswith(b"\na bug\n")
+
+
+def test_the_hooks_have_run_when_the_end_is_told(pinged: Site, watcher: Healthchecks) -> None:
+    pinged.jobs = "OnFailure echo so it is\nDirectory /absent"
+    assert pinged.run() == 1
+    assert b"INFO so it is\n" in watcher.pings[-1].body
+
+
 def test_the_server_s_verdicts_are_those_of_healthchecks() -> None:
     """What the tests of nights rely on."""
     server = Healthchecks()
@@ -437,6 +456,14 @@ def test_what_is_skipped_since_it_is_there_is_a_success() -> None:
     assert "job_status{" not in text
     not_due = Outcome("Subversion", "/r", "", "skipped")
     assert s3napback.metrics_text(text, "/c", report(not_due), 9.0).count(" 5\n") == 1
+
+
+def test_what_a_hook_skipped_is_no_success(site: Site, metrics: Path) -> None:
+    site.jobs = f"<Directory {site.data}>\nRunBefore exit 75\n</Directory>"
+    assert site.run() == 0
+    values = measured(metrics)
+    assert values["run_jobs", "skipped", ""] == 1
+    assert not [key for key in values if key[0].startswith("job_")]
 
 
 def test_a_run_that_did_not_come_to_its_jobs_keeps_them_all() -> None:
