@@ -6824,6 +6824,7 @@ class Recovery:
     progress: told the bytes of each chunk.
     diff_dir: where indexes of archives are, "" for nowhere; place: the bucket, by which they are
     named.
+    jobs: the config's.
     """
 
     store: Store
@@ -6838,6 +6839,7 @@ class Recovery:
     progress: Callable[[int], None] = lambda size: None
     diff_dir: str = ""
     place: str = ""
+    jobs: Sequence[Job] = ()
 
     @contextlib.contextmanager
     def content(
@@ -9478,9 +9480,9 @@ def first_unstored(repository: str, after: str, env: Mapping[str, str]) -> float
 
 
 def standings(
-    recovery: Recovery, jobs: Sequence[Job], now: Moment, grace: float, max_age: float
+    recovery: Recovery, now: Moment, grace: float, max_age: float
 ) -> Iterator[tuple[str, Standing]]:
-    """(what its archives' names begin with, how it stands) of each source of a config's jobs, and
+    """(what its archives' names begin with, how it stands) of each source of the config's jobs, and
     of what else is in its bucket. Changes nothing. Raises Failure.
 
     One listing, and one HEAD for each archive that looks cut off, and for the others of a source
@@ -9491,7 +9493,7 @@ def standings(
     sources = group_by_source(listed, recovery.kinds)
     there = {archive_start(*source): found for source, found in sources.items()}
     named: dict[str, tuple[Job, str]] = {}
-    for job in jobs:
+    for job in recovery.jobs:
         names = [job.name]
         if job.kind == SUBVERSION_DIR:  # also those that are only in the bucket any more
             names = [one.name for one in sources
@@ -10214,8 +10216,8 @@ usage: s3napback.py [-t] [-f] [-d] [-c FILE] [NAME...]
          what is in the bucket, and back again; whether it is whole
        s3napback.py {find|diff} -h
          in which archives a file is; what changed between two moments
-       s3napback.py {check|plan|policy} -h
-         does it work tonight, from cron? what is there in three weeks? the access key's rights
+       s3napback.py {check|status|plan|policy} -h
+         does it work tonight? did it last night? what is there in three weeks? the key's rights
        s3napback.py js3tream -h
          one stream to the bucket, or back: recovery by hand
        s3napback.py demo
@@ -10876,6 +10878,7 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
     _js3tream_log()
     kinds: dict[str, str] = {}
+    jobs: list[Job] = []
     own: tuple[str, ...] = ()
     temp_dir, place = None, ""
     prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
@@ -10891,7 +10894,8 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
         config = read_config(path)
         settings = settings_of(config, needs_diff_dir=False)
         prefix = prefix or settings.prefix
-        for job in jobs_of(config):
+        jobs = jobs_of(config)
+        for job in jobs:
             if job.kind not in DUMPS:  # the names of their archives tell
                 # As `parse_archive_name` gives it back.
                 kinds[f"/{job.name.removeprefix('/')}" if prefix else job.name] = job.kind
@@ -10915,7 +10919,7 @@ def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
         terminal=bool(sys.stdin and sys.stdin.isatty()),
     ) as (env, gpg):
         yield Recovery(store, access.connections, access.endpoint, env, gpg, kinds, prefix,
-                       temp_dir, own, diff_dir=own[0] if place else "", place=place)
+                       temp_dir, own, diff_dir=own[0] if place else "", place=place, jobs=jobs)
 
 
 def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
@@ -11393,10 +11397,9 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         grace, max_age = _seconds(options, "grace", "12h"), _seconds(options, "max-age", "146000d")
         for path in _config_paths(options.get("c", ""), names):
             try:
-                jobs = jobs_of(read_config(path))
                 with _recovery({"c": path}, now) as recovery:
                     place = bucket_place(recovery.endpoint, recovery.store.bucket)
-                    for start, one in standings(recovery, jobs, now, grace, max_age):
+                    for start, one in standings(recovery, now, grace, max_age):
                         if one.kind or (place, start) not in found:  # another config may name it
                             found[place, start] = one
             except Failure as failure:  # it keeps no other config back

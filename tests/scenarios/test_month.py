@@ -1,5 +1,5 @@
 """A month of nights against a real S3 server, with real tools and servers; each night's archives
-are fetched by hand and compared with what was there.
+are fetched by hand and compared with what was there; and every evening all is well by its standing.
 
 By hand: `js3tream -o | gpg -d | tar`, `mysql`, `psql`, `svnadmin load`. A DIFF goes on top of what
 the night before gave, a FULL into an empty place, just as somebody in need would do it.
@@ -47,6 +47,7 @@ class Month:
             f"Directory {self.tree}\nExclude *.skip\nSubversion {self.repo}\n"
             f"MySQL {maria.socket}:month\nPostgreSQL {pg.user}@month\n</Cycle>\n"
         )
+        self.cycle = s3napback.jobs_of(s3napback.read_config(str(self.conf)))[0].cycle
         maria.run("CREATE OR REPLACE DATABASE month; CREATE TABLE month.t (d INT, x BLOB)")
         pg.run("postgres", "DROP DATABASE IF EXISTS month")
         pg.run("postgres", "CREATE DATABASE month")
@@ -80,6 +81,20 @@ class Month:
                              f"DELETE FROM t WHERE d = {day - 4}")
         if day % 3 != 2:
             svn_repo_factory(self.repo, 1)
+
+    # ---- what is told of it ----
+
+    def verdicts(self, now: datetime) -> set[tuple[str, str]]:
+        """(kind, verdict) of each source."""
+        jobs = s3napback.jobs_of(s3napback.read_config(str(self.conf)))
+        access = s3napback.Access(self.s3.endpoint, "us-east-1",
+                                  *s3napback.read_key_file(str(self.keyfile)))
+        store = s3napback.open_store("dev.example.com.month", access, lambda: 0.0)
+        kinds = {job.name: job.kind for job in jobs}
+        watched = s3napback.Recovery(store, 4, self.s3.endpoint, dict(os.environ), (), kinds, "",
+                                     None, (), jobs=jobs)
+        found = s3napback.standings(watched, s3napback.Moment.of(now), 12 * 3600, 1e9)
+        return {(one.kind, one.verdict) for _, one in found}
 
     # ---- recovery by hand ----
 
@@ -163,6 +178,15 @@ def test_every_night_comes_back(
         assert len(archives) >= 3
         month.bring_back(archives)
         month.compare(links=archives[str(month.tree)].endswith("FULL"))
+        evening = FIRST + timedelta(days=day, hours=17)
+        kinds = ("Directory", "Subversion", "MySQL", "PostgreSQL")
+        assert month.verdicts(evening) == {(kind, "ok") for kind in kinds}
+        if day % 4 == 0:  # had the next night been missed, without a commit
+            missed = evening + timedelta(days=1)
+            is_full = s3napback.slot_and_mode(
+                month.cycle, s3napback.Moment.of(missed).day, dumps=False)[1] == "FULL"
+            assert month.verdicts(missed) == {
+                (kind, "ok" if kind == "Subversion" and not is_full else "late") for kind in kinds}
     fulls = [n for n, archives in enumerate(nights) if archives[str(month.tree)].endswith("FULL")]
     if cycle == "HanoiCycle":
         assert len(fulls) == NIGHTS[cycle]

@@ -1,10 +1,13 @@
 """A year of nights in a bucket, and any moment of it again: days missed, nights that failed, New
-Year, the rotation of both cycles. What comes back is compared with a plain copy kept of each night,
-or the refusal is right."""
+Year, archives that somebody deleted, the rotation of both cycles. What comes back is compared with
+a plain copy kept of each night, or the refusal is right; every evening its standing is what the
+nights imply.
+"""
 
 import os
 import random
 import shutil
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from conftest import bad_compressor, inventory
 
 import s3napback
+from s3napback import Moment
 
 FIRST = datetime(2027, 3, 1, 3, 0)
 NIGHTS = 365
@@ -51,24 +55,40 @@ def test_any_moment_of_a_year(
         f"DiffDir {tmp_path}/diffs\nS3Endpoint file://{tmp_path}/buckets\nBucket b\n"
         f"ChunkSize 700\n<Cycle c>\n{CYCLES[cycle]}\nDirectory {tree}\n</Cycle>\n"
     )
+    conf.write_text(text)
+    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), lambda: 0.0)
+    losses, lost = random.Random(f"{cycle}, losses"), False
+    (job,) = s3napback.jobs_of(s3napback.read_config(str(conf)))
+    watched = s3napback.Recovery(
+        store, 4, None, {}, (), {str(tree): "Directory"}, "", None, (), jobs=[job])
+    there: dict[str, s3napback.CatalogEntry] = {}
+    told: Counter[str] = Counter()
     nights: dict[datetime, dict[str, Any]] = {}
     for day in range(NIGHTS):
         change(tree, chance, day)
         night = FIRST + timedelta(days=day)
         fate = chance.random()
-        if fate < 0.05:
-            continue  # the machine was off
         conf.write_text(text)
         if fate > 0.95:  # the compressor dies in the middle
             bad = bad_compressor(tmp_path, "head -c 900; exit 1")
             conf.write_text(f"{text}Compressor {bad}\n")
             assert s3napback.main(["-c", str(conf)], now=night) == 1
-            continue
-        assert s3napback.main(["-c", str(conf)], now=night) == 0
-        nights[night] = inventory(tree, links=False, unit=0)
+        elif fate >= 0.05:  # else the machine was off
+            assert s3napback.main(["-c", str(conf)], now=night) in ((0, 3) if lost else (0,))
+            nights[night], lost = inventory(tree, links=False, unit=0), False
+            slot = s3napback.slot_and_mode(job.cycle, Moment.of(night).day, False)
+            name = s3napback.archive_name("Directory", str(tree), *slot)
+            (there[name],) = s3napback.catalogue(store, f"{name}:")
+        if losses.random() < 0.04:
+            name = losses.choice(sorted(there))
+            store.delete([item.key for item in there.pop(name).archive.chunks])
+            lost = True
+        evening = Moment.of(night + timedelta(hours=16))
+        ((_, standing),) = s3napback.standings(watched, evening, 12 * 3600, 1e9)
+        assert standing.verdict == implied([*there.values()], night), day
+        told[standing.verdict] += 1
+    assert told["ok"] > 300 and told["late"] > 20 and (told["broken"] or cycle == "HanoiCycle")
     conf.write_text(text)
-    capsys.readouterr()
-    store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), lambda: 0.0)
     found = list(s3napback.catalogue(store))
     held = {datetime.fromtimestamp(one.made): one for one in found}
     assert all(not one.fault for one in found)
@@ -158,6 +178,14 @@ def check_searches(
 
 def mode_bits(mode: str) -> int:
     return sum(1 << 8 - n for n, letter in enumerate(mode[1:]) if letter != "-")
+
+
+def implied(found: list[s3napback.CatalogEntry], night: datetime) -> str:
+    """What the evening after a night should say of what is in the bucket."""
+    newest = max(found, key=lambda one: one.made)
+    if not is_whole(found, newest):
+        return "broken"
+    return "ok" if newest.made >= night.timestamp() else "late"
 
 
 def is_whole(found: list[s3napback.CatalogEntry], wanted: s3napback.CatalogEntry) -> bool:
