@@ -4420,6 +4420,11 @@ class CatalogEntry:
     def without_chunks(self) -> CatalogEntry:
         return replace(self, archive=replace(self.archive, chunks=()))
 
+    def by_the_buckets_clock(self) -> CatalogEntry:
+        """It without what its own clock said, which may have been wrong."""
+        marks = {k: v for k, v in self.archive.metadata.items() if k not in ("made", "day")}
+        return replace(self, archive=replace(self.archive, metadata=marks))
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -9429,7 +9434,7 @@ def judge(
     repository was committed that is in no archive, epoch seconds, inf for none. Where that is not
     known only FULLs are asked for: there is no DIFF without a revision.
     """
-    history = History(found)
+    history = History(one if one.made <= now.epoch else one.by_the_buckets_clock() for one in found)
     whole = [n for n, one in enumerate(history.archives) if not one.fault]
     good = [n for n in whole if history.intact[n]]
     newest = history.archives[good[-1]] if good else None

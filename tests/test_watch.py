@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -183,6 +184,23 @@ def test_the_days_before_and_after_now_are_told() -> None:
     standing = s3napback.judge(SOURCE, CycleSpec.of({"Frequency": "7"}), [],
                                Moment.of(at("2026-12-30 04:00")), 0.0)
     assert (standing.due_last, standing.due_next) == (date(2026, 12, 24), date(2026, 12, 31))
+
+
+def dump(slot: int, made: str, stored: str) -> s3napback.CatalogEntry:
+    """A dump, when it was made by the clock of its machine, and stored by that of the bucket."""
+    one = entry("MySQL/shop", slot, "FULL", at(stored).timestamp(), status="ok", day=made[:10])
+    marks = {**one.archive.metadata, "made": f"{made}T02:00:00Z"}
+    return replace(one, archive=replace(one.archive, metadata=marks))
+
+
+@pytest.mark.parametrize("slots", [(0, 1), (1, 0)])
+def test_a_clock_that_was_ahead_hides_no_missed_night(slots: tuple[int, int]) -> None:
+    ahead = dump(slots[0], "2028-01-01", "2026-11-22 03:00")
+    after = dump(slots[1], "2026-11-23", "2026-11-23 03:00")
+    assert verdict([ahead], "2026-11-22 16:00", source=DUMP) == "ok"
+    assert verdict([ahead], "2026-11-23 16:00", source=DUMP) == "late"
+    assert verdict([ahead, after], "2026-11-23 16:00", source=DUMP) == "ok"
+    assert verdict([ahead, after], "2026-11-24 16:00", source=DUMP) == "late"
 
 
 # ---- never, broken, warnings ----
