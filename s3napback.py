@@ -9518,7 +9518,8 @@ def standings(
         job, name = named.get(start, (None, start.removesuffix("-")))
         kind, where = (job.kind.removesuffix("Dir"), job.where) if job else ("", store.bucket)
         size = sum(one.archive.size for one in by_age)
-        standing = Standing(kind, name, where, size, "unnamed", f"{len(by_age)} archives")
+        count = f"{len(by_age)} archive{'s' * (len(by_age) != 1)}"
+        standing = Standing(kind, name, where, size, "unnamed", count)
         found = [ask(one, kind) for one in by_age if one.fault]
         if job:
             verdict = partial(judge, standing, job.cycle, now=now, grace=grace, max_age=max_age)
@@ -11461,7 +11462,7 @@ def _nagios_text(shown: Sequence[Standing], problems: Sequence[Failure]) -> str:
         if one.age is not None:
             data.append(f"'{name} age'={one.age}s")
         data.append(f"'{name} size'={one.bytes}B")
-    return printable(f"{', '.join(said).replace('|', '/')} | {' '.join(data)}", "")
+    return printable(", ".join(said).replace("|", "/") + " | " * bool(data) + " ".join(data), "")
 
 
 def cmd_policy(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:

@@ -373,7 +373,7 @@ def nagios(capsys: Capture, *words: str, now: datetime = NIGHT) -> tuple[int, st
     capsys.readouterr()
     status = s3napback.main(["status", "--nagios", *words], now=now)
     (line,) = capsys.readouterr().out.splitlines()
-    said, data = line.split(" | ")
+    said, _, data = line.partition(" | ")
     pairs = re.findall("'([^'=|]+)'=(\\S+)", data)
     assert " ".join(f"'{label}'={value}" for label, value in pairs) == data
     return status, said, dict(pairs)
@@ -451,7 +451,7 @@ def test_several_configs_are_told_at_once_and_one_keeps_no_other_back(
     capsys.readouterr()
     # Alone, what the other config stores is nobody's; beside it, it is its own.
     assert s3napback.main(["status", "one"], now=NIGHT) == 0
-    assert f"  {site.folder}/other: 1 archives" in capsys.readouterr().out
+    assert f"  {site.folder}/other: 1 archive\n" in capsys.readouterr().out
     for names in (["one", "two"], ["two", "one"]):
         assert s3napback.main(["status", *names], now=NIGHT) == 0
         assert "unnamed" not in capsys.readouterr().out
