@@ -5371,10 +5371,7 @@ class DiffDir:
         file = os.path.basename(self.diff_file(name))
         content = {"name": key_text(name), "file": file, "states": states}
         with _new_file(self._folder) as temp:
-            with open(temp, "w", encoding="utf-8") as output:
-                json.dump(content, output)
-                output.flush()
-                os.fsync(output.fileno())
+            _write_durably(temp, [json.dumps(content).encode()])
             os.replace(temp, self._sidecar_path(name))
 
     @staticmethod
@@ -9238,9 +9235,8 @@ _SAMPLE = re.compile(r's3napback_(\w+)\{(config="(?:[^"\\]|\\.)*".*)\} ([0-9.e+-
 
 def labels_text(**labels: str) -> str:
     """As they stand between the braces (Prometheus, "Exposition formats")."""
-    texts = {name: re.sub(r'["\\]', r"\\\g<0>", printable(text, ""))
-             for name, text in labels.items()}
-    return ",".join(f'{name}="{text}"' for name, text in texts.items())
+    escaped = partial(re.sub, r'["\\]', r"\\\g<0>")
+    return ",".join(f'{name}="{escaped(printable(text, ""))}"' for name, text in labels.items())
 
 
 def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
@@ -9295,8 +9291,7 @@ def write_metrics(path: str, config: str, report: RunReport, now: float) -> None
             log.warning("MetricsFile %s is damaged: it is begun anew", path)
             text = metrics_text("", config, report, now)
         with _new_file(folder) as temp:
-            with open(temp, "w", encoding="utf-8") as output:
-                output.write(text)
+            _write_durably(temp, [text.encode()])
             os.chmod(temp, 0o644)  # node_exporter is another user
             os.replace(temp, path)
     finally:
