@@ -1925,13 +1925,25 @@ def links_among(names: Sequence[str]) -> Iterator[str]:
                    f" name {target} in the config")
 
 
+# How a CACHEDIR.TAG begins; tar passes over one that does not (bford.info/cachedir).
+_CACHE = b"Signature: 8a477f597d28d172789f06886806bc55"
+
+
 def tags_among(names: Sequence[str], tar_options: Sequence[str]) -> Iterator[str]:
     """A sentence for each of a job's names in which there is a tag; see `_tar_options`."""
-    tags = [option.partition("--exclude-tag=")[2] or "CACHEDIR.TAG" for option in tar_options
-            if option != "--one-file-system"]
-    for name, tag in itertools.product(names, tags):
-        if os.path.exists(os.path.join(path_of(name), tag)):
-            yield f"nothing of {path_of(name)} is stored but {tag}, by which all else is left out"
+    for path, option in itertools.product(map(path_of, names), tar_options):
+        if not os.path.islink(path) and (tag := _tag_in(path, option)):
+            yield f"nothing of {path} is stored but {tag}, by which all else is left out"
+
+
+def _tag_in(folder: str, option: str) -> str:
+    """The tag in a folder by which an option of tar leaves out all else, "" for none."""
+    if option != "--exclude-caches":
+        tag = option.partition("--exclude-tag=")[2]
+        return tag if tag and os.path.exists(os.path.join(folder, tag)) else ""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "CACHEDIR.TAG"), "rb") as file:
+        return "CACHEDIR.TAG" if file.read(len(_CACHE)) == _CACHE else ""
+    return ""
 
 
 def _within(path: str, folder: str) -> str | None:
@@ -1988,7 +2000,8 @@ def mounts_of(names: Sequence[str], one_file_system: bool = False) -> list[tuple
         home = [one for one in known if _within(real, one.place) is not None][-1:]
         for mount in home:
             (within if mount.place == real else outside).append((name, mount))
-        read = [one for one in known if not one_file_system or one.device == home[0].device]
+        devices = [mount.device for mount in home]  # none is known in a chroot without a mount
+        read = [one for one in known if not one_file_system or one.device in devices]
         within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in read
                    if (rest := _within(mount.place, real))]
     return outside + within
@@ -2317,10 +2330,13 @@ class Pipeline:
             self.__exit__()
             raise
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = BaseException, *_: object) -> None:
         for stage, process in zip(self._stages, self._processes, strict=False):
-            if process.poll() is None:
-                end_session(process) if stage.shell else process.kill()
+            is_at_work = process.poll() is None
+            if stage.shell and (is_at_work or kind):  # what it has started may outlive it
+                end_session(process)
+            elif is_at_work:
+                process.kill()
             process.wait()
         for feeder in self._feeders.values():
             feeder.join()
@@ -2645,6 +2661,8 @@ def run_hook(
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
     """Ends all processes that are in a process's session, or at least told to."""
+    if process.poll() is not None and os.path.exists(f"/proc/{process.pid}"):
+        return  # nothing is left of the session: its number is another process's by now
     for signum in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + _END_SECONDS
         with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left, or ours

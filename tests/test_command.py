@@ -227,11 +227,12 @@ def test_nothing_is_stored_of_a_command_that_fails_or_writes_nothing(
 
 @pytest.mark.parametrize("run", [
     "echo half; sleep 1000 | cat; true",
+    '(trap "$t" TERM; echo half; sleep 1000 | cat; true) & exit 0',
     pytest.param("sleep 1000 | cat", marks=pytest.mark.slow),
 ])
 def test_a_run_that_is_ended_ends_all_that_a_command_started(site: Site, run: str) -> None:
-    site.jobs = command(f"echo $$ > '{site.folder}/pid'; trap 'echo > {site.folder}/trapped' TERM;"
-                        f" {run}")
+    site.jobs = command(f"echo $$ > '{site.folder}/pid'; t='echo > {site.folder}/trapped';"
+                        f' trap "$t" TERM; {run}')
     own = subprocess.Popen([sys.executable, s3napback.__file__, "-c", str(site.write())],
                            stderr=subprocess.PIPE)
     pid = site.folder / "pid"
@@ -262,6 +263,16 @@ def test_what_does_not_heed_sigterm_is_killed(
     with s3napback.Pipeline([stage, s3napback.Stage(("cat",))], os.environ) as pipeline:
         group = int(next(pipeline.blocks()))
     wait_until(lambda: not members(group), "the end of it all", 5)
+
+
+def test_a_number_that_another_process_has_by_now_is_left_alone() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        ended.pid = other.pid
+        s3napback.end_session(ended)
+        other.communicate(timeout=5)
+        assert other.returncode == 0
 
 
 # ---- the config ----

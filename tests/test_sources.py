@@ -198,6 +198,28 @@ def test_a_tag_in_the_directory_itself_is_told(site: Site, tag: str, capsys: Cap
     assert names_in(site.restored()) == {tag}
 
 
+def test_what_is_no_tag_to_tar_is_not_told(site: Site, tmp_path: Path) -> None:
+    (site.data / "CACHEDIR.TAG").write_text("Signature: of something else")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".no").touch()
+    (tmp_path / "link").symlink_to("cache")
+    options = ["--exclude-caches", "--exclude-tag=.no", "--one-file-system"]
+    assert not list(s3napback.tags_among([str(site.data), str(tmp_path / "link")], options))
+    site.jobs = f"<Directory {site.data}>\nExcludeCaches On\n</Directory>"
+    assert site.run() == 0
+    assert differences(site.data, site.restored()) == ""
+
+
+def test_a_directory_is_stored_where_no_mount_is_known_that_it_is_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a chroot, whose own folder is no mount point (proc(5), mountinfo)."""
+    monkeypatch.setattr(s3napback, "mounts", lambda: [s3napback.Mount("0:1", "/proc", "proc")])
+    site.jobs = f"<Directory {site.data}>\nOneFileSystem On\n</Directory>"
+    assert site.run() == 0
+    assert differences(site.data, site.restored()) == ""
+
+
 @pytest.mark.slow
 def test_one_file_system_is_not_left(site: Site, capsys: Capture) -> None:
     moved = fill(site.data / "moved")
