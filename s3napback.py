@@ -9531,8 +9531,7 @@ def standings(
         job, name = named.get(start, (None, start.removesuffix("-")))
         kind, where = (job.kind.removesuffix("Dir"), job.where) if job else ("", store.bucket)
         size = sum(one.archive.size for one in by_age)
-        count = f"{len(by_age)} archive{'s' * (len(by_age) != 1)}"
-        standing = Standing(kind, name, where, size, "unnamed", count)
+        standing = Standing(kind, name, where, size, "unnamed", f"{len(by_age)} archive(s)")
         found = [ask(one, kind) for one in by_age if one.fault]
         if job:
             verdict = partial(judge, standing, job.cycle, now=now, grace=grace, max_age=max_age)
@@ -11406,8 +11405,7 @@ _NAGIOS = {EXIT_OK: (0, "OK"), EXIT_WARNINGS: (1, "WARNING"), EXIT_FAILED: (2, "
 
 def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`status`: whether each source has a backup as young as its cycle asks for."""
-    found: dict[tuple[str, str], Standing] = {}
-    problems: list[Failure] = []
+    options, found, problems = dict[str, str](), dict[tuple[str, str], Standing](), list[Failure]()
     try:
         if {"-b", "-K"} & set(args):
             raise UsageFailure("a bucket alone does not say what is due", "give -c FILE, or a NAME")
@@ -11427,11 +11425,11 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         problems.append(failure)
     shown = sorted(found.values(), key=lambda one: [*VERDICTS].index(one.verdict))
     status = worst_status(VERDICTS[one.verdict] for one in shown)
-    if "--nagios" in args:
+    if "nagios" in options or "--nagios" in args:
         status, word = (3, "UNKNOWN") if problems else _NAGIOS[status]
         print(f"S3NAPBACK {word}: {_nagios_text(shown, problems)}")
         return status
-    if "--json" in args:
+    if "json" in options:
         rows = [one._asdict() for one in shown]
         told = {"format": 1, "sources": rows, "problems": [*map(str, problems)]}
         print(json.dumps(told, indent=1, default=str))

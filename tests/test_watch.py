@@ -385,6 +385,8 @@ def test_a_plugin_of_nagios_says_one_line_with_its_data(site: Site, capsys: Capt
     size = sum(one.size for one in site.archives().values())
     data = {f"Directory {site.data} age": "3600s", f"Directory {site.data} size": f"{size}B"}
     assert nagios(capsys, *conf, now=hours(1)) == (0, "S3NAPBACK OK: 1 ok", data)
+    assert s3napback.main(["status", "--nag", *conf], now=hours(1)) == 0  # as argparse has it
+    assert capsys.readouterr().out.startswith("S3NAPBACK OK")
     status, said, data = nagios(capsys, *conf, now=hours(37))
     assert (status, said) == (1, f"S3NAPBACK WARNING: 1 late, Directory {site.data} late")
     assert data[f"Directory {site.data} age"] == f"{37 * 3600}s"
@@ -452,7 +454,7 @@ def test_several_configs_are_told_at_once_and_one_keeps_no_other_back(
     capsys.readouterr()
     # Alone, what the other config stores is nobody's; beside it, it is its own.
     assert s3napback.main(["status", "one"], now=NIGHT) == 0
-    assert f"  {site.folder}/other: 1 archive\n" in capsys.readouterr().out
+    assert f"  {site.folder}/other: 1 archive(s)\n" in capsys.readouterr().out
     for names in (["one", "two"], ["two", "one"]):
         assert s3napback.main(["status", *names], now=NIGHT) == 0
         assert "unnamed" not in capsys.readouterr().out
