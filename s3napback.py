@@ -8811,7 +8811,7 @@ class _Check:
             yield from findings_of(subject, self._rotation(job))
             with contextlib.suppress(Failure):  # told already
                 due += is_backup_day(job.cycle, self._now.day)
-        yield _ok(f"{due} of {len(self._jobs)} are due today")
+        yield _ok(f"due today: {due} of {len(self._jobs)}")
 
     def _rotation(self, job: Job) -> Iterator[Finding]:
         slot_and_mode(job.cycle, self._now.day, job.kind in DUMPS)
