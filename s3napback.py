@@ -149,6 +149,8 @@ def without_controls(text: str, keep: str = "\n\t") -> str:
     >>> print(without_controls("/etc" + chr(27)))
     /etc\\x1b
     """
+    if text.isprintable():  # nearly always
+        return text
     return "".join(
         f"\\x{ord(c):02x}" if c not in keep and (c < " " or "\x7f" <= c < "\xa0") else c
         for c in text
@@ -8404,9 +8406,9 @@ _ARROWS = {b"l": b" -> ", b"h": b" link to "}
 
 
 def listed_member(line: bytes, archive: str) -> tuple[str, Member]:
-    """(path, member) of a line of a listing. Raises ValueError for another line."""
+    """(path, member) of a line of a listing. Raises Failure for another line."""
     if not (match := _LISTED.fullmatch(line)):
-        raise ValueError(f"the listing has a line that is not tar's: {line[:99]!r}")
+        raise Failure(f"a line that is not tar's: {line[:99]!r}")
     mode, owner, size, when, name = match.groups()
     name, _, link = name.partition(_ARROWS.get(mode[:1], b"\n"))
     try:
@@ -8435,119 +8437,123 @@ def contents(
 ) -> tuple[Layer, dict[str, Member]]:
     """(what an archive tells, its members by path). Raises Failure.
 
-    words: of an archive that needs no other only members are given in whose lines is one of these,
-    of another one also all that are no directories, since they may have taken one's place.
+    words: an index gives only the members with one of these in their lines, and of an archive that
+    continues another one all that are no directories: they may have taken the place of one.
     """
     layer = Layer((), set(), io.BytesIO())
-    if path := index_of(recovery, one):
-        try:
-            with open(path, "rb") as file:
-                file.seek(INDEX_HEAD)
-                given, _, text = zlib.decompress(file.read()).partition(b"\n")
-            listing, _, folders = (b"\n" + text).partition(b"\n\n")
-            layer.tops, layer.files = (
-                {member_path(os.fsencode(name)) or "" for name in names}
-                for names in json.loads(given)
-            )
-            layer.names = layer.tops | layer.files
-            for folder in folders.splitlines():
-                name, entries = map(os.fsencode, json.loads(folder))
-                layer.note(member_path(name) or "", entries + b"\0", folder=True, link=None)
-        except (OSError, LookupError, TypeError, ValueError, zlib.error) as error:
-            raise Failure(f"the index {path} cannot be read: {error}",
-                          "delete it: then the archive is fetched") from error
-    else:
-        with recovery.content(one) as content:
-            start, blocks = split_head(content)
-            if start.startswith(b"SVN-fs-dump-format"):
-                raise Failure("it holds the revisions of a repository, and no files")
-            with run_filter(_LIST, TarStream(blocks, layer), recovery.env) as output:
-                listing = b"\n" + b"".join(output).rstrip(b"\n")
-    lines = dict.fromkeys(listing.split(b"\n")[1:] if not words else ())
-    for word in words:
-        lines.update(dict.fromkeys(_lines_with(word, listing)))
-    if words and not one.self_contained:
-        lines.update(dict.fromkeys(re.findall(rb"^[^d\n].*", listing, re.MULTILINE)))
-    for line in [line for line in lines if line.startswith(b"h")]:
-        lines.update(dict.fromkeys(_lines_with(line.partition(b" link to ")[2] + b"\n", listing)))
+    path = index_of(recovery, one)
     try:
+        listing = _from_index(path, layer) if path else _from_archive(recovery, one, layer)
+        lines = dict.fromkeys(listing.splitlines() if not words else ())
+        if words and not one.self_contained:
+            lines.update(dict.fromkeys(re.findall(rb"^[^d\n].*", listing, re.MULTILINE)))
+        for word in words:
+            lines.update(dict.fromkeys(_lines_with(word, listing)))
+        for line in [line for line in lines if words and line.startswith(b"h")]:
+            target = line.partition(_ARROWS[b"h"])[2]
+            lines.update(dict.fromkeys(_lines_with(target + b"\n", listing)))
         return layer, dict(listed_member(line, one.archive.name) for line in lines)
-    except ValueError as error:
-        raise Failure(f"the index {path} cannot be read: {error}" if path else str(error),
-                      "delete it: then the archive is fetched" if path else "") from error
+    except (Failure, OSError, LookupError, TypeError, ValueError, zlib.error) as error:
+        if not path:
+            raise
+        raise Failure(f"the index {path} cannot be read: {error}",
+                      "delete it: then the archive is fetched") from error
+
+
+def _from_index(path: str, layer: Layer) -> bytes:
+    """The listing in an index; the rest of it is taken down in the layer."""
+    with open(path, "rb") as file:
+        file.seek(INDEX_HEAD)
+        given, _, text = zlib.decompress(file.read()).partition(b"\n")
+    listing, _, folders = (b"\n" + text).partition(b"\n\n")
+    layer.tops, layer.files = ({member_path(os.fsencode(name)) or "" for name in names}
+                               for names in json.loads(given))
+    layer.names = layer.tops | layer.files
+    for folder in folders.splitlines():
+        name, entries = map(os.fsencode, json.loads(folder))
+        layer.note(member_path(name) or "", entries + b"\0", folder=True, link=None)
+    return listing[1:] + b"\n"
+
+
+def _from_archive(recovery: Recovery, one: CatalogEntry, layer: Layer) -> bytes:
+    with recovery.content(one) as content:
+        start, blocks = split_head(content)
+        if start.startswith(b"SVN-fs-dump-format"):
+            raise Failure("it holds the revisions of a repository, and no files")
+        with run_filter(_LIST, TarStream(blocks, layer), recovery.env) as output:
+            return b"".join(output)
 
 
 def _lines_with(word: bytes, listing: bytes) -> Iterator[bytes]:
     at = listing.find(word)
     while at >= 0:
-        end = listing.find(b"\n", at)
-        end = end if end >= 0 else len(listing)
+        end = listing.index(b"\n", at)
         yield listing[listing.rfind(b"\n", 0, at) + 1 : end]
         at = listing.find(word, end)
 
 
+def by_folder(entries: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Path of a folder → name → what stands at that path."""
+    folders: dict[str, dict[str, T]] = {}
+    for path, one in entries.items():
+        above, _, name = path.rpartition("/")
+        folders.setdefault(above, {})[name] = one
+    return folders
+
+
 class FileList:
-    """The files of a directory by path, as the archives of its chain give them: the same steps as
-    those of `Unpacker` and `Merger`."""
+    """The files of a directory, as the archives of its chain give them: by the same steps as those
+    of `Unpacker` and `Merger`. given: to tar by name, up to the last archive."""
 
-    def __init__(self) -> None:
-        self.files: dict[str, Member] = {}
-        self._given = Given()
+    def __init__(self, folders: dict[str, dict[str, Member]], given: Given) -> None:
+        self._folders, self._given = folders, given
 
-    def add(self, layer: Layer, members: Mapping[str, Member]) -> None:
-        """Takes in the next archive, as `contents` gives it."""
-        self._rename(layer.renames)
-        gone = self._given.add(layer)
-        named: dict[str, set[str] | None] = {}
-        for path in self.files:
-            above, _, name = path.rpartition("/")
-            if above not in named:
-                named[above] = layer.names_in(above)
-            names = named[above]
-            if names is not None and name not in names and path not in members:
-                gone.add(path)
-        if self.files:  # what was in a folder whose place a file has now
+    @property
+    def files(self) -> dict[str, Member]:
+        """By path."""
+        return {f"{above}/{name}".removeprefix("/"): one
+                for above, there in self._folders.items() for name, one in there.items()}
+
+    def and_then(self, layer: Layer, members: Mapping[str, Member]) -> FileList:
+        """With the next archive, as `contents` gives it."""
+        given, folders = copy.deepcopy(self._given), self._renamed(layer.renames)
+        gone = given.add(layer)
+        for above, there in folders.items():
+            if (names := layer.names_in(above)) is not None:
+                paths = (f"{above}/{name}".removeprefix("/") for name in there.keys() - names)
+                gone.update(path for path in paths if path not in members)
+        if folders:  # with what was in a folder, where a file is now
             gone.update(path for path, one in members.items() if not one.is_folder)
-        within = {above for above in named if is_within(above, gone)}
-        self.files = {path: one for path, one in self.files.items()
-                      if path not in gone and path.rpartition("/")[0] not in within}
-        self.files.update(members)
-        for path, one in members.items():
-            if one.mode[0] == "h" and one.link in self.files:
-                self.files[path] = self.files[one.link]
+        after = {above: there for above, there in folders.items() if not is_within(above, gone)}
+        for above, changed in by_folder({**dict.fromkeys(gone), **members}).items():
+            now = {**after.get(above, {}), **changed}
+            after[above] = {name: one for name, one in now.items() if one}
+        for path in [path for path, one in members.items() if one.mode[0] == "h"]:
+            above, _, name = path.rpartition("/")
+            folder, _, target = members[path].link.rpartition("/")
+            after[above][name] = after.get(folder, {}).get(target, members[path])
+        return FileList(after, given)
 
-    def _rename(self, renames: Sequence[tuple[str, str]]) -> None:
-        def is_there(path: str) -> bool:
-            return any(is_within(one, {path}) for one in self.files)
-
-        moved: list[tuple[str, dict[str, Member]]] = []
-        for source, target in sorted(rename_origins(renames, is_there), reverse=True):
-            inside = [path for path in self.files if is_within(path, {source})]
-            moved.append((target, {path[len(source) :]: self.files.pop(path) for path in inside}))
-        for target, entries in sorted(moved, key=lambda pair: pair[0]):
-            for path in [path for path in self.files if entries and is_within(path, {target})]:
-                del self.files[path]
-            self.files.update((target + rest, one) for rest, one in entries.items())
+    def _renamed(self, renames: Sequence[tuple[str, str]]) -> dict[str, dict[str, Member]]:
+        if not renames:
+            return self._folders
+        files, moved = self.files, dict[str, dict[str, Member]]()
+        for source, target in sorted(rename_origins(renames, files.__contains__), reverse=True):
+            inside = [path for path in files if is_within(path, {source})]
+            moved[target] = {target + path[len(source) :]: files.pop(path) for path in inside}
+        for target, inside_now in sorted(moved.items()):
+            in_the_way = [path for path in files if inside_now and is_within(path, {target})]
+            files = {path: files[path] for path in files.keys() - in_the_way} | inside_now
+        return by_folder(files)
 
 
 def files_of(recovery: Recovery, chain: Chain) -> dict[str, Member]:
     """What a chain gives, by path. Raises Failure."""
-    result = FileList()
+    result = FileList({}, Given())
     for one in chain.archives:
         with failures_at(one.archive.name):
-            result.add(*contents(recovery, one))
+            result = result.and_then(*contents(recovery, one))
     return result.files
-
-
-@dataclass
-class Version:
-    """A file as it was at some moments. archives: that hold it so; moments: epoch seconds, the
-    oldest first."""
-
-    path: str
-    member: Member
-    archives: list[str] = field(default_factory=list)
-    moments: list[int] = field(default_factory=list)
 
 
 def pattern_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -8569,40 +8575,39 @@ def words_of(patterns: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(word.encode() for word in words) if all(words) else ()
 
 
+# (path, how it was) → (the member, the archives that hold it so, the moments, in epoch seconds, at
+# which it was so, the oldest first).
+Versions: TypeAlias = "dict[tuple[str, tuple[Any, ...]], tuple[Member, list[str], list[int]]]"
+
+
 def find_versions(
     recovery: Recovery, history: History, patterns: Sequence[str]
-) -> tuple[list[Version], list[str]]:
+) -> tuple[Versions, list[str]]:
     """(what matches in a directory's archives, a sentence for each that could not be searched)."""
-    matches, words = pattern_matcher(patterns), words_of(patterns)
-    unread: list[str] = []
-    chains = {history.archives[n].archive.name: history.chain(n)
-              for n in range(len(history.archives)) if history.intact[n]}
-    continued = {chain[-2].archive.name for chain in chains.values() if len(chain) > 1}
+    matches, unread, versions = pattern_matcher(patterns), list[str](), dict[Any, Any]()
+    # What was renamed has other names in the archives before, and then there is no index.
+    is_plain = all(index_of(recovery, one) for one in history.archives)
+    words = words_of(patterns) if is_plain else ()
     lists: dict[str, FileList] = {}
-    versions: dict[tuple[str, Member], Version] = {}
-    for one, at, _ in history.rows():
-        chain = chains.get(one.archive.name, [])
-        result = lists.pop(chain[-2].archive.name, None) if len(chain) > 1 else None
+    for place, (one, at, intact) in enumerate(history.rows()):
+        before = history.chain(place)[:-1]
         try:
-            if not chain:
-                raise Failure("it cannot be restored")
-            for link in [one] if result else chain:
-                result = result or FileList()
-                result.add(*contents(recovery, link, words))
+            if not intact or (before and before[-1].archive.name not in lists):
+                raise Failure("it, or what it continues, cannot be read")
+            start = lists[before[-1].archive.name] if before else FileList({}, Given())
+            result = start.and_then(*contents(recovery, one, words))
         except Failure as failure:
             unread.append(f"{one} is not searched: {failure}")
             continue
-        assert result
-        if one.archive.name in continued:
-            lists[one.archive.name] = result
-        for path in filter(matches, result.files):
-            member = result.files[path]
-            key = path, member._replace(archive="")
-            version = versions.setdefault(key, Version(path, member))
-            version.moments.append(at)
-            if member.archive not in version.archives:
-                version.archives.append(member.archive)
-    return list(versions.values()), unread
+        lists[one.archive.name] = result
+        for path, member in result.files.items():
+            if matches(path):
+                key = path, member[:-1]  # whichever archive has it
+                _, archives, moments = versions.setdefault(key, (member, [], []))
+                moments.append(at)
+                if member.archive not in archives:
+                    archives.append(member.archive)
+    return versions, unread
 
 
 def differences(
@@ -11075,6 +11080,10 @@ def _time_of(one: Member, moment: Moment) -> str:
         return str(one.mtime)
 
 
+def _shown(one: Member, moment: Moment) -> str:
+    return f"{size_text(one.size)} of {_time_of(one, moment)}"
+
+
 def _files_at(
     recovery: Recovery, name: str, options: Mapping[str, Any], moment: Moment,
     clock: Callable[[], float],
@@ -11094,70 +11103,69 @@ def _fetching(
 ) -> Iterator[Recovery]:
     """Tells how much of the bucket is read, having no index of it, and shows how it goes."""
     fetched = [one for one in archives if not index_of(recovery, one)]
+    if not fetched:
+        yield recovery
+        return
     size, started = sum(one.archive.size for one in fetched), clock()
-    what = f"{len(fetched)} archives, {size_text(size)}"
-    if fetched:
-        print_stderr(f"s3napback: {what}, are fetched: DiffDir has no index of them")
+    what = f"{len(fetched)} archives, {size_text(size)},"
+    print_stderr(f"s3napback: {what} are fetched: there is no index of them here")
     with progress_bar("reading", size) as progress:
         yield replace(recovery, progress=progress)
-    if fetched:
-        print_stderr(f"s3napback: {what}, were read in {duration_text(clock() - started)}")
+    print_stderr(f"s3napback: {what} were read in {duration_text(clock() - started)}")
 
 
 def cmd_find(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
     """`find PATTERN… [NAME]`: in which archives, and as of which moments, a file is there."""
     options, patterns = read_args("find", args)
     name = options.get("in", patterns[-1] if len(patterns) > 1 else "")
-    sources: Mapping[Source, Sequence[CatalogEntry]] = {}
-    found: list[tuple[Source, Version]] = []
+    unread, found = list[str](), list[tuple[int, str, str]]()
     with _recovery(options, moment) as recovery:
-        if name:
-            _, sources = meant_by(recovery, name)
-        if "in" in options and not sources:
-            raise nothing_found(recovery, [name])
+        sources = meant_by(recovery, name)[1] if name else {}
         if sources and "in" not in options:
             patterns.pop()
-        if not sources:
-            seen = catalogue(recovery.store, prefix=recovery.prefix)
+        elif not sources and "in" in options:
+            raise nothing_found(recovery, [name])
+        elif not sources:
             sources = group_by_source(
-                (one.without_chunks() if index_of(recovery, one) else one for one in seen),
-                recovery.kinds)
-        histories = {source: History(entries) for source, entries in sorted(sources.items())
+                (one.without_chunks() if index_of(recovery, one) else one
+                 for one in catalogue(recovery.store, prefix=recovery.prefix)), recovery.kinds)
+        histories = {source: History(entries) for source, entries in sources.items()
                      if source.kind in (DIRECTORY, "")}
         if sources and not histories:
-            raise UsageFailure(f"{name or 'the bucket'} has no directory: there are no files in it")
+            raise UsageFailure("there are no files in dumps and repositories",
+                               "restore gives back all of one")
         searched = [one for history in histories.values()
-                    for one, _, whole in history.rows() if whole]
-        unread: list[str] = []
+                    for one, _, intact in history.rows() if intact]
         with _fetching(recovery, searched, clock) as recovery:
             for source, history in histories.items():
                 versions, faults = find_versions(recovery, history, patterns)
-                found += [(source, version) for version in versions]
                 unread += faults
+                for (path, _), (one, archives, moments) in versions.items():
+                    first, last = (_moment_text(moment, moments[n]) for n in (0, -1))
+                    span = f"{first} to {last}, {len(moments)} moments" if moments[1:] else last
+                    text = f"{_shown(one, moment)}, as of {span}, in {', '.join(archives)}"
+                    found.append((-moments[-1], f"/{path}", f"  {printable(text, '')}\n"
+                                  f"  {_restore_call(options, source, last, path)}"))
     for fault in unread:
         print_stderr(f"s3napback: {fault}")
     if not found:
         raise Failure(f"none of the {len(searched)} archives searched has {' or '.join(patterns)}",
                       "a pattern with wildcards is put in quotes: '*.tex'")
-    for source, one in sorted(found, key=lambda pair: (-pair[1].moments[-1], pair[1].path)):
-        first, last = (_moment_text(moment, one.moments[n]) for n in (0, -1))
-        span = f"{first} to {last}, {len(one.moments)} moments" if first != last else last
-        print(printable(f"/{one.path}", ""))
-        what = f"{size_text(one.member.size)} of {_time_of(one.member, moment)}"
-        print(printable(f"  {what}, as of {span}, in {', '.join(one.archives)}", ""))
-        print(f"  {_restore_call(options, source, last, f'/{one.path}')}")
+    for _, path, text in sorted(found):
+        print(f"{printable(path, '')}\n{text}")
     return EXIT_WARNINGS if unread else EXIT_OK
 
 
 def _restore_call(options: Mapping[str, Any], source: Source, at: str, path: str) -> str:
-    """The command line that restores a path."""
+    """The command line that restores a path, for a search that was called with these options."""
     words = ["restore"]
-    for name in ("c", "b", "K", *(o[0][2:] for o in (*_BUCKET_OPTIONS[1], *_KEY_OPTIONS[1]))):
-        if name in options:
-            words += [f"-{name}" if len(name) == 1 else f"--{name}", options[name]]
-    own = source.prefix and "prefix" not in options and "c" not in options
-    name = f"{source.prefix}/{source.name.removeprefix('/')}" if own else source.name
-    words += ["--at", at, "--to", "restored", name, path]
+    for option, _, _ in (*_BUCKET_OPTIONS[1], *_KEY_OPTIONS[1]):
+        if option.lstrip("-") in options:
+            words += [option, options[option.lstrip("-")]]
+    name = source.name
+    if source.prefix:
+        name = f"{source.prefix}/{name.removeprefix('/')}"
+    words += ["--at", at, "--to", "restored", name, f"/{path}"]
     return " ".join([_program(), *map(shell_word, words)])
 
 
@@ -11176,8 +11184,7 @@ def cmd_diff(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
         if what == "renamed":
             text += f" -> /{target}"
         elif what == "changed":
-            text += "".join(f", {size_text(side[path].size)} of {_time_of(side[path], moment)}"
-                            for side in (old, new))
+            text += f", {_shown(old[path], moment)}, then {_shown(new[path], moment)}"
         print(printable(text, ""))
     return EXIT_WARNINGS if chain.lacking or other.lacking else EXIT_OK
 

@@ -169,7 +169,7 @@ def test_a_list_is_fit_for_a_terminal(
     (("diff", "/x", "--at", "1", "--at", "2", "--at", "3"), "give two moments"),
     (("diff", "/x", "--at", "rubbish"), "cannot read the moment 'rubbish'"),
     (("list", "Command/hello", "--files"), "of the kind Command: there are no files in it"),
-    (("find", "x", "--in", "Command/hello"), "there are no files in it"),
+    (("find", "x", "--in", "Command/hello"), "there are no files in dumps and repositories"),
 ])
 def test_a_call_that_cannot_be_meant(
     site: Site, capsys: Capture, words: tuple[str, ...], says: str
@@ -262,7 +262,7 @@ def test_what_is_fetched_is_told_beforehand(site: Site, capsys: Capture) -> None
     indexes(site)[0].unlink()
     size = s3napback.size_text(min(one.size for one in site.archives().values()))
     _, error = call(site, capsys, "find", "night0")
-    told = re.findall(r"s3napback: 1 archives, (.*), (?:are fetched: DiffDir|were read in )", error)
+    told = re.findall(r"s3napback: 1 archives, (.*?), (?:are fetched: there|were read in )", error)
     assert told in ([size, size], [size_of(site, 0)] * 2, [size_of(site, 1)] * 2)
     assert site.run("-f", now=at) == 0
 
@@ -290,9 +290,10 @@ def test_new_gone_changed_and_renamed(site: Site, capsys: Capture) -> None:
     top = site.data
     text, _ = call(site, capsys, "diff", str(top), "--at", "2026-11-23", "--at", "2026-11-24")
     assert text.splitlines() == [
-        f"changed  {top}/changed, 7 bytes of 2001-09-09 01:46:40, 12 bytes of 2033-05-18 03:33:20",
+        f"changed  {top}/changed, 7 bytes of 2001-09-09 01:46:40, then 12 bytes of 2033-05-18"
+        " 03:33:20",
         f"gone     {top}/gone",
-        f"changed  {top}/mode, 4 bytes of 2001-09-09 01:46:40, 4 bytes of 2001-09-09 01:46:40",
+        f"changed  {top}/mode, 4 bytes of 2001-09-09 01:46:40, then 4 bytes of 2001-09-09 01:46:40",
         f"new      {top}/new",
         f"renamed  {top}/old name -> {top}/folder/new name",
         f"renamed  {top}/twin1 -> {top}/folder/twin1",
@@ -341,7 +342,7 @@ def test_an_index_of_another_archive_is_not_used(site: Site, capsys: Capture) ->
     path.write_bytes(before)
     text, error = call(site, capsys, "list", str(site.data), "--files")
     assert "file2" in text
-    assert "are fetched: DiffDir has no index of them" in error
+    assert "are fetched: there is no index of them here" in error
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", zlib.compress(b"[1]\nx\n\n"),
@@ -463,5 +464,5 @@ def test_what_a_line_of_a_listing_says() -> None:
     line = b"crw-------+ root/root       1,3 36812-02-20 00:36:16 dev/null"
     path, member = s3napback.listed_member(line, "A")
     assert (path, member.size) == ("dev/null", 1)
-    with pytest.raises(ValueError, match="not tar's"):
+    with pytest.raises(s3napback.Failure, match="not tar's"):
         s3napback.listed_member(b"no line", "A")
