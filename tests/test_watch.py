@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -130,6 +131,18 @@ def test_a_changed_clock_makes_nothing_late(began: str) -> None:
     found = [backup(began)]
     assert verdict(found, next_night.isoformat()[:16]) == "ok"
     assert verdict(found, (next_night + timedelta(hours=3)).isoformat()[:16]) == "late"
+
+
+def test_the_days_of_a_cycle_keep_the_hour_of_the_process_zone(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        days = s3napback.backup_days(CycleSpec(), Moment.of(datetime(2026, 10, 24, 3)), 1)
+        shown = [str(next(days).local()) for _ in range(2)]
+    time.tzset()
+    assert shown == ["2026-10-24 03:00:00+02:00", "2026-10-25 03:00:00+01:00"]
 
 
 def test_days_are_those_of_the_local_clock() -> None:
@@ -506,6 +519,18 @@ def test_what_waits_to_take_its_place_counts(site: Site, capsys: Capture) -> Non
     assert verdicts(site, capsys, hours(25)) == {"": "0", "data": "ok"}
 
 
+def test_what_began_to_take_its_place_hides_nothing(site: Site, capsys: Capture) -> None:
+    (site.data / "more").write_bytes(os.urandom(2500))
+    assert site.run() == 0
+    (name,) = site.archives()
+    stage(site, name)
+    waiting = [item.key for item in s3napback.archive_objects(site.store(), name)
+               if s3napback.is_staged(item.key)]
+    site.store().delete(waiting[1:])
+    status, (one,) = tell(site, capsys, NIGHT)
+    assert (status, one["verdict"], one["archive"], one["unfinished"]) == (0, "ok", name, [])
+
+
 def test_a_prefix_is_a_part_of_the_bucket(site: Site, capsys: Capture) -> None:
     site.settings["Prefix"] = "web1"
     assert site.run() == 0
@@ -572,6 +597,16 @@ def test_a_repository_that_is_gone_is_still_told(repositories: Site, capsys: Cap
     assert verdicts(site, capsys, hours(6 * 24)) == {"": "3", "a": "late", "b": "late"}
     shutil.rmtree(site.folder / "svn")  # as on a machine that only watches
     assert verdicts(site, capsys, hours(24)) == {"": "0", "a": "ok", "b": "ok"}
+
+
+def test_a_repository_that_no_run_has_met_is_told(
+    repositories: Site, svn_repo_factory: Any, capsys: Capture
+) -> None:
+    svn_repo_factory(repositories.folder / "svn" / "new", 0)
+    found = verdicts(repositories, capsys, datetime.now() + timedelta(hours=1))
+    assert found["new"] == "ok"  # it is waited for
+    found = verdicts(repositories, capsys, datetime.now() + timedelta(days=3))
+    assert found["new"] == "never"
 
 
 def test_a_folder_without_repositories_was_never_backed_up(site: Site, capsys: Capture) -> None:
