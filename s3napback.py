@@ -7161,11 +7161,13 @@ def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
     return os.fsdecode(lacking)
 
 
-def refuse_frozen(recovery: Recovery, chain: Chain, tier: str, days: int) -> None:
-    """Raises Failure where objects of a chain are frozen; with status 75 if they were asked for, by
-    the retrieval option `tier` ("": they are not) for so many days."""
+def refuse_frozen(
+    recovery: Recovery, archives: Iterable[CatalogEntry], tier: str = "", days: int = 0
+) -> None:
+    """Raises Failure where objects of archives are frozen; with status 75 if they were asked for,
+    by the retrieval option `tier` ("": they are not) for so many days."""
     store = recovery.store
-    cold = [item for one in chain.archives for item in one.archive.chunks
+    cold = [item for one in archives for item in one.archive.chunks
             if item.storage_class in {*_FROZEN, "INTELLIGENT_TIERING"}]
     if not cold or not isinstance(store, S3Store):
         return
@@ -8155,22 +8157,44 @@ def member_paths(members: Sequence[str]) -> list[str]:
     return [] if "" in paths else paths
 
 
+def check_place(
+    kind: str, place: str | None, members: Sequence[str], *, overwrite: bool
+) -> None:
+    """Raises Failure where a backup, or members of it, cannot go to a place; None is standard
+    output. Nothing is looked at where the kind is "", not known yet."""
+    if kind not in (DIRECTORY, "") and members:
+        raise UsageFailure(f"{members[0]}: only a directory has parts")
+    if kind == DIRECTORY and place is None:
+        raise UsageFailure("a directory needs --to DIR")
+    if not kind or place is None:
+        return
+    is_there = os.path.exists(place)
+    if kind != DIRECTORY and is_there and (kind == SUBVERSION or not overwrite):
+        hint = "name a new place" if kind == SUBVERSION else "--overwrite replaces it"
+        raise UsageFailure(f"{place} exists already", hint)
+    if kind == DIRECTORY and os.path.realpath(place) == "/" and place != "/":
+        raise UsageFailure(f"{place} is the root folder", "write --to / to mean it")
+    if kind == DIRECTORY and is_there and not is_fresh(place) and not overwrite:
+        raise UsageFailure(
+            f"{place} is not empty",
+            "restore into an empty folder; --overwrite deletes there what was not backed up",
+        )
+
+
+def is_fresh(folder: str) -> bool:
+    """Whether a folder is empty, but for what a restore left that was killed. Raises Failure."""
+    with os_failures("read the folder"):
+        return all(name.startswith(_OURS) for name in os.listdir(folder))
+
+
 def restore_directory(
-    recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], *, as_of: str,
-    overwrite: bool,
+    recovery: Recovery, chain: Chain, folder: str, members: Sequence[str], as_of: str
 ) -> Iterator[str]:
     """Brings back a directory, or members of it; what could not be done, a sentence each, also
     where it then raises Failure. as_of: the moment, as text."""
-    if os.path.realpath(folder) == "/" and folder != "/":
-        raise UsageFailure(f"{folder} is the root folder", "write --to / to mean it")
     with os_failures("make the folder"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        fresh = all(name.startswith(_OURS) for name in os.listdir(folder))
-    if not fresh and not overwrite:
-        raise UsageFailure(
-            f"{folder} is not empty",
-            "restore into an empty folder; --overwrite deletes there what was not backed up",
-        )
+    fresh = is_fresh(folder)
     paths = member_paths(members)
     near = (paths[0] if paths else chain.archives[-1].name).lstrip("/")
     for way in ("newest first", "in order", "whole") if paths else ("whole",):
@@ -8220,8 +8244,6 @@ def _unpack_chain(
 
 def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
     """Makes a repository, and loads into it what the archives hold."""
-    if os.path.exists(place):
-        raise UsageFailure(f"{place} exists already", "name a new place")
     made = run_tool(("svnadmin", "create", place), recovery.env)
     made.required(f"svnadmin cannot make {place}")
     load = Stage(("svnadmin", "load", *SVN_LOAD, place))
@@ -8231,10 +8253,8 @@ def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
                 pass
 
 
-def restore_file(recovery: Recovery, chain: Chain, place: str, *, overwrite: bool) -> None:
+def restore_file(recovery: Recovery, chain: Chain, place: str) -> None:
     """Writes a dump to a file, which is there when all of it is."""
-    if os.path.exists(place) and not overwrite:
-        raise UsageFailure(f"{place} exists already", "--overwrite replaces it")
     temp = f"{place}.{secrets.token_hex(4)}.part"
     try:
         with os_failures("write the dump"):
@@ -11089,10 +11109,11 @@ def _files_at(
     clock: Callable[[], float],
 ) -> tuple[Chain, dict[str, Member]]:
     """(chain, its files) of a directory as of --at. Raises Failure for what has no files."""
-    kind, chain = _chain_of(recovery, name, {**options, "files": ""}, moment)
+    kind, chain = _chain_of(recovery, name, options, moment)
     if kind not in (DIRECTORY, ""):
         raise UsageFailure(f"{name} is of the kind {kind}: there are no files in it",
                            "restore gives back all of it")
+    refuse_frozen(recovery, (one for one in chain.archives if not index_of(recovery, one)))
     with _fetching(recovery, chain.archives, clock) as recovery:
         return chain, files_of(recovery, chain)
 
@@ -11198,18 +11219,21 @@ def _chain_of(
 ) -> tuple[str, Chain]:
     """(kind, chain) of what is to be restored; tells what is to be said of it."""
     at = parse_when(options["at"], moment) if "at" in options else math.inf
+    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
+    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
+        print_stderr(f"s3napback: {warning}")
+    return kind, chain
+
+
+def _thawing(options: Mapping[str, str]) -> tuple[str, int]:
+    """(retrieval option, "" for none; days) of --thaw."""
     tier = options.get("tier", "Standard").capitalize()
     if tier not in THAW_TIMES:
         raise UsageFailure(f"--tier {tier} is none of {', '.join(THAW_TIMES)}")
     days = whole_number(options.get("days", "7"), "--days", 3650)
-    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
-    fetched = [one for one in chain.archives
-               if "files" not in options or not index_of(recovery, one)]
-    refuse_frozen(recovery, replace(chain, archives=tuple(fetched)),
-                  tier if "thaw" in options else "", days)
-    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
-        print_stderr(f"s3napback: {warning}")
-    return kind, chain
+    if "thaw" not in options and options.keys() & {"tier", "days"}:
+        raise UsageFailure("--tier and --days say how to thaw", "add --thaw")
+    return tier if "thaw" in options else "", days
 
 
 def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
@@ -11218,30 +11242,30 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
     place, overwrite = options.get("to"), "overwrite" in options
     if (place is None) == ("stdout" not in options):
         raise UsageFailure("give one of --to PLACE and --stdout")
+    tier, days = _thawing(options)
     warnings: list[str] = []
     try:
         with _recovery(options, moment) as recovery:
             kind, chain = _chain_of(recovery, name, options, moment)
+            # First: what is thawed costs money and hours.
+            check_place(kind, place, members, overwrite=overwrite)
+            refuse_frozen(recovery, chain.archives, tier, days)
             as_of = _moment_text(moment, chain.as_of)
             size = sum(one.archive.size for one in chain.archives)
             with progress_bar(name, size) as progress:
                 recovery = replace(recovery, progress=progress)
-                kind = kind or kind_by_content(recovery, chain.archives[0])
-                if kind != DIRECTORY and members:
-                    raise UsageFailure(f"{members[0]}: only a directory has parts")
-                if kind == DIRECTORY:
-                    if place is None:
-                        raise UsageFailure("a directory needs --to DIR")
-                    for warning in restore_directory(
-                        recovery, chain, place, members, as_of=as_of, overwrite=overwrite
-                    ):
-                        warnings.append(warning)  # told when the progress bar is gone
-                elif place is None:
+                if not kind:
+                    kind = kind_by_content(recovery, chain.archives[0])
+                    check_place(kind, place, members, overwrite=overwrite)
+                if place is None:
                     write_dump(recovery, chain, _standard_output())
+                elif kind == DIRECTORY:
+                    for warning in restore_directory(recovery, chain, place, members, as_of):
+                        warnings.append(warning)  # told when the progress bar is gone
                 elif kind == SUBVERSION:
                     restore_repository(recovery, chain, place)
                 else:
-                    restore_file(recovery, chain, place, overwrite=overwrite)
+                    restore_file(recovery, chain, place)
     finally:
         for warning in warnings[:_MAX_SHOWN]:
             print_stderr(f"s3napback: {warning}")
@@ -11257,6 +11281,7 @@ def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], 
     options, (name,) = read_args("restore-script", args)
     with _recovery(options, moment) as recovery:
         kind, chain = _chain_of(recovery, name, options, moment)
+        refuse_frozen(recovery, chain.archives)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
     output.write(restore_script(name, kind, chain, recovery).encode("utf-8", "surrogateescape"))

@@ -391,6 +391,30 @@ def test_a_tier_or_days_that_are_none_are_refused(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, told", [
+    (["--tier", "Bulk"], "--tier and --days say how to thaw"), (["--days", "3"], "add --thaw"),
+])
+def test_how_to_thaw_is_refused_where_nothing_is_to_be_thawed(
+    site: Site, words: list[str], told: str, capsys: Capture
+) -> None:
+    assert site.restore(site.folder / "out", *words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_nothing_is_thawed_for_a_place_to_which_it_cannot_go(
+    frozen: Callable[..., Site], s3_server: Any, capsys: Capture
+) -> None:
+    site = frozen()
+    (site.folder / "file").touch()
+    assert site.restore(site.data, "--thaw") == 2
+    assert f"{site.data} is not empty" in capsys.readouterr().err
+    assert site.restore(site.folder / "file", "--thaw", "--overwrite") == 1
+    assert "Not a directory" in capsys.readouterr().err
+    done = program("restore", "-c", str(site.conf), "--thaw", "--stdout", str(site.data))
+    assert done.returncode == 2 and b"a directory needs --to DIR" in done.stderr
+    assert not s3_server.asked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code, told", [
     ((403, "AccessDenied", ""), "lacks the right s3:RestoreObject"),
