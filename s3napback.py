@@ -1626,11 +1626,8 @@ def diff_file_name(name: str, mark: str = "") -> str:
 
 
 def index_file_name(place: str, archive: str) -> str:
-    """The file in DiffDir with the index of a Directory's archive; those of one source begin alike.
-    place: the bucket, as `bucket_place` gives it."""
-    start, slot, mode = archive.rsplit("-", 2)
-    digest = hashlib.sha256(os.fsencode(f"{place}\0{start}")).hexdigest()[:32]
-    return f".s3napback-{digest}-{slot}-{mode}.files"
+    """The file in DiffDir with the index of an archive; place: the bucket, see `bucket_place`."""
+    return f".s3napback-{hashlib.sha256(os.fsencode(f'{place}/{archive}')).hexdigest()[:32]}.files"
 
 
 def temp_file_name(bucket: str, archive: str) -> str:
@@ -5696,9 +5693,9 @@ class IndexDraft:
     """The index of an archive in the making: what a search would have to fetch the archive for.
 
     After the id of the upload, which tells whether it is still the one in the bucket, compressed by
-    zlib (RFC 1950): a line of JSON with the directories and the other names that tar was given;
-    tar's line for each member (`TAR_LISTING`) and an empty one; a line of JSON for each directory
-    in which a name may be gone that an archive before has: its name and its entries.
+    zlib (RFC 1950): a line of JSON with the names that tar was given; tar's line for each member
+    (`TAR_LISTING`) and an empty one; a line of JSON for each directory in which a name may be gone
+    that an archive before has: its name and its entries.
 
     An aid, no part of the backup: where it cannot be written there is none. path: of an empty file.
     """
@@ -5725,11 +5722,8 @@ class IndexDraft:
             widen_pipe(pipe)
             if os.path.exists(f"/dev/fd/{writer}"):
                 self._failed = False
-                given: tuple[list[str], list[str]] = ([], [])
-                for name in names:
-                    given[not stat.S_ISDIR(os.lstat(path_of(name)).st_mode)].append(name)
                 self._file.write(bytes(INDEX_HEAD))
-                self._write(json.dumps(given).encode() + b"\n")
+                self._write(json.dumps(names).encode() + b"\n")
                 return writer
         return -1
 
@@ -8444,11 +8438,12 @@ _LIST = Stage(("tar", "-t", "-f", "-", *TAR_LISTING, *TAR_QUOTING), TAR_LOCALE)
 
 def index_of(recovery: Recovery, one: CatalogEntry) -> str:
     """The path of an archive's index in DiffDir; "" where there is none of just this upload."""
-    with contextlib.suppress(OSError, ValueError):
-        path = recovery.diff_dir + index_file_name(recovery.place, one.archive.name)
-        with open(path, "rb") as file:
-            if file.read(INDEX_HEAD) == f"{one.archive.metadata.get('archive')}\n".encode():
-                return path
+    if not recovery.diff_dir:
+        return ""
+    path = recovery.diff_dir + index_file_name(recovery.place, one.archive.name)
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(INDEX_HEAD) == f"{one.archive.metadata.get('archive')}\n".encode():
+            return path
     return ""
 
 
@@ -8486,9 +8481,7 @@ def _from_index(path: str, layer: Layer) -> bytes:
         file.seek(INDEX_HEAD)
         given, _, text = zlib.decompress(file.read()).partition(b"\n")
     listing, _, folders = (b"\n" + text).partition(b"\n\n")
-    layer.tops, layer.files = ({member_path(os.fsencode(name)) or "" for name in names}
-                               for names in json.loads(given))
-    layer.names = layer.tops | layer.files
+    layer.tops = layer.names = {member_path(os.fsencode(name)) or "" for name in json.loads(given)}
     for folder in folders.splitlines():
         name, entries = map(os.fsencode, json.loads(folder))
         layer.note(member_path(name) or "", entries + b"\0", folder=True, link=None)

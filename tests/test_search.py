@@ -346,8 +346,8 @@ def test_an_index_of_another_archive_is_not_used(site: Site, capsys: Capture) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", zlib.compress(b"[1]\nx\n\n"),
-                                     zlib.compress(b"[[], []]\nx y z\n\n"),
-                                     zlib.compress(b"[[], []]\n\n\n[1, 2]")])
+                                     zlib.compress(b"[]\nx y z\n\n"),
+                                     zlib.compress(b"[]\n\n\n[1, 2]")])
 def test_an_index_that_is_damaged_is_told(site: Site, capsys: Capture, content: bytes) -> None:
     assert site.run() == 0
     (path,) = indexes(site)
