@@ -36,12 +36,12 @@ def test_each_command_has_a_help_of_its_own(command: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: s3napback.py {command} ")
     assert ("--deep" in done.stdout) == (command == "verify")
-    assert ("--at" in done.stdout) == (command in ("restore", "restore-script"))
+    assert ("--at" in done.stdout) == (command in ("list", "restore", "restore-script"))
 
 
 @pytest.mark.parametrize(("words", "said"), [
     (["list", "--deep"], "option --deep not recognized"),
-    (["list", "--at", "rubbish"], "option --at not recognized"),
+    (["list", "--at", "rubbish"], "need --files"),
     (["list", "--to=x"], "option --to not recognized"),
     (["verify", "--json"], "option --json not recognized"),
     (["check", "--deep"], "option --deep not recognized"),
@@ -50,7 +50,7 @@ def test_each_command_has_a_help_of_its_own(command: str) -> None:
     (["verify", "--overwrite"], "option --overwrite not recognized"),
     (["restore", "/d", "--to", "x", "--sample", "5%"], "option --sample not recognized"),
     (["restore-script", "/d", "--stdout"], "option --stdout not recognized"),
-    (["list", "/a", "/b"], "one NAME at a time, not /b"),
+    (["list", "/a", "/b"], "need --files"),
     (["verify", "/a", "/b"], "one NAME at a time, not /b"),
     (["restore-script", "/a", "/b"], "one NAME at a time, not /b"),
     (["restore", "--to", "x"], "no NAME given"),
