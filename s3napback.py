@@ -2630,14 +2630,18 @@ def run_hook(
         started = time.monotonic()
         end = started + seconds
         printed = {pipe: b"" for pipe in (process.stdout, process.stderr) if pipe}
+        poll = select.poll()
         for pipe in printed:
             os.set_blocking(pipe.fileno(), False)
+            poll.register(pipe, select.POLLIN)
         while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
+            for number, event in poll.poll(20):
+                pipe = next(one for one in printed if one.fileno() == number)
+                printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
+                if event == select.POLLHUP:  # closed, and nothing is left in it
+                    poll.unregister(pipe)
             if _held_signal:
                 end = min(end, time.monotonic() + last_seconds)
-            for pipe in printed:
-                printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
         took, is_late = time.monotonic() - started, process.returncode is None
         if is_late:
             end_session(process)

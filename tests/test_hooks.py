@@ -498,6 +498,12 @@ def test_of_a_hook_that_prints_without_end_the_last_is_logged(
     assert max(map(len, caplog.messages)) == 65_536
 
 
+def test_a_hook_is_not_kept_waiting_by_what_it_prints(site: Site) -> None:
+    long = "head -c 30000000 /dev/zero | tr '\\0' x"
+    site.jobs = f"HookTimeout 5s\n{block(site, f'RunBefore {long}')}"
+    assert site.run() == 0
+
+
 def test_a_hook_reads_nothing_and_has_no_terminal(site: Site, diary: Diary) -> None:
     site.jobs = block(site, f"RunBefore cat; (: < /dev/tty) 2>/dev/null || {diary.entry('none')}")
     assert site.run() == 0
