@@ -592,6 +592,9 @@ class World:
                 content = self._restored(found, one)
                 require(content == self._truth[one.name], f"{one} is called complete,"
                         " and restores to something else")
+                listed = self._indexed(found, one)
+                require(listed in (None, {name: len(data) for name, data in content.items()}),
+                        f"the index of {one}, or of what it continues, tells something else")
             self._proved[str(one), self._upload(one)] = content
 
     def _check_state(
@@ -701,6 +704,24 @@ class World:
                     unpacker.add(partial(self._plain, str(link)))
                 unpacker.place()
             return files_of(Path(place + one.name))
+
+    def _indexed(
+        self, found: Sequence[CatalogEntry], one: CatalogEntry
+    ) -> dict[str, int] | None:
+        """The files of a directory, and their sizes, as of one of its archives, by the indexes in
+        DiffDir; None where one is missing."""
+        shelf: Any = Shelf(self.server)
+        recovery = s3napback.Recovery(
+            shelf, 1, None, {}, (), {}, "", None, (), diff_dir=f"{self.folder}/diffs/",
+            place=s3napback.bucket_place(self.server.endpoint, BUCKET),
+        )
+        chain = s3napback.choose_chain(self._of(found, one.name), one.made)
+        if not all(s3napback.index_of(recovery, link) for link in chain.archives):
+            return None
+        self.count["indexed"] += 1
+        listed = s3napback.files_of(recovery, chain)
+        return {os.path.relpath(f"/{path}", one.name): 1 if file.is_folder else file.size
+                for path, file in listed.items() if f"/{path}" != one.name}
 
     def trail(self) -> str:
         """How we came here: the last runs, each with its fault and its status."""
