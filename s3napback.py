@@ -2663,17 +2663,26 @@ def run_hook(
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Ends all processes that are in a process's session, or at least told to."""
+    """Ends all processes of the session that a process began, or at least tells them to."""
     if process.poll() is not None and os.path.exists(f"/proc/{process.pid}"):
         return  # nothing is left of the session: its number is another process's by now
     for signum in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + _END_SECONDS
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left, or ours
-            os.killpg(process.pid, signum)
-            while time.monotonic() < end:
-                process.poll()
-                time.sleep(0.02)
-                os.killpg(process.pid, 0)
+        for group in {process.pid, *_groups_of(process.pid)}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left, or ours
+                os.killpg(group, signum)
+        while time.monotonic() < end and (
+            process.poll() is None or any(_groups_of(process.pid))
+        ):
+            time.sleep(0.02)
+
+
+def _groups_of(session: int) -> Iterator[int]:
+    """The process group of each process of a session; timeout(1) makes one for itself."""
+    for pid in map(int, glob.glob("[0-9]*", root_dir="/proc")):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                yield os.getpgid(pid)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -6371,6 +6380,9 @@ _MAX_FACT = 4000
 # net_write_timeout of MySQL and MariaDB is 60.
 _PATIENCE_OF_SOURCES = 30.0
 
+# Lines that are logged of what a Command writes to standard error, though it ends with 0.
+_MAX_SAID = 100
+
 
 def print_commands(run: Run, plan: Plan) -> Outcome:
     """Test mode: the commands, each line fit to be pasted into a shell."""
@@ -6458,6 +6470,9 @@ def store_archive(run: Run, plan: Plan) -> Outcome:
                     state = _finish_draft(plan, draft, before, pipeline)
                 warnings += pipeline.finish()
                 stored = upload.commit(_marks(run, plan, began, state, warnings))
+            said = pipeline.results()[0].stderr_lines if plan.kind == COMMAND else ()
+            for text in said[-_MAX_SAID:]:
+                plan.log.info("%s", text)
         if draft:
             # Before: the archive is there, DiffDir still describes the one before it, and the next
             # DIFF repeats this one's changes. After: the next DIFF continues this one.

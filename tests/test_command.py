@@ -1,9 +1,12 @@
 """Commands: what any command writes is backed up as a dump is, and only if it ended well."""
 
+import contextlib
 import gzip
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from datetime import timedelta
@@ -33,15 +36,27 @@ def restored(site: Site, name: str = "x") -> bytes:
 
 
 def test_a_database_of_sqlite_comes_back(site: Site) -> None:
-    sqlite = require_tool("sqlite3")
-    rows = "CREATE TABLE t (n, s); INSERT INTO t VALUES (42, 'it''s \"here\"'), (43, x'00ff');"
-    subprocess.run([sqlite, site.data / "a.db", rows], check=True)
-    site.jobs = command(f"{sqlite} '{site.data}/a.db' .dump")
-    assert site.run() == 0
-    subprocess.run([sqlite, site.data / "b.db"], input=restored(site), check=True)
-    told = [subprocess.run([sqlite, site.data / name, "SELECT n, quote(s) FROM t"],
-                           capture_output=True, check=True).stdout for name in ("a.db", "b.db")]
-    assert told[0] == told[1] != b""
+    """As README shows it: nothing is stored of one that is locked, damaged or not there."""
+    sqlite, readme = require_tool("sqlite3"), Path(s3napback.__file__).with_name("README.md")
+    shown = re.search('`(Run "sqlite3 .*")`', readme.read_text())
+    assert shown
+    run = shown[1].replace("/root", str(site.folder)).replace("/srv", str(site.data))
+    site.jobs = f"<Command x>\n{run}\n</Command>"
+    place, rows = site.data / "x.db", "CREATE TABLE t (n, s); INSERT INTO t VALUES (42, x'00ff');"
+    assert site.run(now=NIGHT) == 1 and not place.exists()
+    place.write_text("no database" * 1000)
+    assert site.run(now=NIGHT) == 1
+    place.unlink()
+    subprocess.run([sqlite, place, rows], check=True)
+    with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as locked:
+        locked.execute("BEGIN EXCLUSIVE")
+        assert site.run(now=NIGHT) == 1
+    assert not site.archives()
+    assert site.run(now=NIGHT) == 0
+    (site.folder / "again.db").write_bytes(restored(site))
+    told = [subprocess.run([sqlite, one, ".dump"], capture_output=True, check=True).stdout
+            for one in (place, site.folder / "again.db")]
+    assert told[0] == told[1] and b"42" in told[0]
 
 
 def test_a_redis_comes_back(site: Site, redis: Redis, tmp_path: Path) -> None:
@@ -225,9 +240,23 @@ def test_nothing_is_stored_of_a_command_that_fails_or_writes_nothing(
     assert not site.archives()
 
 
+@pytest.mark.parametrize("temp", [False, True])
+def test_what_a_command_says_though_it_ends_well_is_logged(
+    site: Site, temp: bool, capsys: Capture
+) -> None:
+    run = "echo out; seq 1000 1200 >&2; echo first >&2; printf 'database is \\033[31mlocked' >&2"
+    site.jobs = command(run, f"UseTempFile {int(temp)}")
+    assert site.run() == 0
+    told = capsys.readouterr().err
+    assert told.count("Command INFO 1") == 98 and "Command INFO first\n" in told
+    assert "INFO database is " in told
+    assert "\x1b" not in told and restored(site) == b"out\n"
+
+
 @pytest.mark.parametrize("run", [
     "echo half; sleep 1000 | cat; true",
     '(trap "$t" TERM; echo half; sleep 1000 | cat; true) & exit 0',
+    "echo half; timeout 1h sleep 1000; true",  # timeout(1) has a process group of its own
     pytest.param("sleep 1000 | cat", marks=pytest.mark.slow),
 ])
 def test_a_run_that_is_ended_ends_all_that_a_command_started(site: Site, run: str) -> None:
@@ -238,7 +267,7 @@ def test_a_run_that_is_ended_ends_all_that_a_command_started(site: Site, run: st
     pid = site.folder / "pid"
     wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the command")
     group = int(pid.read_text())
-    wait_until(lambda: len(members(group)) >= 2, "what it starts")
+    wait_until(lambda: len(members(group)) >= 3, "what it starts")
     own.send_signal(signal.SIGTERM)
     assert own.wait(20) == 128 + signal.SIGTERM
     assert b"Ended by SIGTERM" in own.communicate()[1]
