@@ -191,12 +191,15 @@ def size_text(size: float) -> str:
 def duration_text(seconds: float) -> str:
     """A duration for people.
 
-    >>> duration_text(7.25), duration_text(7384)
-    ('7.2 s', '2 h 03 min')
+    >>> duration_text(7.25), duration_text(7384), duration_text(205_860)
+    ('7.2 s', '2 h 03 min', '2 d 09 h')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
+    if minutes >= 48 * 60:
+        hours = round(seconds / 3600)
+        return f"{hours // 24} d {hours % 24:02d} h"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
@@ -9509,6 +9512,8 @@ def judge(
     elif not newest or good[-1] != whole[-1]:
         place = whole[-1] if whole else len(found) - 1
         verdict, why = "broken", _why_broken(history.chain(place), history.archives[:place])
+    elif newest.made - now.epoch > 3600:  # by the bucket's clock, too; they differ a little
+        verdict, why = "late", "its newest is dated in the future: a machine's clock is wrong"
     elif is_late or now.epoch - newest.made > max_age:
         verdict = "late"
     elif newest.status == "warnings":
@@ -11496,7 +11501,7 @@ def _standing_lines(shown: Sequence[Standing]) -> Iterator[str]:
     row = "{:8} {:>12}  {!s:10}  {!s:10}  {:>9}  {}".format
     yield row("VERDICT", "AGE", "DUE LAST", "DUE NEXT", "SIZE", "WHAT")
     for one in shown:
-        age = "-" if one.age is None else duration_text(one.age)
+        age = "-" if one.age is None or one.age < 0 else duration_text(one.age)
         who = f" (by {one.host})" if one.host not in ("", host_name()) else ""
         why = f": {one.why}" if one.why else ""
         yield row(one.verdict, age, one.due_last or "-", one.due_next or "-",

@@ -368,6 +368,25 @@ def test_it_works_while_a_backup_runs(site: Site, capsys: Capture) -> None:
         assert verdicts(site, capsys) == {"": "0", "data": "ok"}
 
 
+def test_an_archive_of_the_future_tells_of_a_wrong_clock(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    for back, expected in ((timedelta(minutes=30), "ok"), (timedelta(days=20), "late")):
+        wanted = 3 if expected == "late" else 0
+        assert s3napback.main(["status", "-c", str(site.conf)], now=NIGHT - back) == wanted
+        row = capsys.readouterr().out.splitlines()[-1]
+        assert row.split()[:2] == [expected, "-"]
+        assert ("a machine's clock is wrong" in row) == (expected == "late")
+
+
+def test_ages_of_months_are_told_in_days(site: Site, capsys: Capture) -> None:
+    assert site.run() == 0
+    capsys.readouterr()
+    assert s3napback.main(["status", "-c", str(site.conf)], now=hours(24 * 124 + 13)) == 3
+    title, row = capsys.readouterr().out.splitlines()
+    assert row[:21] == "late       124 d 13 h"
+    assert row.index("Directory") == title.index("WHAT")
+
+
 def test_a_table_has_the_worst_last(site: Site, capsys: Capture) -> None:
     assert site.run() == 0
     site.jobs = f"Directory {site.folder}/temp\n{site.jobs}"
