@@ -415,8 +415,14 @@ _PING_URL = (r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5
              r"(?:[/?][!$-&(-~]*)?")
 
 
+def is_ping_url(text: str) -> bool:
+    with contextlib.suppress(ValueError):  # of a port that is too large
+        return bool(re.fullmatch(_PING_URL, text)) and urllib.parse.urlsplit(text).port != 0
+    return False
+
+
 def read_ping_url(text: str) -> str:
-    if not re.fullmatch(_PING_URL, text):  # which is not shown: there may be a password in it
+    if not is_ping_url(text):  # which is not shown: there may be a password in it
         raise UsageFailure("PingURL is not a URL that can be used",
                            "write https://HOST/PATH or http://HOST/PATH, with no password")
     return text
@@ -992,11 +998,13 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
                                    "take it out; GpgRecipient encrypts before it is stored")
             if name == "KmsKey" and value and "kms" not in (found["server_side_encryption"] or ""):
                 raise UsageFailure("KmsKey counts only with ServerSideEncryption aws:kms", "add it")
-            if name == "MetricsFile" and needs_diff_dir and value and not os.path.isdir(
-                folder := os.path.dirname(os.path.abspath(value))
-            ):
-                raise UsageFailure(f"MetricsFile {value} is in a folder that does not exist",
-                                   f"run: mkdir {shlex.quote(folder)}")
+            if name == "MetricsFile" and needs_diff_dir and value:
+                folder = os.path.dirname(os.path.abspath(value))
+                if value == "1" or os.path.isdir(value):  # 1: there was no value
+                    raise UsageFailure(f"MetricsFile {value} names no file", "write its path")
+                if not os.path.isdir(folder):
+                    raise UsageFailure(f"MetricsFile {value} is in a folder that does not exist",
+                                       f"run: mkdir {shlex.quote(folder)}")
     return Settings(**found)
 
 
@@ -8725,6 +8733,12 @@ def send_request(url: str, body: bytes | None, method: str | None = None) -> Non
     opener.open(request.Request(url, body, headers, method=method), timeout=_WATCH_TIMEOUT).close()
 
 
+def no_answer(error: Exception) -> str:
+    """Why `send_request` had none, or none that is good, in one line."""
+    reason = getattr(error, "reason", error)
+    return " ".join(str(getattr(reason, "strerror", "") or reason).split())
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of `check`. level: "ok", "warning" or "error"; hint: what to do, "" for nothing."""
@@ -9006,7 +9020,7 @@ class _Check:
                 in_time(send_request, server.geturl(), None, "HEAD")
             except Exception as error:
                 if not hasattr(error, "code"):  # of an answer, whatever it is
-                    yield _warning(f"{server.netloc} does not answer: {error}")
+                    yield _warning(f"{server.netloc} does not answer: {no_answer(error)}")
                     continue
             yield _ok(f"{server.netloc} answers")
 
@@ -9270,7 +9284,7 @@ def ping(url: str, signal: str, run_id: str, body: bytes = b"") -> None:
         try:
             return in_time(send_request, target, None if "%s" in url else body)
         except Exception as error:
-            why = f"{getattr(error, 'code', '')} {getattr(error, 'reason', error)}".strip()
+            why = f"{getattr(error, 'code', '')} {no_answer(error)}".strip()
     if why:  # only the host is shown: whoever knows the whole URL can send signals
         log.warning("PingURL at %s: the ping%s did not arrive: %s",
                     urllib.parse.urlsplit(url).netloc, signal and f" {signal}", why)
@@ -9371,7 +9385,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
             urls = [url for line in ConfigFile.open(path).lines
                     if re.match(r"(?i)\s*PingURL\s", line) for url in re.findall(_PING_URL, line)]
         config = read_config(path)
-        urls = [url for url in config.listed("PingURL") if re.fullmatch(_PING_URL, url)]
+        urls = [url for url in config.listed("PingURL") if is_ping_url(url)]
         settings = settings_of(config)
         if not options.test:
             pings = [pool.submit(ping, url, _START, run_id) for url in urls]
