@@ -11489,7 +11489,8 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
     shown = sorted(found.values(), key=lambda one: [*VERDICTS].index(one.verdict))
     status = worst_status(VERDICTS[one.verdict] for one in shown)
     if "nagios" in options or "--nagios" in args:
-        status, word = (3, "UNKNOWN") if problems else _NAGIOS[status]
+        is_known = not problems or status == EXIT_FAILED  # than which nothing is worse
+        status, word = _NAGIOS[status] if is_known else (3, "UNKNOWN")
         print(f"S3NAPBACK {word}: {_nagios_text(shown, problems)}")
         return status
     if "json" in options:

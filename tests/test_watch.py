@@ -497,6 +497,11 @@ def test_several_configs_are_told_at_once_and_one_keeps_no_other_back(
     status, said, _ = nagios(capsys, "bad", "one")
     assert (status, said.endswith("1 unnamed, 1 ok") or said.endswith("1 ok, 1 unnamed")) == (
         3, True)
+    site.jobs = f"Directory {site.folder}/temp"  # of which there is none
+    site.write()
+    status, said, _ = nagios(capsys, "bad", "my")
+    assert status == 2
+    assert re.match(r"S3NAPBACK CRITICAL: .*DiffDir must be defined.* 1 never", said)
 
 
 def test_what_no_job_names_is_told_with_what_it_costs(site: Site, capsys: Capture) -> None:
