@@ -9474,7 +9474,7 @@ VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT
 
 class Standing(NamedTuple):
     """How a source stands. archive, host, age: the newest that can be restored, the machine and the
-    seconds since it began. due_last, due_next: local days. unfinished: archives without an end."""
+    seconds since it began. due_last, due_next: local days. unfinished: archives that are not whole."""
 
     kind: str
     name: str
@@ -11521,7 +11521,7 @@ def _standing_lines(shown: Sequence[Standing]) -> Iterator[str]:
         why = f": {one.why}" if one.why else ""
         yield row(one.verdict, age, one.due_last or "-", one.due_next or "-",
                   size_text(one.bytes), f"{one.kind} {one.name}{who}{why}".strip())
-        yield from (f"         no end: {text}" for text in one.unfinished)
+        yield from (f"         not whole: {text}" for text in one.unfinished)
 
 
 def _nagios_text(shown: Sequence[Standing], problems: Sequence[Failure]) -> str:
