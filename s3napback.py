@@ -9474,7 +9474,7 @@ VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT
 
 class Standing(NamedTuple):
     """How a source stands. archive, host, age: the newest that can be restored, the machine and the
-    seconds since it began. due_last, due_next: local days. unfinished: archives that are not whole."""
+    seconds since it began. due_last, due_next: local days. unfinished: what is not whole."""
 
     kind: str
     name: str

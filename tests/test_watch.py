@@ -531,7 +531,8 @@ def test_archives_without_end_are_told(site: Site, capsys: Capture) -> None:
     assert cut == {"old": ["MySQL/old-0: chunk 1 is missing"],
                    "data": [f"{full.name}: its last chunk is not there"]}
     s3napback.main(["status", "-c", str(site.conf)], now=hours(25))
-    assert f"         not whole: {full.name}: its last chunk is not there" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"         not whole: {full.name}: its last chunk is not there" in shown
 
 
 def test_what_waits_to_take_its_place_counts(site: Site, capsys: Capture) -> None:
