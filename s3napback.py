@@ -9377,7 +9377,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     """
     import uuid
 
-    started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor()
+    started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor(100)
     config, settings, urls, pings = None, None, list[str](), list[Future[None]]()
     end = b""
     try:

@@ -196,6 +196,17 @@ def test_a_ping_that_does_not_arrive_is_a_warning_after_three_tries(
     assert tries == [3, 3]
 
 
+def test_many_servers_that_are_dead_are_waited_for_at_once(
+    pinged: Site, watcher: Healthchecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher.behaviour = "dead"
+    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 0.2)
+    pinged.settings["PingURL"] = " ".join(f"{watcher.url}/{number}" for number in range(40))
+    began = time.monotonic()
+    assert pinged.run() == 0
+    assert time.monotonic() - began < 5  # one after the other: 48 seconds
+
+
 def test_a_quote_that_is_not_closed_does_not_show_the_url(
     site: Site, watcher: Healthchecks, capsys: Capture
 ) -> None:
