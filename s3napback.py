@@ -9370,6 +9370,16 @@ def write_metrics(path: str, config: str, report: RunReport, now: float) -> None
         os.close(handle)
 
 
+def _update_metrics(file: str, config: str, report: RunReport, options: RunOptions) -> None:
+    if options.test:
+        log.info("MetricsFile %s: would be written", file)
+    elif report.status != EXIT_LOCKED:  # the run at work writes its own
+        try:
+            in_time(write_metrics, file, os.path.abspath(config), report, options.clock())
+        except OSError as error:
+            log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+
+
 def run_watched(path: str, options: RunOptions) -> RunReport:
     """The run of a config as `run_config`, and what is told of it to those who watch.
 
@@ -9405,16 +9415,10 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
                 seconds = settings.hook_timeout if settings else Settings.hook_timeout
                 Hooks(lines, path, options, seconds, log).after(report, Outcome("", "", "", ""))
             file = settings.metrics_file if settings else None
-            if options.test:
-                for url in urls:
-                    log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
-                if file:
-                    log.info("MetricsFile %s: would be written", file)
-            elif file and report.status != EXIT_LOCKED:  # the run at work writes its own
-                try:
-                    in_time(write_metrics, file, os.path.abspath(path), report, options.clock())
-                except OSError as error:
-                    log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+            for url in urls if options.test else ():
+                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
+            if file:
+                _update_metrics(file, path, report, options)
             if urls and not options.test:
                 wait(pings)
                 signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
