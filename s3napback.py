@@ -9323,8 +9323,12 @@ def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
     own = labels_text(config=config)
     jobs = {labels_text(config=config, kind=one.kind, name=one.name): one
             for one in report.outcomes}
+    # A SubversionDir that cannot be read stands for its repositories, whose names are not known.
+    unread = {labels for labels, one in jobs.items()
+              if one.kind == SUBVERSION and one.status == "failed" and not one.archive}
     for name, labels in list(samples):
-        if jobs and labels.startswith(f"{own},kind=") and labels not in jobs:
+        is_kept = labels in jobs or labels.rpartition("/")[0] + '"' in unread
+        if jobs and labels.startswith(f"{own},kind=") and not is_kept:
             del samples[name, labels]
     samples["run_timestamp_seconds", own] = now = round(now, 3)
     samples["run_status", own] = report.status

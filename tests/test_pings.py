@@ -548,6 +548,25 @@ def test_a_folder_that_is_not_there_is_found_before_anything_runs(
     assert site.restored().is_dir()  # on another machine there is no such folder
 
 
+def test_repositories_that_cannot_be_found_keep_their_values(site: Site, metrics: Path) -> None:
+    folder = site.folder / "svn"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        subprocess.run([require_tool("svnadmin"), "create", f"{folder}/{name}"], check=True)
+    site.jobs = f"SubversionDir {folder}"
+    assert site.run() == 0
+    folder.rename(site.folder / "away")
+    assert site.run() == 1
+    kept = {name: value for (metric, _, name), value in measured(metrics).items()
+            if metric == "job_status"}
+    assert kept == {f"{folder}/a": 0, f"{folder}/b": 0, f"{folder}": 1}
+    shutil.rmtree(site.folder / "away" / "b")
+    (site.folder / "away").rename(folder)
+    assert site.run("-f") == 0
+    names = {name for metric, _, name in measured(metrics) if metric == "job_status"}
+    assert names == {f"{folder}/a"}
+
+
 @pytest.mark.parametrize("value", ["", "data"])
 def test_what_names_no_file_is_found_before_anything_runs(
     site: Site, value: str, capsys: Capture
