@@ -2618,8 +2618,9 @@ def run_tool(
 
 
 # How long a hook may go on, and what is to be tidied, once a signal asks for the end; how long a
-# process may take to end when it is told to; what is kept of its output. Seconds; bytes.
-LAST_SECONDS, _END_SECONDS, _MAX_OUTPUT = 30.0, 5.0, 1 << 16
+# process may take to end when it is told to; what is kept of its output. Seconds; bytes, and lines,
+# of which a log takes a thousand a second.
+LAST_SECONDS, _END_SECONDS, _MAX_OUTPUT, _MAX_LINES = 30.0, 5.0, 1 << 16, 1000
 
 
 def run_hook(
@@ -2661,7 +2662,7 @@ def run_hook(
             with pipe:
                 output += pipe.read(_MAX_OUTPUT) or b""
             said = output[-_MAX_OUTPUT:].decode("utf-8", "backslashreplace")
-            for line in said.splitlines():
+            for line in said.splitlines()[-_MAX_LINES:]:
                 tool_log.log(level, "%s", line)
     if is_late:
         hint = "HookTimeout gives it more time" if took >= seconds else ""

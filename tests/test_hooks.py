@@ -498,6 +498,16 @@ def test_of_a_hook_that_prints_without_end_the_last_is_logged(
     assert max(map(len, caplog.messages)) == 65_536
 
 
+def test_of_a_hook_that_prints_short_lines_the_last_are_logged(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.jobs = block(site, "RunBefore seq 5000; seq 7000 9000 >&2")
+    caplog.set_level("INFO")
+    assert site.run() == 0
+    numbers = [int(text) for text in caplog.messages if text.isdigit()]
+    assert numbers == [*range(4001, 5001), *range(8001, 9001)]
+
+
 def test_a_hook_is_not_kept_waiting_by_what_it_prints(site: Site) -> None:
     long = "head -c 30000000 /dev/zero | tr '\\0' x"
     site.jobs = f"HookTimeout 5s\n{block(site, f'RunBefore {long}')}"
