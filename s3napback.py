@@ -67,7 +67,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -8450,18 +8450,36 @@ _LISTED = re.compile(
 _ARROWS = {b"l": b" -> ", b"h": b" link to "}
 
 
-def listed_member(line: bytes, archive: str) -> tuple[str, Member]:
-    """(path, member) of a line of a listing. Raises Failure for another line."""
+def listed_member(
+    line: bytes, archive: str, there: Container[str] = ()
+) -> tuple[str, Member]:
+    """(path, member) of a line of a listing. Raises Failure for another line.
+
+    there: paths in the archive, by which a hard link is read whose names have words of its arrow.
+    """
     if not (match := _LISTED.fullmatch(line)):
         raise Failure(f"a line that is not tar's: {line[:99]!r}")
     mode, owner, size, when, name = match.groups()
     name, _, link = name.partition(_ARROWS.get(mode[:1], b"\n"))
+    if mode[:1] == b"h":
+        ways = _hard_link_ways(match[5])
+        name, link = next((way for way in ways if _path_of(way[1]) in there), (name, link))
     try:
         mtime = int(datetime.fromisoformat(f"{when.decode()}+00:00").timestamp())
     except ValueError:
         mtime = int(_LATEST)  # a year that has no four digits
-    return member_path(unescaped(name)) or "", Member(
+    return _path_of(name), Member(
         mode.decode(), os.fsdecode(owner), int(size), mtime, os.fsdecode(unescaped(link)), archive)
+
+
+def _path_of(name: bytes) -> str:
+    return member_path(unescaped(name)) or ""
+
+
+def _hard_link_ways(text: bytes) -> list[tuple[bytes, bytes]]:
+    """(name, what it leads to), as often as the arrow between them may be meant."""
+    arrows = re.finditer(b"(?=%s)" % _ARROWS[b"h"], text)  # they may overlap
+    return [(text[: one.start()], text[one.start() + len(_ARROWS[b"h"]) :]) for one in arrows]
 
 
 _LIST = Stage(("tar", "-t", "-f", "-", *TAR_LISTING, *TAR_QUOTING), TAR_LOCALE)
@@ -8496,9 +8514,13 @@ def contents(
         for word in words:
             lines.update(dict.fromkeys(_lines_with(word, listing)))
         for line in [line for line in lines if words and line.startswith(b"h")]:
-            target = line.partition(_ARROWS[b"h"])[2]
-            lines.update(dict.fromkeys(_lines_with(target + b"\n", listing)))
-        return layer, dict(listed_member(line, one.archive.name) for line in lines)
+            for _, target in _hard_link_ways(line):
+                lines.update(dict.fromkeys(_lines_with(b" " + target, listing)))
+        members: dict[str, Member] = {}
+        for line in sorted(lines, key=lambda line: line.startswith(b"h")):
+            where, member = listed_member(line, one.archive.name, members)
+            members[where] = member
+        return layer, members
     except (Failure, OSError, LookupError, TypeError, ValueError, zlib.error) as error:
         if not path:
             raise

@@ -138,6 +138,32 @@ def test_a_path_is_listed_by_the_rules_of_a_restore(site: Site, capsys: Capture)
     assert "not in the backup as of 2026-11-23 03:00:00 +0000: no/such" in error
 
 
+def test_hard_links_are_followed_whatever_they_are_called(site: Site, capsys: Capture) -> None:
+    top = site.data
+    for name in ("b link to c", "x link to link to ", "sub/to x"):
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).write_text(name)
+        os.link(top / name, top / f"{name} link to d")  # tar says which of them leads to which
+        os.link(top / name, top / f"a link to {name.rpartition('/')[2]}")
+    (top / "symbolic").symlink_to("file")
+    os.link(top / "symbolic", top / "twin", follow_symlinks=False)
+    assert site.run() == 0
+    assert plain(listed(site, capsys)) == on_disk(top)
+    for pattern in ("twin", "symbolic"):
+        assert "6 bytes" not in call(site, capsys, "find", pattern)[0]
+        assert call(site, capsys, "find", pattern)[0] == _without_index(site, capsys, pattern)
+
+
+def _without_index(site: Site, capsys: Capture, pattern: str) -> str:
+    for path in indexes(site):
+        path.rename(f"{path}.away")
+    try:
+        return call(site, capsys, "find", pattern)[0]
+    finally:
+        for path in (site.folder / "diffs").glob("*.away"):
+            path.rename(str(path)[:-5])
+
+
 def test_a_list_is_fit_for_a_terminal(
     site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
