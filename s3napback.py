@@ -5729,6 +5729,7 @@ class IndexDraft:
         self._path, self._zip = path, zlib.compressobj(1)
         self._file: IO[bytes] | None = None
         self._listening = contextlib.ExitStack()
+        self._thread: threading.Thread | None = None
         self._failed, self._is_whole = True, False
 
     def begin(self, names: Sequence[str]) -> int:
@@ -5736,15 +5737,13 @@ class IndexDraft:
 
         names: those that tar is given.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError), signals_held():  # too many threads, too
             self._file = open(self._path, "wb", 0)  # noqa: SIM115 - until `close`
             reader, writer = os.pipe()
-            pipe = self._listening.enter_context(os.fdopen(reader, "rb", 0))
-            thread = threading.Thread(target=self._copy, args=(pipe,), daemon=True)
-            thread.start()
-            self._listening.callback(thread.join)
             self._listening.callback(os.close, writer)
-            widen_pipe(pipe)
+            thread = threading.Thread(target=self._copy, args=(reader,), daemon=True)
+            thread.start()
+            self._thread = thread
             if os.path.exists(f"/dev/fd/{writer}"):
                 self._failed = False
                 self._file.write(bytes(INDEX_HEAD))
@@ -5752,10 +5751,18 @@ class IndexDraft:
                 return writer
         return -1
 
-    def _copy(self, pipe: IO[bytes]) -> None:
-        while lines := pipe.read(_PIPE_BYTES):
-            self._write(lines)
-            time.sleep(0.02)  # tar writes line by line; to be woken by each is more work than that
+    def _copy(self, reader: int) -> None:
+        with os.fdopen(reader, "rb", 0) as pipe:
+            widen_pipe(pipe)
+            while lines := pipe.read(_PIPE_BYTES):
+                self._write(lines)
+                time.sleep(0.02)  # tar writes line by line; to be woken by each is more work
+
+    def _stop(self) -> None:
+        """Waits until all is copied that was written; our own end of the pipe is closed first."""
+        self._listening.close()
+        if self._thread:
+            self._thread.join()
 
     def _write(self, data: bytes) -> None:
         try:
@@ -5766,7 +5773,7 @@ class IndexDraft:
 
     def end(self, folders: Iterable[Folder]) -> None:
         """Adds the directories, once tar has ended."""
-        self._listening.close()
+        self._stop()
         self._write(b"\n")
         for folder in folders:
             line = json.dumps([os.fsdecode(folder.name), os.fsdecode(folder.entries)])
@@ -5788,7 +5795,7 @@ class IndexDraft:
 
     def close(self) -> None:
         """Gives back what it holds."""
-        self._listening.close()
+        self._stop()
         if self._file:
             self._file.close()
 

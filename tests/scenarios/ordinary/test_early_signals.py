@@ -35,7 +35,8 @@ def run(at):
         nonlocal seen
         # Python drops what is raised while it takes an object or a generator apart, and no signal
         # comes between a function's last bytecode and its caller.
-        if frame.f_code.co_name not in ("__del__", "<genexpr>") and event != "return":
+        names = frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name
+        if names[0] != "<genexpr>" and "__del__" not in names and event != "return":
             seen += 1
             if seen == at:
                 os.kill(os.getpid(), signal.SIGTERM)
