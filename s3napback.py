@@ -5173,16 +5173,12 @@ def download(
     nothing.
     """
     whole = archive.complete and len(archive.chunks) == archive.count
-    largest = max(archive.chunks, key=lambda item: item.size, default=None)
-    room = largest.size if largest else 0
-    if largest and room > MAX_CHUNK:
-        raise Failure(f"{largest.key} has {room} bytes, more than a chunk can have")
+    room = max((item.size for item in archive.chunks), default=0)
+    if room > MAX_CHUNK:
+        raise Failure(f"{archive.name}: one of {room} bytes is more than a chunk can have")
     waiting = deque(archive.chunks)
     running: deque[Future[tuple[Buffer, str]]] = deque()
-    made: list[Buffer] = []
-    spare: list[Buffer] = []
-    digests: list[str] = []
-    unproved = ""
+    made, spare, digests, unproved = list[Buffer](), list[Buffer](), list[str](), ""
     # In this order: the buffers are closed when the threads that fill them have ended.
     with contextlib.ExitStack() as leaving, workers(store, parallel, "download") as pool:
         while waiting or running:
@@ -5201,10 +5197,8 @@ def download(
             buffer, alone = running.popleft().result()
             digests.append(buffer.md5())
             unproved = unproved or alone
-            ended = whole and len(digests) == archive.count
-            if ended and unproved and digest_of_digests(digests) != archive.metadata.get("md5"):
-                raise Failure(f"{archive.name} is not what was stored: nothing proves {unproved},"
-                              " and the digest of the whole is another")
+            if unproved and whole and len(digests) == archive.count:
+                _check_whole(archive, digests, unproved)
             progress(len(buffer))
             try:
                 yield from buffer.pieces()
@@ -5213,6 +5207,13 @@ def download(
                     one.give_up()
                 raise
             spare.append(buffer)
+
+
+def _check_whole(archive: Archive, digests: Sequence[str], unproved: str) -> None:
+    """Raises Failure where the digests of the chunks are not what was stored."""
+    if digest_of_digests(digests) != archive.metadata.get("md5"):
+        raise Failure(f"{archive.name} is not what was stored: nothing proves {unproved},"
+                      " and the digest of the whole is another")
 
 
 def _fetch_chunk(
@@ -6959,31 +6960,15 @@ def catalogue(
 
     def look(name: str, objects: list[StoredObject]) -> CatalogEntry | None:
         archive = resolve_archive(name, objects, head or store.head)
-        if archive is None:
-            return None
-        marks, own = archive.metadata, shown_prefix(name)
-        if "kind" in marks:
-            own = urllib.parse.unquote(marks.get("prefix", ""))
-        elif name.startswith(f"{prefix}/"):  # its marks are lost: it is believed to have this one
-            own = prefix
-        parts = parse_archive_name(name, own)
-        if parts is None and not prefix:
-            own, parts = "", (STREAM, name, 0, FULL)
-        if parts is None or (prefix and own != prefix):
-            return None
-        kind, source, slot, mode = parts
-        # Where the name tells the kind, nothing else is asked.
-        if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
-            kind = marks["kind"]
-        leftovers = len(objects) - archive.count
-        one = CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
-        if look_inside and not _FROZEN.intersection(one.archive.storage_classes):
-            try:
-                return replace(one, encrypted=is_openpgp(store.peek(archive.chunks[0].key, 32)))
-            except Failure as failure:
-                if failure.code != "InvalidObjectState":  # an archive tier: no listing tells it
-                    raise
-        return one
+        one = _entry_of(archive, prefix, len(objects) - archive.count) if archive else None
+        if not one or not look_inside or _FROZEN.intersection(one.archive.storage_classes):
+            return one
+        try:
+            return replace(one, encrypted=is_openpgp(store.peek(one.archive.chunks[0].key, 32)))
+        except Failure as failure:
+            if failure.code != "InvalidObjectState":  # an archive tier: no listing tells it
+                raise
+            return one
 
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
         running: deque[Future[CatalogEntry | None]] = deque()
@@ -7000,6 +6985,25 @@ def catalogue(
         while running:
             if one := running.popleft().result():
                 yield one
+
+
+def _entry_of(archive: Archive, prefix: str, leftovers: int) -> CatalogEntry | None:
+    """An archive with what its name and its marks tell, None where it is of another Prefix."""
+    name, marks, own = archive.name, archive.metadata, shown_prefix(archive.name)
+    if "kind" in marks:
+        own = urllib.parse.unquote(marks.get("prefix", ""))
+    elif name.startswith(f"{prefix}/"):  # its marks are lost: it is believed to have this one
+        own = prefix
+    parts = parse_archive_name(name, own)
+    if parts is None and not prefix:
+        own, parts = "", (STREAM, name, 0, FULL)
+    if parts is None or (prefix and own != prefix):
+        return None
+    kind, source, slot, mode = parts
+    # Where the name tells the kind, nothing else is asked.
+    if kind is None and marks.get("kind") in (DIRECTORY, SUBVERSION):
+        kind = marks["kind"]
+    return CatalogEntry(archive, kind, source, slot, mode, own, leftovers)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -10263,9 +10267,8 @@ def open_log(
     loggers = {name or _LOG_ROOT: asked for name, asked in config.loggers.items()
                if f"{name or _LOG_ROOT}.".startswith(f"{_LOG_ROOT}.")}
     handlers: dict[str, logging.Handler] = {}
-    for name in {name: None for _, names in loggers.values() for name in names}:
-        if name not in config.appenders:
-            continue
+    wanted = dict.fromkeys(name for _, names in loggers.values() for name in names)
+    for name in [name for name in wanted if name in config.appenders]:
         make, where, options, formatter, filters = config.appenders[name]
         if not changed and options.get("mode", "append") in _FILE_MODES:
             options = {**options, "mode": "append", "header_text": ""}
