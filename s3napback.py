@@ -6,7 +6,8 @@ the bucket. It backs up directories, MySQL, PostgreSQL, Subversion and what comm
 reads every archive that the Perl script wrote.
 
     s3napback.py [-c FILE] [-t] [-f] [-d] [NAME...]     back up
-    s3napback.py list|restore|verify ...                what is in the bucket, and back again
+    s3napback.py list|find|diff|restore|verify ...      what is in the bucket, and back again
+    s3napback.py check|status|plan|policy ...           will it work tonight, did it, and what then
     s3napback.py js3tream -i|-o|-l|-d -b BUCKET[:NAME]  one stream to the bucket, or back
     s3napback.py demo                                   see it work, without an account
 

@@ -191,14 +191,15 @@ def test_a_run_works_where_it_can_write_only_what_its_unit_names(
     kept = " ".join(f"{top}/{name}" for name in ("diffs", "log", ".gnupg", "prom", "buckets"))
     script = f"""set -e
         mount --bind "$1" {top}
+        mount --bind "$2" /mnt  # the environment may be in /tmp
         for path in {kept}; do mount --bind $path $path; done
         mount -o remount,bind,ro {top}; mount -o remount,bind,ro /
         mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /var/tmp
         for path in {top}/x /root/x /etc/x; do touch $path 2>/dev/null && exit 9; done
         exec env -i PATH=/usr/bin:/bin HOME={top} setpriv --no-new-privs \
-            "$2" {top}/s3napback.py -c {top}/my.conf"""
+            /mnt/bin/python {top}/s3napback.py -c {top}/my.conf"""
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
-    done = subprocess.run([*words, str(nobodys.folder), sys.executable], capture_output=True,
+    done = subprocess.run([*words, str(nobodys.folder), sys.prefix], capture_output=True,
                           text=True)
     assert done.returncode == 0, done
     assert "Finished: 1 stored, 0 skipped, 0 failed" in done.stderr
