@@ -8527,7 +8527,7 @@ def contents(
             lines.update(dict.fromkeys(_lines_with(word, listing)))
         for line in [line for line in lines if words and line.startswith(b"h")]:
             for _, target in _hard_link_ways(line):
-                lines.update(dict.fromkeys(_lines_with(b" " + target, listing)))
+                lines.update(dict.fromkeys(_lines_with(target, listing)))
         members: dict[str, Member] = {}
         for line in sorted(lines, key=lambda line: line.startswith(b"h")):
             where, member = listed_member(line, one.archive.name, members)

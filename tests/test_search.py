@@ -149,8 +149,17 @@ def test_hard_links_are_followed_whatever_they_are_called(site: Site, capsys: Ca
     os.link(top / "symbolic", top / "twin", follow_symlinks=False)
     assert site.run() == 0
     assert plain(listed(site, capsys)) == on_disk(top)
-    for pattern in ("twin", "symbolic"):
-        assert "6 bytes" not in call(site, capsys, "find", pattern)[0]
+    (top / "plain").write_text("plain")
+    os.link(top / "plain", top / "pair")
+    at = NIGHT + timedelta(days=1)
+    assert site.run(now=at) == 0
+    for name, target in (("twin", "symbolic"), ("pair", "plain")):  # of its own from now on
+        for path in (top / name, top / target):
+            path.unlink()
+    (top / "twin").symlink_to("file")
+    (top / "pair").write_text("plain!")
+    assert site.run(now=at + timedelta(days=1)) == 0
+    for pattern in ("twin", "symbolic", "pair", "plain"):
         assert call(site, capsys, "find", pattern)[0] == _without_index(site, capsys, pattern)
 
 
