@@ -8596,9 +8596,13 @@ class FileList:
         """With the next archive, as `contents` gives it."""
         given, folders = copy.deepcopy(self._given), self._renamed(layer.renames)
         gone = given.add(layer)
-        for above, there in folders.items():
+        above_all = (itertools.accumulate(above.split("/"), "{}/{}".format) for above in folders)
+        # A search may know a file without the folders that it is in.
+        outer = by_folder(dict.fromkeys(path for paths in above_all for path in paths if path))
+        for above in folders.keys() | outer.keys():
             if (names := layer.names_in(above)) is not None:
-                paths = (f"{above}/{name}".removeprefix("/") for name in there.keys() - names)
+                known = folders.get(above, {}).keys() | outer.get(above, {}).keys()
+                paths = (f"{above}/{name}".removeprefix("/") for name in known - names)
                 gone.update(path for path in paths if path not in members)
         if folders:  # with what was in a folder, where a file is now
             gone.update(path for path, one in members.items() if not one.is_folder)

@@ -250,6 +250,17 @@ def test_moments_and_archives_of_a_file(site: Site, capsys: Capture) -> None:
     ]
 
 
+def test_what_is_in_a_folder_is_gone_with_it(site: Site, capsys: Capture) -> None:
+    (site.data / "outer" / "inner").mkdir(parents=True)
+    (site.data / "outer" / "inner" / "found").write_text("x")
+    assert site.run() == 0
+    shutil.rmtree(site.data / "outer")
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    text, _ = call(site, capsys, "find", "found")
+    assert "as of 2026-11-23 03:00:00 +0000, in" in text
+    assert text == _without_index(site, capsys, "found")
+
+
 def test_what_a_pattern_means(site: Site, capsys: Capture) -> None:
     for name in ("a/x.tex", "b/a/x.tex", "y.tex"):
         (site.data / name).parent.mkdir(parents=True, exist_ok=True)
