@@ -5758,7 +5758,7 @@ class IndexDraft:
             widen_pipe(pipe)
             while lines := pipe.read(_PIPE_BYTES):
                 self._write(lines)
-                time.sleep(0.02)  # tar writes line by line; to be woken by each is more work
+                select.select([], [], [], 0.02)  # tar writes line by line; not to be woken by each
 
     def _stop(self) -> None:
         """Waits until all is copied that was written; our own end of the pipe is closed first."""
