@@ -104,10 +104,11 @@ JS3TREAM_CHUNK_SIZE = 5_000_000  # bytes, where -z is not given (its manual)
 CHUNK_DIGITS, MAX_DIGITS = 13, 20
 
 # Limits of S3: bytes of an object of a single PUT, bytes of a key in UTF-8 (Amazon S3 User Guide,
-# "Uploading objects", "Naming objects"), keys of a DeleteObjects request (its API Reference).
+# "Uploading objects", "Naming objects"), keys of a DeleteObjects request and of a listing's page
+# (its API Reference).
 MAX_CHUNK = 5 * 1024**3
 MAX_KEY = 1024
-DELETE_BATCH = 1000
+DELETE_BATCH = PAGE = 1000
 MAX_PREFIX = 200  # bytes; ours: it leaves a path most of a key
 
 # User metadata on our chunks, without the prefix that S3 puts before them.
@@ -3043,9 +3044,9 @@ class Store(Protocol):
         """The object's user metadata, None where there is no such key; with
         ETAG_IS_NOT_MD5 where that is so."""
 
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        """(objects, whether there are more): the first whose keys start with the prefix and come
-        behind the key `after`, in the order of their keys' bytes. One request."""
+    def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects whose key starts with the prefix, in the order of their keys' bytes; as many
+        as `PAGE` are one request."""
 
     def copy(self, source: str, target: str) -> None:
         """Makes the object `target` of another of the bucket: the same data and metadata."""
@@ -3065,16 +3066,6 @@ class Store(Protocol):
 
     def remove(self) -> None:
         """Removes the bucket, which must be empty."""
-
-
-def iter_objects(store: Store, prefix: str = "") -> Iterator[StoredObject]:
-    """All objects whose key starts with the prefix, by key, fetched page by page."""
-    after, more = "", True
-    while more:
-        objects, more = store.list_page(prefix, after)
-        yield from objects
-        if objects:
-            after = objects[-1].key
 
 
 def is_known_to_be_there(store: Store, key: str) -> bool:
@@ -3355,13 +3346,12 @@ class FolderStore:
         path = self.path_of(key)
         return _read_sidecar(self._sidecar_of(path))[1] if os.path.isfile(path) else None
 
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
+    def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
         if not self.exists():
             raise NotFound(f"bucket {self.bucket} does not exist in {self._root}")
-        objects: list[StoredObject] = []
         with os_failures(f"list {self._folder}"):
             for key, path in sorted(self._walk(self._folder, "")):
-                if not key.startswith(prefix) or key.encode() <= after.encode():
+                if not key.startswith(prefix):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     info = os.stat(path)
@@ -3370,8 +3360,7 @@ class FolderStore:
                     # A copy is younger than what it was made of.
                     time_put = re.search(r"-(\d+)\.json$", sidecar or "")
                     modified = min(info.st_mtime, int(time_put[1]) / 1e9 if time_put else math.inf)
-                    objects.append(StoredObject(key, info.st_size, etag, modified))
-        return objects, False
+                    yield StoredObject(key, info.st_size, etag, modified)
 
     def copy(self, source: str, target: str) -> None:
         path = self.path_of(source)
@@ -3926,12 +3915,15 @@ class S3Store:
             return None
         return _user_metadata(answer) | ({} if _etag_as_md5(answer) else {ETAG_IS_NOT_MD5: "yes"})
 
-    @retried
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        start = {"StartAfter": after} if after else {}
-        answer = self._request("list", "list_objects_v2", Prefix=prefix, **start)
-        objects = [_listed(item) for item in answer.get("Contents", ())]
-        return objects, bool(answer.get("IsTruncated")) and bool(objects)
+    def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        ask = partial(self._request, "list", "list_objects_v2", Prefix=prefix)
+        while True:
+            answer = self.retries.run(ask)
+            found = answer.get("Contents", ())
+            yield from map(_listed, found)
+            if not found or not answer.get("IsTruncated"):
+                return
+            ask = partial(ask, StartAfter=found[-1]["Key"])
 
     @retried
     def frozen_in(self, item: StoredObject) -> tuple[str, bool]:
@@ -4079,7 +4071,6 @@ class PastStore(S3Store):
             raise UsageFailure("a bucket in a folder keeps no older versions", _NO_VERSIONS)
         self._at = at
         self._known: dict[str, str] = {}  # version ids of what was listed
-        self._listings: dict[tuple[str, str], Iterator[StoredObject]] = {}
 
     def _errors(self, doing: str, operation: str) -> Any:
         reads = operation in ("get_object", "head_object")
@@ -4087,25 +4078,18 @@ class PastStore(S3Store):
 
     def _named(self, key: str) -> dict[str, str]:
         version = self._known.get(key) or next(
-            (item.version for item in self._objects(key) if item.key == key), None)
+            (item.version for item in self.iter_objects(key) if item.key == key), None)
         if version is None:
             raise NotFound(f"{key} was not in bucket {self.bucket} then")
         return {"Key": key, "VersionId": version}
 
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        listing = self._listings.pop((prefix, after), None) or itertools.dropwhile(
-            lambda item: item.key.encode() <= after.encode(), self._objects(prefix))
-        page = list(itertools.islice(listing, 1000))
-        self._listings[prefix, page[-1].key if page else after] = listing
-        if len(self._known) > 200_000:  # a bucket may hold millions; `_named` asks again
-            self._known = {}
-        self._known.update((item.key, item.version) for item in page)
-        return page, bool(page)
-
-    def _objects(self, prefix: str) -> Iterator[StoredObject]:
-        for _, versions in itertools.groupby(self._versions(prefix), key=lambda one: one["Key"]):
+    def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        for key, versions in itertools.groupby(self._versions(prefix), key=lambda one: one["Key"]):
             then = (one for one in versions if one["LastModified"].timestamp() <= self._at)
             if (one := next(then, None)) and "Size" in one:  # a delete marker has none
+                if len(self._known) > 200_000:  # a bucket may hold millions; `_named` asks again
+                    self._known = {}
+                self._known[key] = one["VersionId"]
                 yield _listed(one)
 
     def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
@@ -4274,14 +4258,14 @@ def groupby_archive(objects: Iterable[StoredObject]) -> Iterator[tuple[str, list
 
 def archive_objects(store: Store, archive: str) -> list[StoredObject]:
     """The chunks of one archive, of every upload that left some."""
-    return chunks_of(iter_objects(store, chunk_prefix(archive)), archive)
+    return chunks_of(store.iter_objects(chunk_prefix(archive)), archive)
 
 
 def archives_of(
     store: Store, start: str, prefix: str
 ) -> Iterator[tuple[str, str, list[StoredObject]]]:
     """(archive, mode, its chunks) of one source, whose names start as `archive_start` says."""
-    for archive, objects in groupby_archive(iter_objects(store, start)):
+    for archive, objects in groupby_archive(store.iter_objects(start)):
         parts = parse_archive_name(archive, prefix)
         # Another name may begin like this one.
         if parts and start == archive_start(parts[0] or "", parts[1], prefix):
@@ -6169,7 +6153,10 @@ def survey(run: Run, plan: Plan) -> Plan:
     """
     if not plan.archive:
         return plan
-    page, more = run.store.list_page(run.start_of(plan)) if plan.sidecar else ([], True)
+    page, more = list[StoredObject](), True
+    if plan.sidecar:
+        page = list(itertools.islice(run.store.iter_objects(run.start_of(plan)), PAGE))
+        more = len(page) == PAGE
 
     def chunks(archive: str) -> list[StoredObject]:
         return archive_objects(run.store, archive) if more else chunks_of(page, archive)
@@ -6974,7 +6961,7 @@ def catalogue(
     with workers(store, _CATALOGUE_PARALLEL, "catalogue") as pool:
         running: deque[Future[CatalogEntry | None]] = deque()
         start = start or (f"{prefix}/" if prefix else "")
-        for name, group in groupby_archive(iter_objects(store, start)):
+        for name, group in groupby_archive(store.iter_objects(start)):
             if not parse_archive_name(name, shown_prefix(name)):
                 # Numbers that js3tream writes: of other keys that end in one nothing is known.
                 group = [item for item in group if parse_chunk_key(item.key)
@@ -9253,7 +9240,7 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
         if any(one.get(f"{META}archive") != mark for one in kept):
             raise Failure("the service does not keep the metadata of a probe object",
                           "use another one: without metadata no archive is known to be complete")
-        if [item.key for item in iter_objects(store, chunk_prefix(archive))] != keys:
+        if [item.key for item in store.iter_objects(chunk_prefix(archive))] != keys:
             raise Failure("a probe object was stored, and is not listed",
                           "this service cannot be trusted with backups")
     except BaseException:
@@ -10872,7 +10859,7 @@ class _Js3tream:
             raise UsageFailure("standard input is closed: there is nothing to send")
         try:
             there = (archive_objects(self._store, self._name) if self._name
-                     else self._store.list_page("")[0])
+                     else any(self._store.iter_objects()))
         except NotFound:
             if not self._pretends:
                 _TOOL_LOG.info("Creating bucket %s", bucket)
@@ -10932,7 +10919,7 @@ class _Js3tream:
             _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
             return
         objects = (archive_objects(store, self._name) if self._name
-                   else list(iter_objects(store)))
+                   else list(store.iter_objects()))
         what = self._where if self._name else f"the whole bucket {store.bucket}"
         _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
         if self._pretends:
@@ -10953,7 +10940,7 @@ class _Js3tream:
     def list_archives(self) -> None:
         """-l: a line for each archive. Its clock has 12 hours and no am or pm."""
         groups: dict[str, list[StoredObject]] = {}
-        for item in iter_objects(self._store, chunk_prefix(self._name)):
+        for item in self._store.iter_objects(chunk_prefix(self._name)):
             # js3tream takes what stands before the first colon for the prefix.
             name, colon, _ = item.key.partition(":")
             groups.setdefault(name if colon else "", []).append(item)

@@ -208,14 +208,12 @@ class Memory:
     def head(self, key: str) -> dict[str, str] | None:
         return self.objects[key][1]
 
-    def list_page(
-        self, prefix: str, after: str = ""
-    ) -> tuple[list[s3napback.StoredObject], bool]:
-        return [
+    def iter_objects(self, prefix: str = "") -> Iterator[s3napback.StoredObject]:
+        return iter([
             s3napback.StoredObject(key, len(data), hashlib.md5(data).hexdigest(), 0.0)
             for key, (data, _) in sorted(self.objects.items())
-            if key.startswith(prefix) and key > after
-        ], False
+            if key.startswith(prefix)
+        ])
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -678,7 +676,7 @@ class Site:
         store = self.store()
         if not store.exists():
             return {}
-        names = {s3napback.parse_chunk_key(i.key)[0] for i in s3napback.iter_objects(store)}  # type: ignore[index]
+        names = {s3napback.parse_chunk_key(i.key)[0] for i in store.iter_objects()}  # type: ignore[index]
         found = {}
         for name in names:
             objects = s3napback.archive_objects(store, name)

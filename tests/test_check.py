@@ -51,14 +51,14 @@ def test_a_set_up_that_will_work_is_all_well(
     os.environ["GNUPGHOME"] = str(gpg_home.home)
     try:
         assert s3_site.run() == 0
-        objects = list(s3napback.iter_objects(s3_site.store()))
+        objects = list(s3_site.store().iter_objects())
         found = check()
     finally:
         del os.environ["GNUPGHOME"]
     assert found["status"] == 0, found
     assert f"gpg encrypts for {gpg_home.recipient}" in found["GpgRecipient"]["text"]
     assert found["clock"]["level"] == found["tar"]["level"] == found["DiffDir"]["level"] == "ok"
-    assert list(s3napback.iter_objects(s3_site.store())) == objects
+    assert list(s3_site.store().iter_objects()) == objects
     probes = [path for method, path in s3_server.requests if "s3napback-check" in path]
     assert any("//s3napback-check//a b%41+?&=é:" in path for path in probes)
 
@@ -353,7 +353,7 @@ def test_a_service_that_alters_what_it_stores_is_an_error(
     assert "came back other than it was stored" in check()["bucket"]["text"]
     monkeypatch.setattr(s3napback.FolderStore, "fetch", real)
     monkeypatch.setattr(
-        s3napback.FolderStore, "list_page", lambda self, prefix, after="": ([], False)
+        s3napback.FolderStore, "iter_objects", lambda self, prefix="": iter(())
     )
     assert "is not listed" in check()["bucket"]["text"]
 

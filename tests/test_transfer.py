@@ -51,7 +51,7 @@ class Source(io.BytesIO):
 
 
 def keys(store: Store) -> list[str]:
-    return [item.key for item in s3napback.iter_objects(store)]
+    return [item.key for item in store.iter_objects()]
 
 
 def test_the_objects_are_those_of_the_original(store: Store, golden: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_replacement_leaves_one_archive(safe_site: Site) -> None:
     assert again == name
     assert new.metadata["archive"] != old.metadata["archive"]
     assert not new.staged
-    keys = [item.key for item in s3napback.iter_objects(safe_site.store())]
+    keys = [item.key for item in safe_site.store().iter_objects()]
     assert keys == [s3napback.chunk_key(name, n) for n in range(len(new.chunks))]
 
 
@@ -528,12 +528,12 @@ def test_whoever_finds_a_staged_archive_finishes_the_move(safe_site: Site, place
     if placed == "torn":  # an upload under way has no last chunk, and nothing says that it is whole
         store.delete([s3napback.staged_key(name, len(archive.chunks) - 1)])
         assert safe_site.run() == 0
-        assert [i for i in s3napback.iter_objects(store) if s3napback.is_staged(i.key)] == []
+        assert [i for i in store.iter_objects() if s3napback.is_staged(i.key)] == []
         assert safe_site.archives()[name].complete
         return
     assert safe_site.run(now=NIGHT + timedelta(minutes=1)) == 0  # done today
     assert safe_site.content(name) == content
-    assert [i.key for i in s3napback.iter_objects(store)] == [i.key for i in archive.chunks]
+    assert [i.key for i in store.iter_objects()] == [i.key for i in archive.chunks]
 
 
 def test_a_staged_archive_of_another_night_is_not_done_today(safe_site: Site) -> None:
@@ -613,11 +613,11 @@ def test_staged_chunks_lie_in_the_standard_class(s3_site: Site, s3_server: Any) 
     classes: set[tuple[bool, str]] = set()
 
     def look(method: str, path: str, query: dict[str, str], body: bytes | None) -> None:
-        for item in s3napback.iter_objects(s3_site.store()) if method == "POST" else ():
+        for item in s3_site.store().iter_objects() if method == "POST" else ():
             classes.add((s3napback.is_staged(item.key), item.storage_class))
 
     s3_server.fail = look
     assert s3_site.run("-f") == 0
     s3_server.fail = None
     assert (True, "STANDARD") in classes and (True, "STANDARD_IA") not in classes
-    assert {i.storage_class for i in s3napback.iter_objects(s3_site.store())} == {"STANDARD_IA"}
+    assert {i.storage_class for i in s3_site.store().iter_objects()} == {"STANDARD_IA"}

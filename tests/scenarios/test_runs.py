@@ -428,6 +428,6 @@ def test_the_shown_commands_can_be_pasted(
     done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], capture_output=True)
     assert done.returncode == 0, done.stderr
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}/buckets"), time.time)
-    (item,) = s3napback.iter_objects(store)
+    (item,) = store.iter_objects()
     tar = subprocess.run(["tar", "tz"], input=fetched(store, item.key)[0], capture_output=True)
     assert tar.stdout.decode().splitlines()[-1].endswith("it's a dir; $(x)/f")

@@ -189,15 +189,14 @@ class Shelf:
         bucket = self._server._backend.buckets.get(BUCKET)
         return bucket.keys if bucket else {}
 
-    def list_page(self, prefix: str, after: str = "") -> tuple[list[StoredObject], bool]:
-        found = [
+    def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        return iter([
             StoredObject(
                 key, len(entry.value), entry.etag.strip('"'),
                 entry.last_modified.replace(tzinfo=timezone.utc).timestamp(),
             )
             for key, entry in sorted(self._keys.items()) if key.startswith(prefix)
-        ]
-        return found, False
+        ])
 
     def head(self, key: str) -> dict[str, str] | None:
         entry = self._keys.get(key)
@@ -422,7 +421,7 @@ class World:
         self._require(not left, f"drafts are left: {left}")
         own = self._own()  # other slots are left alone till their next turn
         staged = [
-            item.key for item in Shelf(self.server).list_page("")[0]
+            item.key for item in Shelf(self.server).iter_objects()
             if s3napback.is_staged(item.key) and item.key.partition(":")[0] in own
         ]
         self._require(not staged, f"staged chunks are left: {staged}")

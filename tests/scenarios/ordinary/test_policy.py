@@ -286,7 +286,7 @@ def test_in_a_bucket_with_versions_the_key_cannot_take_away_what_was_stored(
     s3_server.fail = enforced(policy(bucket, capsys), s3_server)
     nights(bucket, capsys)
     stored = {name: archive.size for name, archive in bucket.archives().items()}
-    keys = [item.key for item in s3napback.iter_objects(bucket.store())]
+    keys = [item.key for item in bucket.store().iter_objects()]
     bucket.store().delete(keys)
     assert not bucket.archives()
     s3_server.fail = None

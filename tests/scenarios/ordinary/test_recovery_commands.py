@@ -161,7 +161,7 @@ def test_what_js3tream_stored_under_another_name_is_listed_verified_and_given_ba
     script = call("restore-script", "my/own stuff", *place).stdout
     subprocess.run(["sh", "-s", f"{tmp_path}/out2"], input=script, text=True, check=True)
     assert Path(f"{tmp_path}/out2").read_bytes() == data
-    keys = [i.key for i in s3napback.iter_objects(site.store()) if i.key.startswith("my/")]
+    keys = [i.key for i in site.store().iter_objects() if i.key.startswith("my/")]
     site.store().delete([keys[1]])
     done = call("verify", "--deep", *place)
     assert (done.returncode, "my/own stuff: chunk 1 is missing" in done.stdout) == (1, True)

@@ -38,7 +38,7 @@ def versioned(s3_server: Any) -> Callable[..., PastStore]:
 
 def listed(store: s3napback.Store, prefix: str = "") -> dict[str, bytes]:
     """Key → data of all that a store lists."""
-    found = [item.key for item in s3napback.iter_objects(store, prefix)]
+    found = [item.key for item in store.iter_objects(prefix)]
     assert found == sorted(found, key=str.encode)
     return {key: fetched(store, key)[0] for key in found}
 
@@ -97,9 +97,8 @@ def test_a_long_listing_goes_on_where_it_stopped(
     s3_server.fill("bkt", names)
     store = versioned(time.time() + 1)
     s3_server.requests.clear()
-    assert [item.key for item in s3napback.iter_objects(store, "/n-0-FULL:")] == names
+    assert [item.key for item in store.iter_objects("/n-0-FULL:")] == names
     assert len(s3_server.requests) == 4  # whether there are versions, and three pages
-    assert [item.key for item in store.list_page("/n", names[1500])[0]] == names[1501:]
 
 
 def test_a_listing_that_does_not_go_on_is_told(
@@ -191,7 +190,7 @@ def attacked(s3_site: Site, versioned: Any, s3_server: Any, capsys: Capture) -> 
         assert s3_site.run(now=NIGHT + timedelta(days=day)) == 0
         s3_server.backdate("bkt", timedelta(hours=2))
     store = s3_site.store()
-    keys = [item.key for item in s3napback.iter_objects(store)]
+    keys = [item.key for item in store.iter_objects()]
     store.put(keys[0], b"pay up", {})
     store.delete(keys)
     store.put("README", b"pay up", {})
@@ -312,7 +311,7 @@ def test_thaw_asks_and_ends_with_75_until_the_same_call_restores(
 ) -> None:
     site = frozen(storage_class)
     out = site.folder / "out"
-    keys = [item.key for item in s3napback.iter_objects(site.store())]
+    keys = [item.key for item in site.store().iter_objects()]
     if storage_class == "INTELLIGENT_TIERING":
         s3_server.tiers = dict.fromkeys(keys, "DEEP_ARCHIVE_ACCESS")
     assert site.restore(out, "--thaw", *words) == 75
@@ -336,7 +335,7 @@ def test_a_part_of_what_is_thawed_is_waited_for(
 ) -> None:
     """What another asks for in between is no error either."""
     site = frozen()
-    first, second, _ = (item.key for item in s3napback.iter_objects(site.store()))
+    first, second, _ = (item.key for item in site.store().iter_objects())
     client = s3_server.client()
     request = {"Days": 1, "GlacierJobParameters": {"Tier": "Bulk"}}
     client.restore_object(Bucket="bkt", Key=first, RestoreRequest=request)
@@ -360,7 +359,7 @@ def test_versions_are_thawed_as_they_were(
     site = frozen()
     s3_server.backdate("bkt", timedelta(hours=2))
     store = site.store()
-    store.delete([item.key for item in s3napback.iter_objects(store)])
+    store.delete([item.key for item in store.iter_objects()])
     words = ["--thaw", "--versions-at", "1 hour ago"]
     assert site.restore(site.folder / "out", *words) == 75
     assert len(s3_server.asked) == 3
@@ -444,7 +443,7 @@ def test_list_shows_frozen_archives_and_verify_says_what_to_do(
 ) -> None:
     site = frozen(storage_class)
     if storage_class == "INTELLIGENT_TIERING":
-        keys = [item.key for item in s3napback.iter_objects(site.store())]
+        keys = [item.key for item in site.store().iter_objects()]
         s3_server.tiers = dict.fromkeys(keys, "ARCHIVE_ACCESS")
     assert site.run("list") == 0
     assert storage_class in capsys.readouterr().out
