@@ -5662,8 +5662,7 @@ class Draft:
             raise Failure(cut[0], "make room in DiffDir")
         lost = losses_told_by(messages)
         if not lost.everything:  # nor renames, of which an index tells nothing
-            with contextlib.suppress(ValueError):
-                self.index.end(self._with_other_names() if before != "-" else ())
+            self.index.end(self._with_other_names() if before != "-" else ())
         self._rewrite(lambda old: replace(old, folders=_without_losses(old.folders, lost)))
         return _content_digest(self.path)
 
@@ -5708,64 +5707,71 @@ class IndexDraft:
     (`TAR_LISTING`) and an empty one; a line of JSON for each directory in which a name may be gone
     that an archive before has: its name and its entries.
 
-    An aid, no part of the backup: where it cannot be written there is none. path: of an empty file.
+    An aid, no part of the backup: whatever goes wrong, there is none, and tar is read to its end.
+    path: of an empty file.
     """
 
     def __init__(self, path: str) -> None:
         self._path, self._zip = path, zlib.compressobj(1)
-        self._file: IO[bytes] | None = None
-        self._listening = contextlib.ExitStack()
-        self._thread: threading.Thread | None = None
-        self._failed, self._is_whole = True, False
+        self._file: IO[bytes] | None = None  # None where there is to be no index
+        self._pipe = contextlib.ExitStack()  # closes our end, and waits until all is copied
+        self._is_whole = False
 
     def begin(self, names: Sequence[str]) -> int:
         """The descriptor to which tar is to write its lines, -1 where there is to be no index.
 
         names: those that tar is given.
         """
-        with contextlib.suppress(OSError, RuntimeError), signals_held():  # too many threads, too
+        with contextlib.suppress(Exception), signals_held():
             self._file = open(self._path, "wb", 0)  # noqa: SIM115 - until `close`
+            self._file.write(bytes(INDEX_HEAD))
+            self._write(json.dumps(names).encode() + b"\n")
             reader, writer = os.pipe()
-            self._listening.callback(os.close, writer)
-            thread = threading.Thread(target=self._copy, args=(reader,), daemon=True)
+            pipe = os.fdopen(reader, "rb", 0)
+            widen_pipe(pipe)
+            # What the thread needs is made before it: it must not end before tar does.
+            args = pipe, bytearray(_PIPE_BYTES)
+            thread = threading.Thread(target=self._copy, args=args, daemon=True)
             thread.start()
-            self._thread = thread
+            self._pipe.callback(thread.join)
+            self._pipe.callback(os.close, writer)
             if os.path.exists(f"/dev/fd/{writer}"):
-                self._failed = False
-                self._file.write(bytes(INDEX_HEAD))
-                self._write(json.dumps(names).encode() + b"\n")
                 return writer
+        self._give_up()
         return -1
 
-    def _copy(self, reader: int) -> None:
-        with os.fdopen(reader, "rb", 0) as pipe:
-            widen_pipe(pipe)
-            while lines := pipe.read(_PIPE_BYTES):
-                self._write(lines)
+    def _copy(self, pipe: io.FileIO, room: bytearray) -> None:
+        with pipe:
+            while count := pipe.readinto(room):
+                self._write(memoryview(room)[:count])
                 select.select([], [], [], 0.02)  # tar writes line by line; not to be woken by each
 
-    def _stop(self) -> None:
-        """Waits until all is copied that was written; our own end of the pipe is closed first."""
-        self._listening.close()
-        if self._thread:
-            self._thread.join()
-
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Piece) -> None:
         try:
-            if self._file and not self._failed:
+            if self._file:
                 write_all(self._file, self._zip.compress(data))
-        except OSError:
-            self._failed = True  # what comes is read all the same: tar would wait
+                # tar's snapshot and our copy of it, as large, come to the same disk afterwards.
+                if shutil.disk_usage(self._path).free < 4 * self._file.tell():
+                    self._give_up()
+        except Exception:  # no error of an aid may end the thread, on which tar would fail
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """There is to be no index; what it took of the disk is free again."""
+        file, self._file = self._file, None
+        if file:
+            with contextlib.suppress(OSError), file:
+                file.truncate(0)
 
     def end(self, folders: Iterable[Folder]) -> None:
         """Adds the directories, once tar has ended."""
-        self._stop()
-        self._write(b"\n")
-        for folder in folders:
-            line = json.dumps([os.fsdecode(folder.name), os.fsdecode(folder.entries)])
-            self._write(line.encode() + b"\n")
-        with contextlib.suppress(OSError):
-            if self._file and not self._failed:
+        self._pipe.close()
+        with contextlib.suppress(Exception):  # nor may one end the backup
+            self._write(b"\n")
+            for folder in folders:
+                line = json.dumps([os.fsdecode(folder.name), os.fsdecode(folder.entries)])
+                self._write(line.encode() + b"\n")
+            if self._file:
                 write_all(self._file, self._zip.flush())
                 self._is_whole = True
 
@@ -5773,17 +5779,17 @@ class IndexDraft:
         """Puts it in its place, in that of the index of the archive that was there before."""
         with contextlib.suppress(OSError):
             os.unlink(target)
-        with contextlib.suppress(OSError):
-            if self._file and self._is_whole:
-                os.pwrite(self._file.fileno(), f"{upload}\n".encode(), 0)
-                os.fsync(self._file.fileno())
+        if self._file and self._is_whole:
+            with contextlib.suppress(OSError), self._file as file:
+                os.pwrite(file.fileno(), f"{upload}\n".encode(), 0)
+                os.fsync(file.fileno())
                 os.replace(self._path, target)
+            self._file = None
 
     def close(self) -> None:
         """Gives back what it holds."""
-        self._stop()
-        if self._file:
-            self._file.close()
+        self._pipe.close()
+        self._give_up()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,16 +3,19 @@
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import random
 import re
+import secrets
 import shutil
 import stat
 import subprocess
 import tarfile
 import time
 import zlib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from conftest import (
     nights,
     run_as_nobody,
     send,
+    tmpfs,
 )
 
 import s3napback
@@ -412,18 +416,56 @@ def test_an_index_that_is_damaged_is_told(site: Site, capsys: Capture, content: 
     assert "is not searched" in error
 
 
-def test_a_full_disk_costs_the_index_and_not_the_backup(
-    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+@pytest.mark.parametrize("number", [0, 1, 99])
+def test_an_error_costs_the_index_and_not_the_backup(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception, number: int
 ) -> None:
-    class Full:
+    """At the names, at tar's first lines (a pipe does not hold all of them), or at the end."""
+    for n in range(3000):
+        (site.data / f"{'long' * 60}{n}").touch()
+
+    compressor = zlib.compressobj
+
+    class Failing:
+        def __init__(self) -> None:
+            self.calls, self.real = itertools.count(), compressor(1)
+
         def compress(self, data: bytes) -> bytes:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if next(self.calls) == number:
+                raise error
+            return self.real.compress(data)
+
+        def flush(self) -> bytes:
+            raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(zlib, "compressobj", lambda level: Full())
+        patch.setattr(zlib, "compressobj", lambda level: Failing())
         assert site.run() == 0
     assert indexes(site) == []
     assert f"{site.data}/file" in listed(site, capsys)
+
+
+def test_an_index_leaves_the_room_that_the_diff_file_needs(site: Site) -> None:
+    for n in range(2000):
+        (site.data / f"{'long' * 20}{secrets.token_hex(40)}{n}").touch()
+    with tmpfs(site.folder / "diffs", "size=700k"):
+        assert site.run() == 0
+        assert site.diff_files()
+
+
+def test_a_last_snapshot_that_cannot_be_read_again_costs_the_index_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site.run() == 0
+
+    def unreadable(_: object) -> Iterator[s3napback.Folder]:
+        yield from ()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(s3napback.Draft, "_with_other_names", unreadable)
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert len(indexes(site)) == 1
 
 
 def test_where_tar_cannot_be_given_a_descriptor_there_is_no_index(
