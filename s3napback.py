@@ -1483,6 +1483,37 @@ def restorable_nights(held: Sequence[Night]) -> list[Night]:
     return [night for night in held if night.needs <= there]
 
 
+def days_until(last: date, count: int, at: str, moment: Moment) -> dict[str, Day]:
+    """The days up to the last one, each as a run sees it that begins at that local time."""
+    walls = [datetime.fromisoformat(f"{last - timedelta(days=back)} {at}")
+             for back in reversed(range(count))]
+    return {f"{wall.date()}": replace(moment, epoch=moment.epoch_of(wall)).day for wall in walls}
+
+
+class Forecast(NamedTuple):
+    """What a job makes on each day, and what is there of it after the run of one. due, kept: day in
+    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored."""
+
+    kind: str
+    name: str
+    due: Mapping[str, str]
+    kept: Mapping[str, str]
+    restorable: Sequence[str]
+
+
+def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) -> Forecast:
+    """The forecast by the calendar, as if no night failed, for the last of the days that are
+    followed. Raises Failure (status 2) for what is no rotation."""
+    cycle, dumps, days = job.cycle, job.kind in DUMPS, [*followed]
+    with failures_at(job.where):
+        due = {at: "{}-{}".format(*slot_and_mode(cycle, day, dumps))
+               for at, day in shown.items() if is_backup_day(cycle, day)}
+        held = deque(rotation(cycle, [*followed.values()], dumps), 1).pop()
+    kept = {days[night.number]: f"{night.slot}-{night.mode}" for night in held}
+    good = [days[night.number] for night in restorable_nights(held)]
+    return Forecast(job.kind, job.name, due, kept, good)
+
+
 # ==================================================================================================
 # 6. Names
 # ==================================================================================================
@@ -4270,6 +4301,21 @@ def archives_of(
         # Another name may begin like this one.
         if parts and start == archive_start(parts[0] or "", parts[1], prefix):
             yield archive, parts[3], objects
+
+
+def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
+    """Bytes of what is there then, by one listing: an archive will be as large as it is, one that
+    is made from today on and is not there yet as the newest of its mode; None without one."""
+    start = archive_start(one.kind, stored_name(one.kind, one.name), prefix)
+    of_dump = f"-{FULL}" if one.kind in DUMPS else ""  # which their names do not have
+    listed = sorted((max(item.modified for item in objects), mode, archive,
+                     sum(item.size for item in objects))
+                    for archive, mode, objects in archives_of(store, start, prefix))
+    newest = {mode: size for _, mode, _, size in listed}
+    sizes = {start + end.removesuffix(of_dump): newest.get(end[-4:])
+             for day, end in one.kept.items() if day >= today}
+    sizes |= {archive: size for _, _, archive, size in listed}
+    return None if None in sizes.values() else sum(filter(None, sizes.values()))
 
 
 def digest_of_digests(digests: Iterable[str]) -> str:
@@ -9288,6 +9334,9 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
 # 18. Watch
 # ==================================================================================================
 
+# --------------------------------------------------------------------------------------------------
+# Pings and metrics
+# --------------------------------------------------------------------------------------------------
 
 # What a signal adds to the path of a PingURL (healthchecks, "Pinging API").
 _START, _SUCCESS, _FAIL = "/start", "", "/fail"
@@ -9387,7 +9436,7 @@ def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
 
 def write_metrics(path: str, config: str, report: RunReport, now: float) -> None:
     """Brings a MetricsFile up to date. Raises OSError, and leaves it as it was."""
-    folder, old = os.path.dirname(os.path.abspath(path)), ""
+    folder, old, config = os.path.dirname(os.path.abspath(path)), "", os.path.abspath(config)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # the run of another config may be at it
@@ -9406,16 +9455,6 @@ def write_metrics(path: str, config: str, report: RunReport, now: float) -> None
         os.close(handle)
 
 
-def _update_metrics(file: str, config: str, report: RunReport, options: RunOptions) -> None:
-    if options.test:
-        log.info("MetricsFile %s: would be written", file)
-    elif report.status != EXIT_LOCKED:  # the run at work writes its own
-        try:
-            in_time(write_metrics, file, os.path.abspath(config), report, options.clock())
-        except OSError as error:
-            log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
-
-
 def run_watched(path: str, options: RunOptions) -> RunReport:
     """The run of a config as `run_config`, and what is told of it to those who watch.
 
@@ -9424,8 +9463,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     import uuid
 
     started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor(100)
-    config, settings, urls, pings = None, None, list[str](), list[Future[None]]()
-    end = b""
+    config, settings, urls, pings, end = None, None, list[str](), list[Future[None]](), b""
     try:
         with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
             urls = [url for line in ConfigFile.open(path).lines
@@ -9451,55 +9489,24 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
                 seconds = settings.hook_timeout if settings else Settings.hook_timeout
                 Hooks(lines, path, options, seconds, log).after(report, Outcome("", "", "", ""))
             file = settings.metrics_file if settings else None
-            for url in urls if options.test else ():
-                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
-            if file:
-                _update_metrics(file, path, report, options)
-            if urls and not options.test:
-                wait(pings)
-                signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
-                body = options.log_text() + end
-                wait([pool.submit(ping, url, signal, run_id, body) for url in urls])
+            if file and options.test:
+                log.info("MetricsFile %s: would be written", file)
+            elif file and report.status != EXIT_LOCKED:  # the run at work writes its own
+                try:
+                    in_time(write_metrics, file, path, report, options.clock())
+                except OSError as error:
+                    log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+            wait(pings)
+            signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
+            body = options.log_text() + end
+            pings = []
+            for url in urls:
+                if options.test:
+                    log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
+                else:
+                    pings.append(pool.submit(ping, url, signal, run_id, body))
+            wait(pings)
     return report
-
-
-class Forecast(NamedTuple):
-    """What a job makes on each day, and what is there of it after the run of one. due, kept: day in
-    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored."""
-
-    kind: str
-    name: str
-    due: Mapping[str, str]
-    kept: Mapping[str, str]
-    restorable: Sequence[str]
-
-
-def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) -> Forecast:
-    """The forecast by the calendar, as if no night failed, for the last of the days that are
-    followed. Raises Failure (status 2) for what is no rotation."""
-    cycle, dumps, days = job.cycle, job.kind in DUMPS, [*followed]
-    with failures_at(job.where):
-        due = {at: "{}-{}".format(*slot_and_mode(cycle, day, dumps))
-               for at, day in shown.items() if is_backup_day(cycle, day)}
-        held = deque(rotation(cycle, [*followed.values()], dumps), 1).pop()
-    kept = {days[night.number]: f"{night.slot}-{night.mode}" for night in held}
-    good = [days[night.number] for night in restorable_nights(held)]
-    return Forecast(job.kind, job.name, due, kept, good)
-
-
-def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
-    """Bytes of what is there then, by one listing: an archive will be as large as it is, one that
-    is made from today on and is not there yet as the newest of its mode; None without one."""
-    start = archive_start(one.kind, stored_name(one.kind, one.name), prefix)
-    of_dump = f"-{FULL}" if one.kind in DUMPS else ""  # which their names do not have
-    listed = sorted((max(item.modified for item in objects), mode, archive,
-                     sum(item.size for item in objects))
-                    for archive, mode, objects in archives_of(store, start, prefix))
-    newest = {mode: size for _, mode, _, size in listed}
-    sizes = {start + end.removesuffix(of_dump): newest.get(end[-4:])
-             for day, end in one.kept.items() if day >= today}
-    sizes |= {archive: size for _, _, archive, size in listed}
-    return None if None in sizes.values() else sum(filter(None, sizes.values()))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9593,6 +9600,17 @@ def first_unstored(repository: str, after: str, env: Mapping[str, str]) -> float
     return None
 
 
+def _names_of(job: Job, listed: Iterable[Source]) -> list[str]:
+    """Names of a job's sources: of a SubversionDir also those that only the bucket has any more."""
+    if job.kind != SUBVERSION_DIR:
+        return [job.name]
+    names = [one.name for one in listed
+             if one.kind == SUBVERSION and os.path.dirname(one.name) == job.name]
+    with contextlib.suppress(Failure):
+        names += repositories_in(job.name)
+    return names or [job.name]
+
+
 def standings(
     recovery: Recovery, now: Moment, grace: float, max_age: float
 ) -> Iterator[tuple[str, Standing]]:
@@ -9606,16 +9624,8 @@ def standings(
     listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
     sources = group_by_source(listed, recovery.kinds)
     there = {archive_start(*source): found for source, found in sources.items()}
-    named: dict[str, tuple[Job, str]] = {}
-    for job in recovery.jobs:
-        names = [job.name]
-        if job.kind == SUBVERSION_DIR:  # also those that are only in the bucket any more
-            names = [one.name for one in sources
-                     if one.kind == SUBVERSION and os.path.dirname(one.name) == job.name]
-            with contextlib.suppress(Failure):
-                names += repositories_in(job.name)
-        for name in names or [job.name]:
-            named[archive_start(job.kind, stored_name(job.kind, name), prefix)] = job, name
+    named = {archive_start(job.kind, stored_name(job.kind, name), prefix): (job, name)
+             for job in recovery.jobs for name in _names_of(job, sources)}
 
     def ask(one: CatalogEntry, kind: str) -> CatalogEntry:
         objects = archive_objects(store, str(one)) if one.leftovers else one.archive.chunks
@@ -9671,6 +9681,12 @@ def print_stderr(text: str, keep: str = "") -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(printable(text, keep) + "\n")
         sys.stderr.flush()
+
+
+def tell(*sentences: object) -> None:
+    """What the user has to know, to standard error."""
+    for sentence in sentences:
+        print_stderr(f"s3napback: {sentence}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -9816,7 +9832,7 @@ class _Appender(logging.Handler):
     def _tell(self, doing: str, error: BaseException | None) -> None:
         if not self._told:
             self._told = True
-            print_stderr(f"s3napback: cannot {doing}: {_reason(error)}")
+            tell(f"cannot {doing}: {_reason(error)}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # told above
@@ -10388,12 +10404,9 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
             if sys.stdout:
                 sys.stdout.flush()  # here, where it can still be told that it went nowhere
             return status
-    except Failure as failure:
-        print_stderr(f"s3napback: {failure}")
-        return failure.status
-    except Interrupted as interrupted:
-        print_stderr(f"s3napback: {interrupted}")
-        return interrupted.status
+    except (Failure, Interrupted) as error:
+        tell(error)
+        return error.status
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -10402,7 +10415,7 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         # Of files we say the name; without one it is what was printed that had no room.
         printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
         doing = "write to standard output" if printing else "go on"
-        print_stderr(f"s3napback: {os_failure(error, doing)}")
+        tell(os_failure(error, doing))
         return status or EXIT_FAILED
 
 
@@ -10750,6 +10763,24 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[s
     return vars(given), names
 
 
+def option_value(option: str, text: str, read: Callable[[str], T]) -> T:
+    """What `read` makes of an option's value. Raises Failure where that raises ValueError."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageFailure(f"{option} {text} {error}") from error
+
+
+def show(options: Mapping[str, Any], value: Any, lines: Iterable[str]) -> None:
+    """What a command has found: with --json the value, else the lines as a terminal may see them.
+    """
+    if "json" in options:
+        print(json.dumps(value, indent=1, default=str))
+        return
+    for line in lines:
+        print(printable(line, ""))
+
+
 # --------------------------------------------------------------------------------------------------
 # js3tream
 # --------------------------------------------------------------------------------------------------
@@ -10761,6 +10792,7 @@ _JS3TREAM_OPTIONS = {
     "keyfile=": "K", "key=": "k", "secret=": "s", "bucket=": "b", "size=": "z", "tag=": "t",
     "endpoint=": "", "region=": "", "storage-class=": "", "parallel=": "",
 }
+_JS3TREAM_TIME = "%Y-%m-%d %I:%M:%S"  # its clock has 12 hours and no am or pm
 
 
 def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
@@ -10792,12 +10824,12 @@ def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -
         work = _Js3tream(store, key_text(name), options, access.connections, now)
         {"stdin": work.send, "stdout": work.fetch,
          "list": work.list_archives, "delete": work.delete}[modes[0]]()
-        return EXIT_OK
-    found = list_buckets(access)
-    print_stderr("Bucket List")
-    for bucket, created in found:
-        print_stderr(f"{now.local(created):%Y-%m-%d %I:%M:%S} - {bucket}")
-    print_stderr(f"total: {len(found)}")
+    else:
+        found = list_buckets(access)
+        print_stderr("Bucket List")
+        for bucket, created in found:
+            print_stderr(f"{now.local(created):{_JS3TREAM_TIME}} - {bucket}")
+        print_stderr(f"total: {len(found)}")
     return EXIT_OK
 
 
@@ -10821,16 +10853,8 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
         raise UsageFailure("-k and -s go together", "or use -K FILE")
     return Access(
         endpoint, options.get("region"), key, secret, options.get("storage-class"),
-        whole_number(options.get("parallel", "4"), "--parallel", 64),
+        option_value("--parallel", options.get("parallel", "4"), partial(read_number, largest=64)),
     )
-
-
-def whole_number(text: str, option: str, largest: int) -> int:
-    """The number, from 1 on, that is an option's value."""
-    try:
-        return read_number(text, largest)
-    except ValueError as error:
-        raise UsageFailure(f"{option} {text} {error}") from error
 
 
 def _js3tream_log(level: int = logging.WARNING) -> None:
@@ -10842,69 +10866,72 @@ def _js3tream_log(level: int = logging.WARNING) -> None:
     _TOOL_LOG.setLevel(level)
 
 
+@dataclass(frozen=True)
 class _Js3tream:
     """What `js3tream` does with a bucket, or with the archive NAME in it."""
 
-    def __init__(
-        self, store: Store, name: str, options: Mapping[str, str], parallel: int, now: Moment
-    ) -> None:
-        self._store, self._name, self._parallel, self._now = store, name, parallel, now
-        self._where = f"{store.bucket}:{name}"
-        self._pretends = "pretend" in options
-        self._chunk_size = whole_number(
-            options.get("size", str(JS3TREAM_CHUNK_SIZE)), "-z", MAX_CHUNK)
-        self._tag = options.get("tag", "")
-        if not self._tag.isascii() or not self._tag.isprintable():
-            raise UsageFailure("the tag must be printable ASCII: S3 keeps no other")
+    store: Store
+    name: str
+    options: Mapping[str, str]
+    parallel: int
+    now: Moment
+
+    @property
+    def where(self) -> str:
+        return f"{self.store.bucket}:{self.name}"
+
+    def pretends(self, text: str) -> bool:
+        """Whether nothing is to be done, of which the text tells."""
+        if "pretend" in self.options:
+            _TOOL_LOG.warning("Pretending: %s", text)
+        return "pretend" in self.options
 
     def send(self) -> None:
         """-i: standard input becomes an archive, of a name that is free."""
-        bucket = self._store.bucket
-        _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self._name)
+        bucket, tag = self.store.bucket, self.options.get("tag", "")
+        chunk_size = option_value("-z", self.options.get("size", str(JS3TREAM_CHUNK_SIZE)),
+                                  partial(read_number, largest=MAX_CHUNK))
+        if not tag.isascii() or not tag.isprintable():
+            raise UsageFailure("the tag must be printable ASCII: S3 keeps no other")
+        _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self.name)
         if sys.stdin is None:
             raise UsageFailure("standard input is closed: there is nothing to send")
-        try:
-            there = (archive_objects(self._store, self._name) if self._name
-                     else any(self._store.iter_objects()))
-        except NotFound:
-            if not self._pretends:
-                _TOOL_LOG.info("Creating bucket %s", bucket)
-                self._store.create()
-        else:
-            if not self._name:
-                raise Failure(f"bucket {bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
-            if there:
-                raise Failure(f"{self._where} exists already", "delete it first, with js3tream -d")
-        if self._pretends:
-            _TOOL_LOG.warning("Pretending: nothing is stored")
+        is_bucket = self.store.exists()
+        if is_bucket and not self.name:
+            raise Failure(f"bucket {bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
+        if is_bucket and archive_objects(self.store, self.name):
+            raise Failure(f"{self.where} exists already", "delete it first, with js3tream -d")
+        if self.pretends("nothing is stored"):
             return
+        if not is_bucket:
+            _TOOL_LOG.info("Creating bucket %s", bucket)
+            self.store.create()
         source: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
         _prepare_stream(source)
         with Upload(
-            self._store, self._name, (), chunk_size=self._chunk_size, parallel=self._parallel,
-            metadata={"tag": self._tag} if self._tag else {}, log=_TOOL_LOG,
+            self.store, self.name, (), chunk_size=chunk_size, parallel=self.parallel,
+            metadata={"tag": tag} if tag else {}, log=_TOOL_LOG,
             progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
         ) as upload:
             for chunk in upload.chunks(FileStream(source)):
                 upload.put(chunk)
-            made = self._now.utc_text()
+            made = self.now.utc_text()
             stored = upload.commit({f"{META}made": made, f"{META}status": "ok"})
         _TOOL_LOG.info("%d bytes stored in %d chunks", stored.size, stored.chunks)
 
     def fetch(self) -> None:
         """-o: the archive goes to standard output, of a torn one what comes before its gap."""
-        objects = archive_objects(self._store, self._name)
-        archive = resolve_archive(self._name, objects, self._store.head)
+        objects = archive_objects(self.store, self.name)
+        archive = resolve_archive(self.name, objects, self.store.head)
         if archive is None:
-            raise Failure(f"there is no archive {self._where}", "see: js3tream -l")
-        if self._pretends:
-            _TOOL_LOG.warning("Pretending: %d bytes would be written", archive.size)
+            raise Failure(f"there is no archive {self.where}", "see: js3tream -l")
+        if self.pretends(f"{archive.size} bytes would be written"):
             return
         chunks = tuple(item for n, item in enumerate(archive.chunks) if n == _number(item))
         output = _standard_output()
         try:
             for data in download(
-                replace(archive, chunks=chunks), self._store, self._parallel,
+                replace(archive, chunks=chunks), self.store, self.parallel,
                 lambda size: _TOOL_LOG.debug("Fetched a chunk of %d bytes", size),
             ):
                 write_all(output, data)
@@ -10914,22 +10941,20 @@ class _Js3tream:
         except OSError as error:
             raise os_failure(error, "write to standard output") from error
         if not archive.complete:
-            raise Failure(f"{self._where} is not complete: {archive.fault}",
+            raise Failure(f"{self.where} is not complete: {archive.fault}",
                           "what was written is its beginning")
         _TOOL_LOG.info("%d bytes written", archive.size)
 
     def delete(self) -> None:
         """-d: the archive goes, or the whole bucket."""
-        store = self._store
-        if self._name and not store.exists():
+        store = self.store
+        if self.name and not store.exists():
             _TOOL_LOG.info("There is no bucket %s: nothing to delete", store.bucket)
             return
-        objects = (archive_objects(store, self._name) if self._name
-                   else list(store.iter_objects()))
-        what = self._where if self._name else f"the whole bucket {store.bucket}"
+        objects = archive_objects(store, self.name) if self.name else list(store.iter_objects())
+        what = self.where if self.name else f"the whole bucket {store.bucket}"
         _TOOL_LOG.info("Deleting %s: %d objects", what, len(objects))
-        if self._pretends:
-            _TOOL_LOG.warning("Pretending: %s is kept", what)
+        if self.pretends(f"{what} is kept"):
             return
         if sys.stderr.isatty() and objects:
             print_stderr(f"Deleting {what}, {len(objects)} objects; Ctrl-C keeps them")
@@ -10937,28 +10962,28 @@ class _Js3tream:
                 print_stderr(f"{second}...")
                 time.sleep(1)
         # Whoever is stopped here leaves an archive that is seen to be torn, or a smaller bucket.
-        if self._name:
+        if self.name:
             delete_chunks(store, objects)
         else:
             store.delete([item.key for item in objects])
             store.remove()
 
     def list_archives(self) -> None:
-        """-l: a line for each archive. Its clock has 12 hours and no am or pm."""
+        """-l: a line for each archive."""
         groups: dict[str, list[StoredObject]] = {}
-        for item in self._store.iter_objects(chunk_prefix(self._name)):
+        for item in self.store.iter_objects(chunk_prefix(self.name)):
             # js3tream takes what stands before the first colon for the prefix.
             name, colon, _ = item.key.partition(":")
             groups.setdefault(name if colon else "", []).append(item)
         groups = dict(sorted(groups.items()))
-        with workers(self._store, 8, "list") as pool:
-            heads = pool.map(lambda items: self._store.head(items[0].key) or {}, groups.values())
+        with workers(self.store, 8, "list") as pool:
+            heads = pool.map(lambda items: self.store.head(items[0].key) or {}, groups.values())
             for (name, items), metadata in zip(groups.items(), heads, strict=True):
-                where = f"{self._store.bucket}:{name}" if name else self._store.bucket
-                newest = self._now.local(max(item.modified for item in items))
+                where = f"{self.store.bucket}:{name}".rstrip(":")
+                newest = self.now.local(max(item.modified for item in items))
                 size = sum(item.size for item in items)
                 amount = f"{size / 1e6:.2f}M" if size / 1000 > 10000 else f"{size / 1000:.2f}k"
-                print_stderr(f"{newest:%Y-%m-%d %I:%M:%S} - {where} - {amount} in {len(items)}"
+                print_stderr(f"{newest:{_JS3TREAM_TIME}} - {where} - {amount} in {len(items)}"
                              " data blocks")
                 if metadata.get("tag"):
                     print_stderr(f"\tTAG: {printable(metadata['tag'], '')}", keep="\t")
@@ -10987,63 +11012,58 @@ def _standard_output() -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _recovery(options: Mapping[str, str], moment: Moment) -> Iterator[Recovery]:
+def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
     _js3tream_log()
-    kinds: dict[str, str] = {}
-    jobs: list[Job] = []
-    own: tuple[str, ...] = ()
-    temp_dir, place = None, ""
     prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
+    jobs, own, place, diff_dir, temp_dir = list[Job](), list[str](), "", "", ""
     if "c" in options:
-        for name in ("b", "K", "endpoint", "region"):
-            if name in options:
-                dashes = "-" if len(name) == 1 else "--"
-                raise UsageFailure(f"{dashes}{name} cannot be given with -c: the config says it",
+        for option in ("-b", "-K", "--endpoint", "--region"):
+            if option.lstrip("-") in options:
+                raise UsageFailure(f"{option} cannot be given with -c: the config says it",
                                    "leave one of them out")
         path = options["c"]
         if not os.path.exists(path) and "/" not in path:
             path = _config_paths("", [path])[0]
         config = read_config(path)
-        settings = settings_of(config, needs_diff_dir=False)
-        prefix = prefix or settings.prefix
-        jobs = jobs_of(config)
-        for job in jobs:
-            if job.kind not in DUMPS:  # the names of their archives tell
-                # As `parse_archive_name` gives it back.
-                kinds[f"/{job.name.removeprefix('/')}" if prefix else job.name] = job.kind
+        settings, jobs = settings_of(config, needs_diff_dir=False), jobs_of(config)
         bucket, access = settings.bucket, access_of(settings)
-        own = (settings.diff_dir,)
-        place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
-        if settings.temp_dir and os.path.isdir(settings.temp_dir):  # it may be a new machine
-            temp_dir = settings.temp_dir
+        place = bucket_place(settings.s3_endpoint, bucket, settings.prefix)
+        prefix = prefix or settings.prefix
+        diff_dir, temp_dir = settings.diff_dir, settings.temp_dir or ""
+        own.append(diff_dir)
     elif "b" in options:
         keyfile = {"keyfile": options["K"]} if "K" in options else {}
         bucket, access = options["b"], _js3tream_access({**options, **keyfile})
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
-    store = open_store(bucket, access, lambda: moment.epoch, Retries(0.0, _TOOL_LOG))
+    # By the names as `parse_archive_name` gives them back; those of dumps' archives tell it.
+    kinds = {f"/{job.name.removeprefix('/')}" if prefix else job.name: job.kind
+             for job in jobs if job.kind not in DUMPS}
+    store = open_store(bucket, access, lambda: now.epoch, Retries(0.0, _TOOL_LOG))
     if "versions-at" in options:
-        store = PastStore(bucket, access, store.retries, parse_when(options["versions-at"], moment))
+        store = PastStore(bucket, access, store.retries, parse_when(options["versions-at"], now))
     if root := folder_root(access.endpoint):
-        own += tuple(bucket_folders(root, bucket))
+        own += bucket_folders(root, bucket)
     with decryption(
         tool_environment(os.environ), options.get("secret-key"), options.get("passphrase-file"),
         terminal=bool(sys.stdin and sys.stdin.isatty()),
     ) as (env, gpg):
+        # The TempDir of a config may not be there, on a new machine.
         yield Recovery(store, access.connections, access.endpoint, env, gpg, kinds, prefix,
-                       temp_dir, own, diff_dir=own[0] if place else "", place=place, jobs=jobs)
+                       temp_dir if os.path.isdir(temp_dir) else None, tuple(own),
+                       diff_dir=diff_dir, place=place, jobs=jobs)
 
 
-def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_list(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
     if "files" in options:
-        return _list_files(options, names, moment, clock)
+        return _list_files(options, names, now)
     if names[1:] or options.keys() & {"at", "force-partial"}:
         raise UsageFailure("a PATH, --at and --force-partial need --files")
     named = None
-    with _recovery(options, moment) as recovery:
+    with _recovery(options, now) as recovery:
         if names:
             named, sources = meant_by(recovery, names[0], look_inside=True)
             if not sources:
@@ -11051,48 +11071,43 @@ def cmd_list(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
         else:
             seen = catalogue(recovery.store, prefix=recovery.prefix, look_inside=True)
             sources = group_by_source((one.without_chunks() for one in seen), recovery.kinds)
-    if "json" in options:
-        shown = _catalogue_json(recovery.store.bucket, sources, named, moment)
-        print(json.dumps(shown, indent=1))
-        return EXIT_OK
-    if not sources:
-        print_stderr(f"s3napback: {nothing_found(recovery, names).message}")
-    for source, of_source in sorted(sources.items()):
-        for line in _catalogue_lines(source, of_source, named, moment):
-            print(printable(line, ""))
+    if not sources and "json" not in options:
+        tell(nothing_found(recovery, names).message)
+    lines, rows_of_json = list[str](), list[dict[str, Any]]()
+    for source, found in sorted(sources.items()):
+        rows = [row for row in History(found).rows()
+                if named is None or row[0].archive.name == named.archive.name]
+        lines += _catalogue_lines(source, found, rows, now)
+        rows_of_json.append(_catalogue_json(source, found, rows, now))
+    shown = {"format": 1, "bucket": recovery.store.bucket, "sources": rows_of_json}
+    show(options, shown, lines)
     return EXIT_OK
 
 
-def _rows(
-    found: Sequence[CatalogEntry], named: CatalogEntry | None
-) -> list[tuple[CatalogEntry, int, bool]]:
-    """What `list` shows of a source's history: all, or one archive by its name."""
-    return [row for row in History(found).rows()
-            if named is None or row[0].archive.name == named.archive.name]
+# What `list` shows of an archive; see `History.rows`.
+CatalogRow: TypeAlias = "tuple[CatalogEntry, int, bool]"
 
 
 def _catalogue_lines(
-    source: Source, found: Sequence[CatalogEntry], named: CatalogEntry | None, moment: Moment
+    source: Source, found: Sequence[CatalogEntry], rows: Sequence[CatalogRow], now: Moment
 ) -> Iterator[str]:
-    kind, name, prefix = source
-    of_prefix = f" (Prefix {prefix})" if prefix else ""
-    yield f"{kind or 'Directory or Subversion'} {name or '(all)'}{of_prefix}"
-    rows = _rows(found, named)
+    of_prefix = f" (Prefix {source.prefix})" if source.prefix else ""
+    yield f"{source.kind or 'Directory or Subversion'} {source.name or '(all)'}{of_prefix}"
     for one, at, whole in rows:
         remarks = [one.fault or "complete", *(text for text, is_so in (
             ("stale: what it continues is gone", not one.fault and not whole),
-            (f"by a clock that said {_moment_text(moment, one.made)}", at != math.floor(one.made)),
+            (f"by a clock that said {_moment_text(now, one.made)}", at != math.floor(one.made)),
             ("with warnings", one.status == "warnings"),
             ("needs no FULL", one.mode == DIFF and one.self_contained),
             ("encrypted", one.encrypted),
             ("not yet in its place", one.archive.staged),
             (f"and {one.leftovers} chunks left over from another upload", one.leftovers),
         ) if is_so), *(name for name in one.archive.storage_classes if name != "STANDARD")]
-        yield (f"  {_moment_text(moment, at)}  {one}  {size_text(one.archive.size)} in"
+        yield (f"  {_moment_text(now, at)}  {one}  {size_text(one.archive.size)} in"
                f" {one.archive.count} chunks  {', '.join(remarks)}")
-    shown = ", ".join(_moment_text(moment, at) for _, at, whole in rows if whole) or "none"
+    shown = ", ".join(_moment_text(now, at) for _, at, whole in rows if whole) or "none"
     yield f"  can be restored as of: {shown}"
-    for doubt in date_doubts(found, moment):
+    for doubt in date_doubts(found, now):
         yield f"  in doubt: {doubt}"
     if first := begun_with(found):
         yield (f"  in doubt: no FULL is before {first}; it holds everything if the job began with"
@@ -11100,117 +11115,99 @@ def _catalogue_lines(
 
 
 def _catalogue_json(
-    bucket: str, sources: Mapping[Source, Sequence[CatalogEntry]], named: CatalogEntry | None,
-    moment: Moment,
-) -> Any:
-    def utc(epoch: float) -> str:
-        return Moment(epoch).utc_text()
-
+    source: Source, found: Sequence[CatalogEntry], rows: Sequence[CatalogRow], now: Moment
+) -> dict[str, Any]:
     return {
-        "format": 1,
-        "bucket": bucket,
-        "sources": [
+        "kind": source.kind or None,
+        "name": source.name,
+        "prefix": source.prefix,
+        "restorable": [Moment(at).utc_text() for _, at, whole in rows if whole],
+        "doubts": date_doubts(found, now),
+        "archives": [
             {
-                "kind": kind or None,
-                "name": name,
-                "prefix": prefix,
-                "restorable": [utc(at) for _, at, whole in rows if whole],
-                "doubts": date_doubts(found, moment),
-                "archives": [
-                    {
-                        "archive": one.archive.name, "slot": one.slot, "mode": one.mode,
-                        "made": utc(one.made), "as_of": utc(at), "bytes": one.archive.size,
-                        "chunks": one.archive.count, "complete": not one.fault,
-                        "fault": one.fault or None, "status": one.status or None,
-                        "storage_classes": list(one.archive.storage_classes),
-                        "encrypted": one.encrypted, "leftovers": one.leftovers,
-                        "staged": one.archive.staged, "stale": not one.fault and not whole,
-                    }
-                    for one, at, whole in rows
-                ],
+                "archive": one.archive.name, "slot": one.slot, "mode": one.mode,
+                "made": Moment(one.made).utc_text(), "as_of": Moment(at).utc_text(),
+                "bytes": one.archive.size, "chunks": one.archive.count,
+                "complete": not one.fault, "fault": one.fault or None,
+                "status": one.status or None,
+                "storage_classes": list(one.archive.storage_classes),
+                "encrypted": one.encrypted, "leftovers": one.leftovers,
+                "staged": one.archive.staged, "stale": not one.fault and not whole,
             }
-            for (kind, name, prefix), found in sorted(sources.items())
-            for rows in [_rows(found, named)]
+            for one, at, whole in rows
         ],
     }
 
 
-def _list_files(
-    options: Mapping[str, Any], names: Sequence[str], moment: Moment, clock: Callable[[], float]
-) -> int:
+def _list_files(options: Mapping[str, Any], names: Sequence[str], now: Moment) -> int:
     """`list NAME --files`: what `restore` would bring back."""
     if not names:
         raise UsageFailure("--files needs a NAME")
-    with _recovery(options, moment) as recovery:
-        chain, files = _files_at(recovery, names[0], options, moment, clock)
+    with _recovery(options, now) as recovery:
+        chain, files = _files_at(recovery, names[0], options, now)
     paths = set(member_paths(names[1:]))
     if absent := [path for path in sorted(paths) if not any(is_within(f, {path}) for f in files)]:
-        as_of = _moment_text(moment, chain.as_of)
+        as_of = _moment_text(now, chain.as_of)
         raise Failure(f"not in the backup as of {as_of}: {', '.join(absent)}")
     shown = [(f"/{path}", files[path]) for path in sorted(files)
              if not paths or is_within(path, paths)]
-    if "json" in options:
-        print(json.dumps({
-            "format": 1, "as_of": Moment(chain.as_of).utc_text(),
-            "archives": list(map(str, chain.archives)),
-            "files": [{"path": path, **one._asdict()} for path, one in shown],
-        }, indent=1))
-    else:
-        for path, one in shown:
-            link = f" -> {one.link}" if one.link else ""
-            print(printable(f"{one.mode} {one.owner:16} {one.size:12} {_time_of(one, moment)}"
-                            f" {path}{link}", ""))
+    value = {
+        "format": 1, "as_of": Moment(chain.as_of).utc_text(),
+        "archives": list(map(str, chain.archives)),
+        "files": [{"path": path, **one._asdict()} for path, one in shown],
+    }
+    show(options, value, (
+        f"{one.mode} {one.owner:16} {one.size:12} {_time_of(one, now)} {path}"
+        + (f" -> {one.link}" if one.link else "") for path, one in shown
+    ))
     return EXIT_WARNINGS if chain.lacking else EXIT_OK
 
 
-def _time_of(one: Member, moment: Moment) -> str:
+def _time_of(one: Member, now: Moment) -> str:
     try:
-        return f"{moment.local(one.mtime):%Y-%m-%d %H:%M:%S}"
+        return f"{now.local(one.mtime):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError):
         return str(one.mtime)
 
 
-def _shown(one: Member, moment: Moment) -> str:
-    return f"{size_text(one.size)} of {_time_of(one, moment)}"
+def _shown(one: Member, now: Moment) -> str:
+    return f"{size_text(one.size)} of {_time_of(one, now)}"
 
 
 def _files_at(
-    recovery: Recovery, name: str, options: Mapping[str, Any], moment: Moment,
-    clock: Callable[[], float],
+    recovery: Recovery, name: str, options: Mapping[str, Any], now: Moment
 ) -> tuple[Chain, dict[str, Member]]:
     """(chain, its files) of a directory as of --at. Raises Failure for what has no files."""
-    kind, chain = _chain_of(recovery, name, options, moment)
+    kind, chain = _chain_of(recovery, name, options, now)
     if kind not in (DIRECTORY, ""):
         raise UsageFailure(f"{name} is of the kind {kind}: there are no files in it",
                            "restore gives back all of it")
     refuse_frozen(recovery, (one for one in chain.archives if not index_of(recovery, one)))
-    with _fetching(recovery, chain.archives, clock) as recovery:
+    with _fetching(recovery, chain.archives) as recovery:
         return chain, files_of(recovery, chain)
 
 
 @contextlib.contextmanager
-def _fetching(
-    recovery: Recovery, archives: Iterable[CatalogEntry], clock: Callable[[], float]
-) -> Iterator[Recovery]:
+def _fetching(recovery: Recovery, archives: Iterable[CatalogEntry]) -> Iterator[Recovery]:
     """Tells how much of the bucket is read, having no index of it, and shows how it goes."""
     fetched = [one for one in archives if not index_of(recovery, one)]
     if not fetched:
         yield recovery
         return
-    size, started = sum(one.archive.size for one in fetched), clock()
+    size, started = sum(one.archive.size for one in fetched), time.monotonic()
     what = f"{len(fetched)} archives, {size_text(size)},"
-    print_stderr(f"s3napback: {what} are fetched: there is no index of them here")
+    tell(f"{what} are fetched: there is no index of them here")
     with progress_bar("reading", size) as progress:
         yield replace(recovery, progress=progress)
-    print_stderr(f"s3napback: {what} were read in {duration_text(clock() - started)}")
+    tell(f"{what} were read in {duration_text(time.monotonic() - started)}")
 
 
-def cmd_find(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_find(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`find PATTERN… [NAME]`: in which archives, and as of which moments, a file is there."""
     options, patterns = read_args("find", args)
     name = options.get("in", patterns[-1] if len(patterns) > 1 else "")
     unread, found = list[str](), list[tuple[int, str, str]]()
-    with _recovery(options, moment) as recovery:
+    with _recovery(options, now) as recovery:
         sources = meant_by(recovery, name)[1] if name else {}
         if sources and "in" not in options:
             patterns.pop()
@@ -11227,18 +11224,17 @@ def cmd_find(args: Sequence[str], moment: Moment, clock: Callable[[], float]) ->
                                "restore gives back all of one")
         searched = [one for history in histories.values()
                     for one, _, intact in history.rows() if intact]
-        with _fetching(recovery, searched, clock) as recovery:
+        with _fetching(recovery, searched) as recovery:
             for source, history in histories.items():
                 versions, faults = find_versions(recovery, history, patterns)
                 unread += faults
                 for (path, _), (one, archives, moments) in versions.items():
-                    first, last = (_moment_text(moment, moments[n]) for n in (0, -1))
+                    first, last = (_moment_text(now, moments[n]) for n in (0, -1))
                     span = f"{first} to {last}, {len(moments)} moments" if moments[1:] else last
-                    text = f"{_shown(one, moment)}, as of {span}, in {', '.join(archives)}"
+                    text = f"{_shown(one, now)}, as of {span}, in {', '.join(archives)}"
                     found.append((-moments[-1], f"/{path}", f"  {printable(text, '')}\n"
                                   f"  {_restore_call(options, source, last, path)}"))
-    for fault in unread:
-        print_stderr(f"s3napback: {fault}")
+    tell(*unread)
     if not found:
         raise Failure(f"none of the {len(searched)} archives searched has {' or '.join(patterns)}",
                       "a pattern with wildcards is put in quotes: '*.tex'")
@@ -11260,22 +11256,21 @@ def _restore_call(options: Mapping[str, Any], source: Source, at: str, path: str
     return " ".join([_program(), *map(shell_word, words)])
 
 
-def cmd_diff(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_diff(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`diff NAME --at A --at B`: what is new, gone, changed or renamed."""
     options, (name,) = read_args("diff", args)
     moments = options.pop("at", [])
     if len(moments) not in (1, 2):
         raise UsageFailure("give two moments: --at WHEN --at WHEN")
     given: list[dict[str, Any]] = [{**options, "at": at} for at in moments] + [options]
-    with _recovery(options, moment) as recovery:
-        (chain, old), (other, new) = (_files_at(recovery, name, one, moment, clock)
-                                      for one in given[:2])
+    with _recovery(options, now) as recovery:
+        (chain, old), (other, new) = (_files_at(recovery, name, one, now) for one in given[:2])
     for path, what, target in differences(old, new):
         text = f"{what:8} /{path}"
         if what == "renamed":
             text += f" -> /{target}"
         elif what == "changed":
-            text += f", {_shown(old[path], moment)}, then {_shown(new[path], moment)}"
+            text += f", {_shown(old[path], now)}, then {_shown(new[path], now)}"
         print(printable(text, ""))
     return EXIT_WARNINGS if chain.lacking or other.lacking else EXIT_OK
 
@@ -11285,13 +11280,12 @@ _MAX_SHOWN = 100
 
 
 def _chain_of(
-    recovery: Recovery, name: str, options: Mapping[str, str], moment: Moment
+    recovery: Recovery, name: str, options: Mapping[str, str], now: Moment
 ) -> tuple[str, Chain]:
     """(kind, chain) of what is to be restored; tells what is to be said of it."""
-    at = parse_when(options["at"], moment) if "at" in options else math.inf
-    kind, chain = find_chain(recovery, name, at, moment, partial="force-partial" in options)
-    for warning in (*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else [])):
-        print_stderr(f"s3napback: {warning}")
+    at = parse_when(options["at"], now) if "at" in options else math.inf
+    kind, chain = find_chain(recovery, name, at, now, partial="force-partial" in options)
+    tell(*chain.warnings, *([f"partial: {chain.lacking}"] if chain.lacking else []))
     return kind, chain
 
 
@@ -11300,13 +11294,13 @@ def _thawing(options: Mapping[str, str]) -> tuple[str, int]:
     tier = options.get("tier", "Standard").capitalize()
     if tier not in THAW_TIMES:
         raise UsageFailure(f"--tier {tier} is none of {', '.join(THAW_TIMES)}")
-    days = whole_number(options.get("days", "7"), "--days", 3650)
+    days = option_value("--days", options.get("days", "7"), partial(read_number, largest=3650))
     if "thaw" not in options and options.keys() & {"tier", "days"}:
         raise UsageFailure("--tier and --days say how to thaw", "add --thaw")
     return tier if "thaw" in options else "", days
 
 
-def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
     options, (name, *members) = read_args("restore", args)
     place, overwrite = options.get("to"), "overwrite" in options
@@ -11315,12 +11309,12 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
     tier, days = _thawing(options)
     warnings: list[str] = []
     try:
-        with _recovery(options, moment) as recovery:
-            kind, chain = _chain_of(recovery, name, options, moment)
+        with _recovery(options, now) as recovery:
+            kind, chain = _chain_of(recovery, name, options, now)
             # First: what is thawed costs money and hours.
             check_place(kind, place, members, overwrite=overwrite)
             refuse_frozen(recovery, chain.archives, tier, days)
-            as_of = _moment_text(moment, chain.as_of)
+            as_of = _moment_text(now, chain.as_of)
             size = sum(one.archive.size for one in chain.archives)
             with progress_bar(name, size) as progress:
                 recovery = replace(recovery, progress=progress)
@@ -11337,20 +11331,19 @@ def cmd_restore(args: Sequence[str], moment: Moment, clock: Callable[[], float])
                 else:
                     restore_file(recovery, chain, place)
     finally:
-        for warning in warnings[:_MAX_SHOWN]:
-            print_stderr(f"s3napback: {warning}")
+        tell(*warnings[:_MAX_SHOWN])
         if len(warnings) > _MAX_SHOWN:
-            print_stderr(f"s3napback: and {len(warnings) - _MAX_SHOWN} things more like these")
+            tell(f"and {len(warnings) - _MAX_SHOWN} things more like these")
     done = ", ".join(map(str, chain.archives))
     print_stderr(f"{name} as of {as_of} is in {place or 'standard output'}: {done}")
     return EXIT_WARNINGS if warnings or chain.lacking else EXIT_OK
 
 
-def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore_script(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
     options, (name,) = read_args("restore-script", args)
-    with _recovery(options, moment) as recovery:
-        kind, chain = _chain_of(recovery, name, options, moment)
+    with _recovery(options, now) as recovery:
+        kind, chain = _chain_of(recovery, name, options, now)
         refuse_frozen(recovery, chain.archives)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
@@ -11359,7 +11352,7 @@ def cmd_restore_script(args: Sequence[str], moment: Moment, clock: Callable[[], 
     return EXIT_WARNINGS if chain.lacking else EXIT_OK
 
 
-def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) -> int:
+def cmd_verify(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
     options, names = read_args("verify", args)
     sample = options.get("sample", "0").removesuffix("%")
@@ -11368,7 +11361,7 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
     named = None
     faults: list[str] = []
     found: list[CatalogEntry] = []
-    with _recovery(options, moment) as recovery:
+    with _recovery(options, now) as recovery:
         asked_for: Iterable[CatalogEntry] = catalogue(recovery.store, prefix=recovery.prefix)
         if names:
             named, sources = meant_by(recovery, names[0])
@@ -11391,9 +11384,8 @@ def cmd_verify(args: Sequence[str], moment: Moment, clock: Callable[[], float]) 
         raise nothing_found(recovery, names)
     for source, of_source in sorted(group_by_source(found, recovery.kinds).items()):
         if not named:  # what it continues was not asked for
-            faults += chain_faults(source.name, of_source, moment)
-        for doubt in date_doubts(of_source, moment):
-            print_stderr(f"s3napback: in doubt: {doubt}")
+            faults += chain_faults(source.name, of_source, now)
+        tell(*(f"in doubt: {doubt}" for doubt in date_doubts(of_source, now)))
     for fault in faults:
         print(printable(fault, ""))
     print_stderr(f"{len(found)} archives checked, {len(faults)} faults")
@@ -11420,12 +11412,11 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
         for path in _config_paths(options.get("c", ""), names):
             check = check_config(path, run, Retries(0.0, _TOOL_LOG))
             findings += findings_of("config", check)
-    if "json" in options:
-        print(json.dumps([vars(finding) for finding in findings], indent=1))
-    else:
-        for one in findings:
-            text = f"{one.text.removesuffix('.')}: {one.hint}" if one.hint else one.text
-            print(printable(f"{one.level:8} {one.subject}: {text}", ""))
+    show(options, [vars(one) for one in findings], (
+        f"{one.level:8} {one.subject}: "
+        + (f"{one.text.removesuffix('.')}: {one.hint}" if one.hint else one.text)
+        for one in findings
+    ))
     levels = {finding.level for finding in findings}
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
@@ -11433,16 +11424,16 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
 def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
     """`plan`: the calendar of a config's jobs, and what it leaves in the bucket."""
     options, names = read_args("plan", args)
-    count = whole_number(options.get("days", "14"), "--days", 3660)
+    count = option_value("--days", options.get("days", "14"), partial(read_number, largest=3660))
     today, at = now.date(), options.get("time", "03:00")
     last = today + timedelta(days=count - 1)
     try:
         on = date.fromisoformat(options.get("on", f"{last}"))
         # A slot may be that of December 31st of leap years alone.
-        shown, followed = _days(now, last, count, at), _days(now, on, 4 * 366, at)
+        shown, followed = days_until(last, count, at, now), days_until(on, 4 * 366, at, now)
     except (ValueError, OverflowError, TypeError) as error:
         raise UsageFailure(f"no day, or no time: {error}", "see: s3napback.py plan -h") from error
-    found = []
+    found, lines = [], list[str]()
     for path in _config_paths(options.get("c", ""), names):
         config = read_config(path)
         settings, sizes = settings_of(config, needs_diff_dir=False), []
@@ -11451,21 +11442,12 @@ def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
             store = open_store(settings.bucket, access_of(settings), clock)
             sizes = [size_of(one, store, settings.prefix, f"{today}") for one in plan]
         except Failure as failure:
-            print_stderr(f"s3napback: the size then is not known: {failure}")
+            tell(f"the size then is not known: {failure}")
         found += [{"config": path, **one._asdict(), "bytes": size}
                   for one, size in itertools.zip_longest(plan, sizes)]
-        for line in () if "json" in options else _plan_lines(plan, [*shown], on, sizes):
-            print(printable(line.rstrip(), ""))
-    if "json" in options:
-        print(json.dumps({"format": 1, "on": f"{on}", "sources": found}, indent=1))
+        lines += map(str.rstrip, _plan_lines(plan, [*shown], on, sizes))
+    show(options, {"format": 1, "on": on, "sources": found}, lines)
     return EXIT_OK
-
-
-def _days(moment: Moment, last: date, count: int, at: str) -> dict[str, Day]:
-    """The days up to the last one, each as a run sees it that begins at that local time."""
-    walls = [datetime.fromisoformat(f"{last - timedelta(days=back)} {at}")
-             for back in reversed(range(count))]
-    return {f"{wall.date()}": replace(moment, epoch=moment.epoch_of(wall)).day for wall in walls}
 
 
 def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
@@ -11513,7 +11495,8 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
             raise UsageFailure("a bucket alone does not say what is due", "give -c FILE, or a NAME")
         options, names = read_args("status", args)
         # A FULL takes hours longer than the DIFF before it; 400 years are no limit.
-        grace, max_age = _seconds(options, "grace", "12h"), _seconds(options, "max-age", "146000d")
+        grace = option_value("--grace", options.get("grace", "12h"), read_duration)
+        max_age = option_value("--max-age", options.get("max-age", "146000d"), read_duration)
         for path in _config_paths(options.get("c", ""), names):
             try:
                 with _recovery({"c": path}, now) as recovery:
@@ -11532,23 +11515,12 @@ def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         status, word = _NAGIOS[status] if is_known else (3, "UNKNOWN")
         print(f"S3NAPBACK {word}: {_nagios_text(shown, problems)}")
         return status
-    if "json" in options:
-        rows = [one._asdict() for one in shown]
-        told = {"format": 1, "sources": rows, "problems": [*map(str, problems)]}
-        print(json.dumps(told, indent=1, default=str))
-    else:
-        for line in _standing_lines(shown) if shown else ():
-            print(printable(line, ""))
-        for problem in problems:
-            print_stderr(f"s3napback: {problem}")
+    rows = [one._asdict() for one in shown]
+    value = {"format": 1, "sources": rows, "problems": problems}
+    show(options, value, _standing_lines(shown) if shown else ())
+    if "json" not in options:
+        tell(*problems)
     return worst_status([status, *(problem.status for problem in problems)])
-
-
-def _seconds(options: Mapping[str, str], name: str, default: str) -> float:
-    try:
-        return read_duration(options.get(name, default))
-    except ValueError as error:
-        raise UsageFailure(f"--{name} {options[name]} {error}") from error
 
 
 def _standing_lines(shown: Sequence[Standing]) -> Iterator[str]:

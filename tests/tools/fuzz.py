@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import atheris
@@ -96,7 +97,8 @@ def js3tream(data: bytes) -> None:
     words = data.decode("utf-8", "surrogateescape").split("\0")
     with contextlib.suppress(Failure, getopt.GetoptError):
         options = s3napback.js3tream_options(words)
-        s3napback.whole_number(options.get("size", "1"), "-z", 100)
+        s3napback.option_value("-z", options.get("size", "1"),
+                               partial(s3napback.read_number, largest=100))
 
 
 def snapshot(data: bytes) -> None:
