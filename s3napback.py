@@ -2461,7 +2461,7 @@ class Pipeline:
         # ever.
         with signals_held():
             ended = [self._result(n) for n, process in enumerate(self._processes)
-                     if process.poll() is not None and n not in read_here]
+                     if process.poll() and n not in read_here]
         # A stage that lost its reader is not the cause; the end of the stream is near, and tells.
         check_exit_statuses([one for one in ended if one.status != -signal.SIGPIPE])
 
@@ -2874,6 +2874,10 @@ _MAX_IN_MEMORY = 64_000_000
 _KEEP_FREE = 0.05
 
 
+# Reads into a view: how many bytes, 0 at the end of the source.
+ReadInto: TypeAlias = "Callable[[memoryview], int | None]"
+
+
 class DiskFull(Failure):
     """The file of a buffer takes no more bytes; see `Buffer.extend`."""
 
@@ -2920,12 +2924,12 @@ class Buffer:
     def __bytes__(self) -> bytes:
         return b"".join(self.pieces())
 
-    def fill(self, readinto: Callable[[memoryview], int | None]) -> None:
+    def fill(self, readinto: ReadInto) -> None:
         """Takes the next bytes of a source in place of its own; see `extend`."""
         self.clear()
         self.extend(readinto)
 
-    def extend(self, readinto: Callable[[memoryview], int | None]) -> None:
+    def extend(self, readinto: ReadInto) -> None:
         """Takes the next bytes of a source, up to the source's end or its own room.
 
         Raises DiskFull where the file takes no more. Nothing of the source is lost then: called
@@ -4779,36 +4783,9 @@ def _moment_text(local: Moment, at: float) -> str:
 # 12. Transfer
 # ==================================================================================================
 
-
 # --------------------------------------------------------------------------------------------------
 # To the bucket
 # --------------------------------------------------------------------------------------------------
-
-
-class Stream(Protocol):
-    """Bytes on their way to the bucket."""
-
-    def readinto(self, view: memoryview) -> int:
-        """Bytes read into the view, 0 at the end."""
-
-    def check(self) -> None:
-        """Raises Failure if the source is known to have failed."""
-
-
-class FileStream:
-    """A file as a `Stream`; reading it cannot fail late."""
-
-    def __init__(self, file: io.RawIOBase | IO[bytes]) -> None:
-        self._file = file
-
-    def readinto(self, view: memoryview) -> int:
-        try:
-            return self._file.readinto(view)  # type: ignore[union-attr]
-        except OSError as error:
-            raise os_failure(error, "read the data to be stored") from error
-
-    def check(self) -> None:
-        """Nothing runs behind a file."""
 
 
 @dataclass(frozen=True)
@@ -4827,20 +4804,11 @@ class UploadResult:
     old_chunks_removed: bool = True
 
 
-class _SentChunk(NamedTuple):
-    """A chunk that was stored; etag: as the store gave it; md5: hex."""
-
-    key: str
-    size: int
-    etag: str
-    md5: str
-
-
 class Upload:
     """An archive on its way to the bucket, in place of the old chunks of its name.
 
         with Upload(store, archive, old_chunks, ...) as upload:
-            for chunk in upload.chunks(stream):
+            for chunk in upload.chunks(readinto, check):
                 upload.put(chunk)
             result = upload.commit(marks)
 
@@ -4857,17 +4825,9 @@ class Upload:
     """
 
     def __init__(
-        self,
-        store: Store,
-        archive: str,
-        old_chunks: Sequence[StoredObject],
-        *,
-        chunk_size: int,
-        parallel: int,
-        log: logging.Logger,
-        safe: bool = False,
-        folder: str | None = None,
-        metadata: Mapping[str, str] | None = None,
+        self, store: Store, archive: str, old_chunks: Sequence[StoredObject], *,
+        chunk_size: int, parallel: int, log: logging.Logger, safe: bool = False,
+        folder: str | None = None, metadata: Mapping[str, str] | None = None,
         progress: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._store, self._archive, self._old_chunks = store, archive, old_chunks
@@ -4883,8 +4843,8 @@ class Upload:
         self._spare: list[Buffer] = []
         self._last: Buffer | None = None
         self._count = 0  # full chunks
-        self._tried: list[str] = []  # keys
-        self._sent: dict[int, _SentChunk] = {}
+        self._digests: dict[str, str] = {}  # hex MD5 by key, of all that may have been stored
+        self._sent: dict[str, tuple[int, str]] = {}  # (size, ETag) by key, of all that was stored
         self._refused = False  # whether the store failed
         self._keeps = False  # whether an end that comes now undoes nothing
 
@@ -4900,11 +4860,14 @@ class Upload:
             for buffer in self._buffers:
                 buffer.close()
 
-    def chunks(self, stream: Stream) -> Iterator[Buffer]:
-        """The full chunks of a stream; what is left at its end is for `commit`."""
+    def chunks(
+        self, readinto: ReadInto, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Buffer]:
+        """The full chunks of a source; what is left at its end is for `commit`. check: raises
+        Failure if the source is known to have failed."""
         while True:
-            chunk = self._fill(self._acquire_buffer(), stream)
-            stream.check()
+            chunk = self._fill(self._acquire_buffer(), readinto)
+            check()
             if len(chunk) < self._chunk_size:
                 self._last = chunk
                 return
@@ -4936,13 +4899,13 @@ class Upload:
         assert self._last is not None
         number, chunk = self._count, self._last
         size = number * self._chunk_size + len(chunk)
-        md5 = digest_of_digests([*(self._sent[n].md5 for n in range(number)), chunk.md5()])
+        md5 = digest_of_digests([*(md5 for _, md5 in sorted(self._digests.items())), chunk.md5()])
         closing = {f"{META}chunks": str(number + 1), f"{META}bytes": str(size), f"{META}md5": md5}
         if number == 0:
             # A single PUT: whatever happens, the key holds the old archive or all of the new one.
             self._keeps, self._staged = True, False
-        self._send(number, chunk, {**self._metadata, **closing, **marks}, last=True)
-        sent = {chunk.key: (chunk.size, chunk.etag) for _, chunk in sorted(self._sent.items())}
+        self._send(number, chunk, {**self._metadata, **closing, **marks})
+        sent = dict(sorted(self._sent.items()))
         objects = confirm_or_undo(self._store, self._archive, sent, self._id)
         if self._staged:
             _undo_if_unmarked(self._store, sent)
@@ -4984,16 +4947,15 @@ class Upload:
         """
         with self._store.retries.once():
             self._pool.shutdown(cancel_futures=True)
-        if not self._tried:
+        if not self._digests:
             return
         if self._refused:  # what it says comes first: the clean-up may fail, and take its time
             self._log.error("%s", error)
         self._log.error("Deleting any partial backup")
-        passing = isinstance(error, TransientFailure) or not isinstance(error, Failure)
+        hurried = self._refused or not isinstance(error, Failure)
         try:
-            hurried = passing or self._refused
             with self._store.retries.once() if hurried else contextlib.nullcontext():
-                self._store.delete(sorted(self._tried, reverse=True))
+                self._store.delete(sorted(self._digests, reverse=True))
         except Failure as failure:
             self._log.error("Could not delete partial backup: %s", failure)
 
@@ -5008,12 +4970,13 @@ class Upload:
         self._buffers.append(Buffer(self._chunk_size, self._folder))
         return self._buffers[-1]
 
-    def _fill(self, chunk: Buffer, stream: Stream) -> Buffer:
-        """The chunk with the stream's next bytes. Where others fill the disk meanwhile, it waits
+    def _fill(self, chunk: Buffer, readinto: ReadInto) -> Buffer:
+        """The chunk with the source's next bytes. Where others fill the disk meanwhile, it waits
         for those that are on their way, one by one."""
         while True:
             try:
-                chunk.extend(stream.readinto)
+                with os_failures("read the data to be stored"):
+                    chunk.extend(readinto)
                 return chunk
             except DiskFull:
                 if not self._running:
@@ -5025,19 +4988,17 @@ class Upload:
         done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
         self._spare += [future.result() for future in done]
 
-    def _send(
-        self, number: int, chunk: Buffer, metadata: Mapping[str, str], *, last: bool = False
-    ) -> Buffer:
+    def _send(self, number: int, chunk: Buffer, metadata: Mapping[str, str]) -> Buffer:
         key = (staged_key if self._staged else chunk_key)(self._archive, number)
-        md5 = chunk.md5()
-        self._tried.append(key)  # before the request: one that fails may have stored it
+        self._digests[key] = chunk.md5()  # before the request: one that fails may have stored it
         try:
             etag = self._store.put(key, chunk, metadata)
         except Failure:
             self._refused = True
             raise
-        self._sent[number] = _SentChunk(key, len(chunk), etag, md5)
-        self._keeps = self._keeps or last
+        self._sent[key] = len(chunk), etag
+        if f"{META}chunks" in metadata:  # the last one: the archive is complete
+            self._keeps = True
         self._progress(len(chunk))
         chunk.clear()
         return chunk
@@ -5061,7 +5022,8 @@ def confirm_or_undo(
     Raises Failure where not all of them come to be listed. Where chunks of another upload are among
     them, it deletes the last one, if that is ours: what is mixed must not be called complete.
     """
-    for pause in (*_LISTING_PAUSES, None):
+    for pause in (0.0, *_LISTING_PAUSES):
+        time.sleep(pause)
         objects = archive_objects(store, archive)
         listed = {item.key: item for item in objects}
         absent = []
@@ -5082,8 +5044,6 @@ def confirm_or_undo(
                 absent.append(key)
         if not absent:
             return objects
-        if pause is not None:
-            time.sleep(pause)
     raise _unlisted_failure(store, archive, sent, absent[0])
 
 
@@ -5185,12 +5145,8 @@ def delete_chunks(store: Store, items: Sequence[StoredObject]) -> None:
 
 
 def download(
-    archive: Archive,
-    store: Store,
-    parallel: int,
-    progress: Callable[[int], None] = lambda size: None,
-    folder: str | None = None,
-    *,
+    archive: Archive, store: Store, parallel: int,
+    progress: Callable[[int], None] = lambda size: None, folder: str | None = None, *,
     to_the_end: bool = True,
 ) -> Generator[memoryview, None, None]:
     """The chunks' data in order, each chunk checked before a byte of it is handed on.
@@ -5215,16 +5171,14 @@ def download(
         while waiting or running:
             # Besides these, one chunk is with the consumer. They have not all taken their room yet.
             at_once = parallel if to_the_end else min(parallel, 1 + len(digests))
-            if waiting and len(running) < at_once and (
+            while waiting and len(running) < at_once and (
                 not running or has_room(room, folder, 1 + len(running))
             ):
                 if not spare:
-                    made.append(Buffer(room, folder))
-                    leaving.callback(made[-1].close)
-                    spare.append(made[-1])
+                    spare.append(leaving.enter_context(contextlib.closing(Buffer(room, folder))))
+                    made.append(spare[-1])
                 item = waiting.popleft()
                 running.append(pool.submit(_fetch_chunk, archive, item, store, spare.pop()))
-                continue
             buffer, alone = running.popleft().result()
             digests.append(buffer.md5())
             unproved = unproved or alone
@@ -6514,7 +6468,7 @@ def store_archive(run: Run, plan: Plan) -> Outcome:
             source = dump_stage(run, plan)
         began = Moment(options.clock()).utc_text()
         progress = stack.enter_context(options.progress(plan.archive))
-        with _running(run, plan, source) as (pipeline, stream):
+        with _running(run, plan, source) as (pipeline, readinto):
             # All that UseTempFile stores is there already, and is judged before it is sent.
             state = None
             if plan.job.use_temp_file:
@@ -6524,7 +6478,7 @@ def store_archive(run: Run, plan: Plan) -> Outcome:
                 chunk_size=settings.chunk_size, parallel=settings.parallel, progress=progress,
                 safe=settings.safe_replace, folder=settings.temp_dir, log=plan.log,
             ) as upload:
-                for chunk in upload.chunks(stream):
+                for chunk in upload.chunks(readinto, pipeline.check):
                     upload.put(chunk)
                 if state is None:
                     state = _finish_draft(plan, draft, before, pipeline)
@@ -6552,9 +6506,9 @@ def store_archive(run: Run, plan: Plan) -> Outcome:
 
 
 @contextlib.contextmanager
-def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, Stream]]:
-    """What compresses and encrypts a source; and what is to be stored: what it writes, or with
-    UseTempFile the file in which all of that is."""
+def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, ReadInto]]:
+    """What compresses and encrypts a source; and how to read what is to be stored: what it writes,
+    or with UseTempFile the file in which all of that is."""
     settings, env = run.settings, run.options.env
     compressor = shlex.split(compressor_of(run, plan) or "") or [
         find_tool(CODECS[0].commands, env) or "gzip"
@@ -6566,7 +6520,7 @@ def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, St
     if not plan.job.use_temp_file:
         watch = _patience(plan) if plan.kind in DUMPS else lambda seconds: None
         with Pipeline(stages, env) as pipeline, run.store.retries.watched(watch):
-            yield pipeline, pipeline
+            yield pipeline, pipeline.readinto
         return
     with os_failures("write in TempDir"):
         # It has no name: no one else can open it, and whatever ends this run, nothing is left.
@@ -6576,7 +6530,7 @@ def _running(run: Run, plan: Plan, source: Stage) -> Iterator[tuple[Pipeline, St
         with Pipeline(stages, env, output=file) as pipeline:
             pipeline.finish()
             file.seek(0)
-            yield pipeline, FileStream(file)
+            yield pipeline, file.readinto
 
 
 def _finish_draft(plan: Plan, draft: Draft | None, before: str, pipeline: Pipeline) -> str:
@@ -10913,7 +10867,7 @@ class _Js3tream:
             metadata={"tag": tag} if tag else {}, log=_TOOL_LOG,
             progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
         ) as upload:
-            for chunk in upload.chunks(FileStream(source)):
+            for chunk in upload.chunks(source.readinto):
                 upload.put(chunk)
             made = self.now.utc_text()
             stored = upload.commit({f"{META}made": made, f"{META}status": "ok"})

@@ -148,12 +148,13 @@ def send(
 ) -> s3napback.UploadResult:
     """Stores DATA as an archive in chunks of SIZE bytes, in place of what is there. marks: asked
     for what the last chunk is to say, when all others were handed on."""
-    stream = options.pop("source", None) or s3napback.FileStream(io.BytesIO(data))
+    source = options.pop("source", None) or io.BytesIO(data)
+    check = getattr(source, "check", lambda: None)
     marks = options.pop("marks", dict)
     options = {"parallel": 3, "log": logging.getLogger("test"),
                "old_chunks": s3napback.archive_objects(store, name), **options}
     with s3napback.Upload(store, name, chunk_size=size, **options) as upload:
-        for chunk in upload.chunks(stream):
+        for chunk in upload.chunks(source.readinto, check):
             upload.put(chunk)
         return upload.commit(marks())
 
