@@ -8730,13 +8730,368 @@ _SOON, _SKEW_WARNING, _SKEW_ERROR = 30, 60, 900
 # How long a database may take for the structure of its tables, seconds.
 _DUMP_TIMEOUT = 60
 
-# The programs of each kind, of which the first that is there is taken.
+# The programs that each kind needs: of each the first name that is there is taken.
 _TOOLS = {
     DIRECTORY: (("tar",),), SUBVERSION: (("svnadmin",), ("svnlook",)),
     SUBVERSION_DIR: (("svnadmin",), ("svnlook",)), MYSQL: (MYSQL_TOOLS,),
     POSTGRESQL: (("pg_dump",), ("pg_dumpall",)),
 }
 
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `check`. level: "ok", "warning" or "error"; hint: what to do, "" for nothing."""
+
+    level: str
+    text: str
+    hint: str = ""
+    subject: str = ""
+
+
+_ok, _warning, _error = (partial(Finding, level) for level in ("ok", "warning", "error"))
+
+
+def findings_of(subject: str, check: Iterable[Finding]) -> Iterator[Finding]:
+    """What a check finds, of this subject where it names no other. What ends it is a finding, too:
+    no check keeps the others back."""
+    try:
+        with os_failures("check it"):
+            for one in check:
+                yield replace(one, subject=one.subject or subject)
+    except Failure as failure:
+        where = f"{failure.where}: " if failure.where else ""
+        yield _error(f"{where}{failure.message}", failure.hint, subject)
+    except Exception as error:
+        yield _error("could not be checked, by a fault of this program:"
+                     f" {type(error).__name__}: {error}", "please report it", subject)
+
+
+def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Finding]:
+    """The rehearsal of one config, in the order in which a run would meet what is wrong.
+
+    It makes no archive. It fills files in DiffDir and TempDir that have no name; stores objects
+    under a key that begins like a Directory's, and deletes them; makes a bucket that is not there,
+    and removes it again. All of that is left only where the right to delete is missing.
+    """
+    config = read_config(path)
+    # First: a directive that is missing is often there, with a typo in it.
+    for warning in config_warnings(config):
+        yield _warning(warning)
+    settings, jobs, env = settings_of(config), jobs_of(config), run.env
+    for sentence in not_backed_up(config, jobs):
+        yield _error(sentence)
+    yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
+    diff_dir = DiffDir(settings.diff_dir, run.now)
+    for subject, findings in (
+        ("jobs", _jobs(settings, jobs, run.now)), ("TZ", _time_zone(env.get("TZ", ""))),
+        ("tools", _tools(settings, jobs, env)), ("databases", _roles(jobs)),
+        ("Compressor", _compressor(settings.compressor, env)),
+        ("DiffDir", _room_in_diff_dir(settings.diff_dir, diff_dir)),
+        ("TempDir", _room_in_temp_dir(settings, jobs)), ("hooks", _hooks(settings, jobs, env)),
+        ("S3Keyfile", _key_file(settings)),
+        ("bucket", _bucket(settings, jobs, run, diff_dir, retries)),
+        ("PingURL", _ping_urls(settings.ping_urls)),
+        ("MetricsFile", _metrics_file(settings.metrics_file)),
+        *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
+          for one in settings.gpg_recipients or [None]),
+    ):
+        yield from findings_of(subject, findings)
+    for job in jobs:
+        for one in findings_of(f"{job.kind} {job.name}", _source(job, diff_dir, env)):
+            if one.level == "error" and RUN_BEFORE in dict((*settings.hooks, *job.hooks)):
+                one = _ok(f"before RunBefore has run: {one.text}", subject=one.subject)
+            yield one
+
+
+def _jobs(settings: Settings, jobs: Sequence[Job], now: Moment) -> Iterator[Finding]:
+    first: dict[str, Job] = {}
+    due = 0
+    for job in jobs:
+        subject = f"{job.kind} {job.name}"
+        start = archive_start(job.kind, stored_name(job.kind, job.name), settings.prefix)
+        other = first.setdefault(start, job)
+        if other is not job:
+            yield _error(f"{job.where}: the job at {other.where} writes to the same archives",
+                         "take one of them out", subject)
+        yield from findings_of(subject, _rotation(job, now))
+        with contextlib.suppress(Failure):  # told already
+            due += is_backup_day(job.cycle, now.day)
+    yield _ok(f"due today: {due} of {len(jobs)}")
+
+
+def _rotation(job: Job, now: Moment) -> Iterator[Finding]:
+    slot_and_mode(job.cycle, now.day, job.kind in DUMPS)
+    loss = new_year_loss(job.cycle, now.local().year, job.kind in DUMPS)
+    if loss:
+        yield _warning(
+            f"{job.where}: at New Year the rotation starts anew, and only {loss[1]} restore points"
+            f" are left, of {loss[0]} at the least before it",
+            "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365 with a"
+            " small rest, or HanoiCycle",
+        )
+
+
+def _time_zone(zone: str) -> Iterator[Finding]:
+    if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
+        from dateutil import tz
+
+        if tz.gettz(zone) is None:
+            yield _warning(f"{zone} is not known here: days are those of UTC",
+                           "correct the variable TZ, or unset it")
+
+
+def _tools(settings: Settings, jobs: Sequence[Job], env: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        temp_file().close()
+    except Failure as failure:
+        yield _error(failure.message, failure.hint, "TMPDIR")
+    kinds, compressor = {job.kind for job in jobs}, settings.compressor
+    needed = [(shlex.split(compressor)[0],) if compressor else CODECS[0].commands]
+    needed += [names for kind in _TOOLS if kind in kinds for names in _TOOLS[kind]]
+    needed += [("gpg",)] if settings.gpg_recipients else []
+    for names in dict.fromkeys(needed):
+        path = shutil.which(find_tool(names, env) or "", path=env.get("PATH"))
+        if path is None:
+            yield _error(f"is not on PATH ({env.get('PATH', '')})",
+                         "install it, or set PATH in the crontab", names[0])
+        elif names == ("tar",) and "GNU tar" not in run_tool((path, "--version"), env).output:
+            yield _error(f"{path} is not GNU tar", "install GNU tar as tar", "tar")
+        else:
+            yield _ok(path, subject=names[0])
+
+
+def _compressor(compressor: str | None, env: Mapping[str, str]) -> Iterator[Finding]:
+    if not compressor:
+        # README.md, Performance, has the figures.
+        faster = [f'"{one}"' for one in ("igzip -3", "zstd -3") if find_tool(one.split()[:1], env)]
+        if faster:
+            yield _ok(f"none is set: {' or '.join(faster)} takes a tenth of gzip's time, a quarter"
+                      " of pigz's on two processors")
+    elif find_tool(shlex.split(compressor)[:1], env):  # else it is told
+        check_compressor(compressor, env)
+        yield _ok(f"what {compressor} writes can be read back")
+
+
+def _roles(jobs: Sequence[Job]) -> Iterator[Finding]:
+    """What a dump of one database lacks of its server."""
+    for kind, parts, what, whole in (
+        (POSTGRESQL, postgresql_parts, "roles and tablespaces", {""}),
+        (MYSQL, mysql_parts, "users and their rights", {"--all-databases", "mysql"}),
+    ):
+        dumped = {parts(job.name)[1] for job in jobs if job.kind == kind}
+        if dumped and not whole & dumped:
+            yield _warning(f"{what} are in no backup: a dump of one database holds none",
+                           f"add a line {kind} all", kind)
+
+
+def _room_in_diff_dir(folder: str, diff_dir: DiffDir) -> Iterator[Finding]:
+    try:
+        with diff_dir.lock():
+            pass
+    except Failure as failure:
+        if failure.status != EXIT_LOCKED:
+            raise
+        yield _warning(failure.message)
+    largest = max((size_of_tree(entry.path) for entry in os.scandir(folder)), default=0)
+    yield _room(folder, max(_LITTLE_ROOM, 2 * largest))
+
+
+def _room_in_temp_dir(settings: Settings, jobs: Sequence[Job]) -> Iterator[Finding]:
+    check_temp_dir(settings, jobs)
+    if settings.temp_dir and any(job.use_temp_file for job in jobs):
+        yield _room(settings.temp_dir, _LITTLE_TEMP_ROOM)
+
+
+def _room(folder: str, little: int) -> Finding:
+    """Raises Failure unless a file can be made and filled there; little: bytes."""
+    hint = "make it, writable for the user that runs this"
+    with os_failures(f"write in {folder}", hint), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+    free = shutil.disk_usage(folder).free
+    text = f"{folder} can be written, {size_text(free)} are free"
+    return _warning(text, "make room there") if free < little else _ok(text)
+
+
+def size_of_tree(path: str) -> int:
+    """Bytes of all that is in a folder, or of a file; what cannot be read counts for nothing."""
+    size, top = 0, os.path.join("/", path)
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names)
+    for file in itertools.chain([top], files):
+        with contextlib.suppress(OSError):
+            size += os.lstat(file).st_size
+    return size
+
+
+def _hooks(settings: Settings, jobs: Sequence[Job], env: Mapping[str, str]) -> Iterator[Finding]:
+    hooks = (*settings.hooks, *(hook for job in jobs for hook in job.hooks))
+    for name, line in dict.fromkeys(hooks):
+        yield replace(_shell_command(line.text, line.where, env), subject=name)
+
+
+def _shell_command(command: str, where: str, env: Mapping[str, str]) -> Finding:
+    """Whether the shell can read a command, and has its first program; it is not run."""
+    read = run_tool(("/bin/sh", "-n", "-c", command), env)
+    if read.status:
+        return _error(f"{where}: {read.errors.strip()}", "correct the command")
+    lexer = shlex.shlex(command, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    word = next((word for word in lexer if not re.match(r"\w+=", word)), ":")
+    found = run_tool(("/bin/sh", "-c", 'command -v "$1"', "sh", word), env)
+    if found.status and not re.search(r"[][$`*?(){};|&<>~=!]", word):
+        return _error(f"{where}: {word} is not on PATH ({env.get('PATH', '')})",
+                      "install it, or write its whole path")
+    return _ok(command)
+
+
+def _key_file(settings: Settings) -> Iterator[Finding]:
+    path = settings.s3_keyfile
+    if folder_root(settings.s3_endpoint) is not None:
+        return
+    if path is None:
+        yield _ok("none: AWS's usual sources give the key")
+        return
+    read_key_file(path)
+    if others_can_read(path):
+        yield _warning(f"{path} can be read by others", f"chmod 600 {shlex.quote(path)}")
+    else:
+        yield _ok(f"{path} is private")
+
+
+def _bucket(
+    settings: Settings, jobs: Sequence[Job], options: RunOptions, diff_dir: DiffDir,
+    retries: Retries,
+) -> Iterator[Finding]:
+    store = open_store(settings.bucket, access_of(settings), options.clock, retries)
+    is_there = store.exists()
+    if isinstance(store, S3Store):
+        yield from _clock(store.skew())
+    if not is_there:  # to know that it can be made, it is made and taken away again
+        store.create()
+        yield from findings_of("", _probe(store, settings.prefix, settings.safe_replace))
+        with contextlib.suppress(Failure):  # without the right to remove it, it stays
+            store.remove()
+        now = "was not there, and is there now" if store.exists() else "is not there"
+        yield _ok(f"{store.bucket} {now}; it can be made: the first run makes it")
+    elif isinstance(store, S3Store):
+        yield from _bucket_facts(store.bucket, store.about())
+    else:
+        yield _ok(f"{store.bucket} is a folder of {settings.s3_endpoint}")
+        root = folder_root(settings.s3_endpoint) or ""
+        yield _room(os.path.join(root, store.bucket), _LITTLE_TEMP_ROOM)
+    if is_there:
+        yield from _probe(store, settings.prefix, settings.safe_replace)
+    run = Run(settings, options, diff_dir, store, "")
+    for job in jobs:
+        with contextlib.suppress(Failure):  # what is not there to be read is told of the source
+            for kind, name in _sources_of(job):
+                findings = _stored(run, Plan(job, kind, name), is_there=is_there)
+                yield from findings_of(f"{kind} {name}", findings)
+
+
+def _clock(skew: float | None) -> Iterator[Finding]:
+    """skew: seconds that the clock of this machine is ahead of the server's."""
+    if skew is None:
+        return
+    text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
+    if abs(skew) < _SKEW_WARNING:
+        yield _ok(text, subject="clock")
+    else:
+        tell = _error if abs(skew) >= _SKEW_ERROR else _warning
+        yield tell(text, "set the clock of this machine", "clock")
+
+
+def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
+    yield _ok(f"{bucket} is in {facts.region or 'an unknown region'}")
+    if facts.versioned:
+        yield _warning("it keeps old versions, which cost as much as new ones",
+                       "let a lifecycle rule expire noncurrent versions")
+    if facts.retention:
+        yield _warning(f"object lock keeps what is stored ({facts.retention}): until then an"
+                       " archive that is replaced or deleted stays, as an old version",
+                       "plan room for it")
+    if facts.unknown:
+        yield _ok(f"the service does not say whether it has {' and '.join(facts.unknown)}")
+
+
+def _probe(store: Store, prefix: str, copied: bool) -> Iterator[Finding]:
+    """An object under as awkward a key as names can make, there and away again."""
+    name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
+    try:
+        _store_and_fetch(store, archive_start(DIRECTORY, name, prefix), copied)
+    except Failure as failure:
+        fault = failure
+        with contextlib.suppress(Failure):  # else the slash is not at fault
+            if not prefix:
+                _store_and_fetch(store, archive_start(DIRECTORY, name[1:]), copied)
+                fault = Failure(
+                    f"the service does not keep keys that begin with a slash: {failure.message}",
+                    "set Prefix, to the name of this machine for example",
+                )
+        raise fault from None
+    yield _ok(f"a probe object was stored{', copied' if copied else ''}, read, listed and deleted")
+
+
+def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
+    """Raises Failure unless an object comes back from the store as it went there."""
+    keys = [chunk_key(archive, n) for n in range(2 if copied else 1)]
+    data, mark, back = secrets.token_bytes(1000), secrets.token_hex(8), Buffer(1000)
+    try:
+        store.put(keys[0], data, {f"{META}archive": mark})
+        if copied:
+            store.copy(*keys)
+        found = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
+        if bytes(back) != data:
+            raise Failure("a probe object came back other than it was stored",
+                          "this service cannot be trusted with backups")
+        # A service may change the capitals of a name.
+        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
+        if any(one.get(f"{META}archive") != mark for one in kept):
+            raise Failure("the service does not keep the metadata of a probe object",
+                          "use another one: without metadata no archive is known to be complete")
+        if [item.key for item in store.iter_objects(chunk_prefix(archive))] != keys:
+            raise Failure("a probe object was stored, and is not listed",
+                          "this service cannot be trusted with backups")
+    except BaseException:
+        with contextlib.suppress(Failure), store.retries.once():  # the first fault is to be told
+            store.delete(keys)
+        raise
+    store.delete(keys)
+    if is_known_to_be_there(store, keys[0]):
+        raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
+
+
+def _sources_of(job: Job) -> list[tuple[str, str]]:
+    """(kind, name) of what a job backs up. Raises Failure where that cannot be read."""
+    if job.kind == SUBVERSION_DIR:
+        return [(SUBVERSION, name) for name in repositories_in(job.name)]
+    return [(job.kind, job.name)]
+
+
+def _stored(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Finding]:
+    """What the bucket has of a source from another host; a diff file of the Perl script."""
+    by_date = sorted(
+        run.archives_of(plan) if is_there else (),
+        key=lambda one: max(item.modified for item in one[2]),
+    )
+    for archive, _, objects in by_date[-1:]:
+        last = resolve_archive(archive, objects, run.store.head)
+        host = last.metadata.get("host", "") if last else ""
+        if last and host not in ("", run.options.host):
+            is_todays = last.made_on(run.options.now) == run.today.isoformat()
+            yield (_error if is_todays else _warning)(
+                f"{archive} is of the host {host}, which stores in this bucket, too",
+                "give each machine a Bucket of its own, or a Prefix",
+            )
+    with contextlib.suppress(Failure):  # of a source that is not there, which is told of it
+        facts = facts_of(run, plan.kind, plan.name, FULL)
+        if facts.written and not facts.sidecars:
+            fulls = [objects for _, mode, objects in by_date if mode == FULL]
+            size = sum(item.size for item in fulls[-1]) if fulls else (
+                sum(map(size_of_tree, expand_name(plan.name, run.options.env)))
+            )
+            yield _ok("the diff file is the Perl script's: the next archive holds everything, once:"
+                      f" about {size_text(size)}")
 
 # Seconds that those who watch have for an answer, however slowly they send it.
 _WATCH_TIMEOUT = 10.0
@@ -8771,37 +9126,113 @@ def no_answer(error: Exception) -> str:
     return " ".join(str(getattr(reason, "strerror", "") or reason).split())
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of `check`. level: "ok", "warning" or "error"; hint: what to do, "" for nothing."""
-
-    level: str
-    subject: str
-    text: str
-    hint: str = ""
-
-
-def _finding(level: str, text: str, hint: str = "", subject: str = "") -> Finding:
-    return Finding(level, subject, text, hint)
-
-
-_ok, _warning, _error = (partial(_finding, level) for level in ("ok", "warning", "error"))
+def _ping_urls(urls: Sequence[str]) -> Iterator[Finding]:
+    for url in urls:
+        # Not the URL itself: to healthchecks any request for it is a signal, a HEAD, too.
+        server = urllib.parse.urlsplit(url)._replace(path="/", query="")
+        try:
+            in_time(send_request, server.geturl(), None, "HEAD")
+        except Exception as error:
+            if not hasattr(error, "code"):  # of an answer, whatever it is
+                yield _warning(f"{server.netloc} does not answer: {no_answer(error)}")
+                continue
+        yield _ok(f"{server.netloc} answers")
 
 
-def findings_of(subject: str, check: Iterable[Finding]) -> Iterator[Finding]:
-    """What a check finds, of this subject where it names no other. What ends it is a finding, too:
-    no check keeps the others back."""
-    try:
-        for one in check:
-            yield replace(one, subject=one.subject or subject)
-    except Failure as failure:
-        where = f"{failure.where}: " if failure.where else ""
-        yield _error(f"{where}{failure.message}", failure.hint, subject)
-    except OSError as error:
-        yield _error(str(os_failure(error, "check it")), "", subject)
-    except Exception as error:
-        yield _error("could not be checked, by a fault of this program:"
-                     f" {type(error).__name__}: {error}", "please report it", subject)
+def _metrics_file(path: str | None) -> Iterator[Finding]:
+    if not path:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    yield _room(folder, _LITTLE_ROOM)
+    mode = os.stat(folder).st_mode
+    for is_wrong, text in (
+        (not path.endswith(".prom"), f"{path}: node_exporter reads no file but *.prom"),
+        (mode & stat.S_IWOTH, f"{folder} can be written by everybody"),
+        (not mode & (stat.S_IXGRP | stat.S_IXOTH), f"{folder} is closed to node_exporter"),
+    ):
+        if is_wrong:
+            yield _warning(text)
+
+
+def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> Iterator[Finding]:
+    if recipient is None:
+        yield _ok("none: archives are not encrypted")
+        return
+    check_recipient(recipient, keyring, run.env)
+    with run_filter(gpg_stage([recipient], keyring), [b"probe"], run.env) as output:
+        sealed = b"".join(output)
+    if not is_openpgp(sealed) or b"probe" in sealed:
+        raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
+    # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
+    usable = [
+        (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
+        for key in _public_keys(recipient, keyring, run.env)
+        for sub in encryption_keys(key)
+    ]
+    if not usable:
+        raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
+    end, ending, key = max(usable, key=lambda one: one[0])
+    if end - run.now.epoch < _SOON * 86400:
+        what = "key" if ending is key else "subkey"
+        yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
+                       f" {_day_of(ending)}", f"run: gpg --edit-key {key['keyid']} expire")
+    else:
+        yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
+
+
+def _source(job: Job, diff_dir: DiffDir, env: Mapping[str, str]) -> Iterator[Finding]:
+    if job.kind == DIRECTORY:
+        yield from _directory_source(job, diff_dir, env)
+    elif job.kind == COMMAND:
+        yield _shell_command(job.command, job.where, env)
+        bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", "", job.command)
+        if re.search(r"(?<![|>])\|(?!\|)", bare) and "pipefail" not in job.command:
+            yield _warning("of a pipe in it only the last status counts: half a backup may pass for"
+                           " a whole one", "write bash -o pipefail -c '…'")
+    elif job.kind in (MYSQL, POSTGRESQL):
+        yield _database_source(job, env)
+    else:
+        sources = _sources_of(job)
+        for kind, name in sources:
+            yield _ok(f"answers, at revision {youngest_revision(name, env)}",
+                      subject=f"{kind} {name}")
+        if not sources:
+            yield _warning("there is no repository in it", "correct the name")
+
+
+def _directory_source(job: Job, diff_dir: DiffDir, env: Mapping[str, str]) -> Iterator[Finding]:
+    for pattern in with_patterns_read(job).patterns_read:
+        if plain := usable_pattern(pattern):
+            yield _warning(f"ExcludeFrom: {pattern} excludes nothing", f"write {plain}")
+    names = expand_name(job.name, env)
+    survey = inspect_names(names, diff_dir.last_seen(job.name))
+    read = mounts_of(names, "--one-file-system" in job.tar_options)
+    others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
+    if outer := [p for p in others if not any(_within(p, o) for o in others)]:
+        yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
+    for text in survey.faults:
+        yield _error(text, "mount it, or see who may read it")
+    yield from map(_error, survey.links)
+    yield from map(_warning, [*survey.warnings, *tags_among(names, job.tar_options)])
+    if not survey.faults and not survey.links:
+        yield _ok("can be read")
+
+
+def _database_source(job: Job, env: Mapping[str, str]) -> Finding:
+    """A dump of the structure alone: the login, the rights and the server, in little time."""
+    if job.kind == MYSQL:
+        stage = mysql_stage(job.name, (*job.mysql_options, "--no-data"), env)
+    else:
+        stage = postgresql_stage(job.name)
+        stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))
+    done = run_tool(stage.argv, env, timeout=_DUMP_TIMEOUT)
+    tail = done.output[-_TAIL:].encode("utf-8", "surrogateescape")
+    end = StageResult(stage, done.status, tuple(done.errors.strip().splitlines()), tail=tail)
+    if not end.is_whole:
+        raise Failure(str(end), end.hint or "try the command by hand")
+    if done.status:
+        return _warning(f"with --force, {end}", "mend what it names: it is not in the dump")
+    return _ok("answers")
 
 
 def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Finding]:
@@ -8836,452 +9267,6 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
                        f"in the crontab, write {os.path.abspath(file)}", "cron")
     for finding in findings:
         yield Finding(**finding)
-
-
-def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Finding]:
-    """The rehearsal of one config, in the order in which a run would meet what is wrong.
-
-    It makes no archive. It fills files in DiffDir and TempDir that have no name; stores objects
-    under a key that begins like a Directory's, and deletes them; makes a bucket that is not there,
-    and removes it again. All of that is left only where the right to delete is missing.
-    """
-    config = read_config(path)
-    # First: a directive that is missing is often there, with a typo in it.
-    for warning in config_warnings(config):
-        yield _warning(warning)
-    settings = settings_of(config)
-    jobs = jobs_of(config)
-    for sentence in not_backed_up(config, jobs):
-        yield _error(sentence)
-    yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
-    check = _Check(settings, jobs, run)
-    for subject, findings in (
-        ("jobs", check.jobs()), ("TZ", check.time_zone()), ("tools", check.tools()),
-        ("Compressor", check.compressor()), ("databases", check.roles()),
-        ("DiffDir", check.diff_dir()), ("TempDir", check.temp_dir()),
-        ("hooks", check.hooks()),
-        ("S3Keyfile", check.key_file()), ("bucket", check.bucket(retries)),
-        ("PingURL", check.pings()), ("MetricsFile", check.metrics_file()),
-        *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
-          for one in settings.gpg_recipients or [None]),
-    ):
-        yield from findings_of(subject, findings)
-    for job in jobs:
-        for one in findings_of(f"{job.kind} {job.name}", check.source(job)):
-            if one.level == "error" and RUN_BEFORE in dict((*settings.hooks, *job.hooks)):
-                one = _ok(f"before RunBefore has run: {one.text}", subject=one.subject)
-            yield one
-
-
-class _Check:
-    """The checks of one config, a method for each subject."""
-
-    def __init__(self, settings: Settings, jobs: Sequence[Job], run: RunOptions) -> None:
-        self._settings, self._jobs, self._run = settings, jobs, run
-        self._now, self._env = run.now, run.env
-        self._diff_dir = DiffDir(settings.diff_dir, run.now)
-        self._store: Store | None = None  # where the bucket is there
-
-    # ---- what stands in the config ----
-
-    def jobs(self) -> Iterator[Finding]:
-        first: dict[str, Job] = {}
-        due = 0
-        for job in self._jobs:
-            subject = f"{job.kind} {job.name}"
-            start = archive_start(job.kind, stored_name(job.kind, job.name), self._settings.prefix)
-            other = first.setdefault(start, job)
-            if other is not job:
-                yield _error(f"{job.where}: the job at {other.where} writes to the same archives",
-                             "take one of them out", subject)
-            yield from findings_of(subject, self._rotation(job))
-            with contextlib.suppress(Failure):  # told already
-                due += is_backup_day(job.cycle, self._now.day)
-        yield _ok(f"due today: {due} of {len(self._jobs)}")
-
-    def _rotation(self, job: Job) -> Iterator[Finding]:
-        slot_and_mode(job.cycle, self._now.day, job.kind in DUMPS)
-        loss = new_year_loss(job.cycle, self._now.local().year, job.kind in DUMPS)
-        if loss:
-            yield _warning(
-                f"{job.where}: at New Year the rotation starts anew, and only {loss[1]} restore"
-                f" points are left, of {loss[0]} at the least before it",
-                "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365 with a"
-                " small rest, or HanoiCycle",
-            )
-
-    def time_zone(self) -> Iterator[Finding]:
-        zone = self._env.get("TZ", "")
-        if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
-            from dateutil import tz
-
-            if tz.gettz(zone) is None:
-                yield _warning(f"{zone} is not known here: days are those of UTC",
-                               "correct the variable TZ, or unset it")
-
-    # ---- this machine ----
-
-    def tools(self) -> Iterator[Finding]:
-        try:
-            temp_file().close()
-        except Failure as failure:
-            yield _error(failure.message, failure.hint, "TMPDIR")
-        kinds = {job.kind for job in self._jobs}
-        compressor = self._settings.compressor
-        needed = [(shlex.split(compressor)[0],) if compressor else CODECS[0].commands]
-        needed += [names for kind in _TOOLS if kind in kinds for names in _TOOLS[kind]]
-        needed += [("gpg",)] if self._settings.gpg_recipients else []
-        for names in dict.fromkeys(needed):
-            path = shutil.which(find_tool(names, self._env) or "", path=self._env.get("PATH"))
-            if path is None:
-                yield _error(f"is not on PATH ({self._env.get('PATH', '')})",
-                             "install it, or set PATH in the crontab", names[0])
-            elif names == ("tar",) and (
-                "GNU tar" not in run_tool((path, "--version"), self._env).output
-            ):
-                yield _error(f"{path} is not GNU tar", "install GNU tar as tar", "tar")
-            else:
-                yield _ok(path, subject=names[0])
-
-    def compressor(self) -> Iterator[Finding]:
-        compressor = self._settings.compressor
-        if not compressor:
-            # README.md, Performance, has the figures.
-            faster = [f'"{one}"' for one in ("igzip -3", "zstd -3")
-                      if find_tool((one.split()[0],), self._env)]
-            if faster:
-                yield _ok(f"none is set: {' or '.join(faster)} takes a tenth of gzip's time, a"
-                          " quarter of pigz's on two processors")
-        elif find_tool(shlex.split(compressor)[:1], self._env):  # else it is told
-            check_compressor(compressor, self._env)
-            yield _ok(f"what {compressor} writes can be read back")
-
-    def roles(self) -> Iterator[Finding]:
-        """What a dump of one database lacks of its server."""
-        for kind, parts, what, whole in (
-            (POSTGRESQL, postgresql_parts, "roles and tablespaces", {""}),
-            (MYSQL, mysql_parts, "users and their rights", {"--all-databases", "mysql"}),
-        ):
-            dumped = {parts(job.name)[1] for job in self._jobs if job.kind == kind}
-            if dumped and not whole & dumped:
-                yield _warning(f"{what} are in no backup: a dump of one database holds none",
-                               f"add a line {kind} all", kind)
-
-    def diff_dir(self) -> Iterator[Finding]:
-        folder = self._settings.diff_dir
-        try:
-            with self._diff_dir.lock():
-                pass
-        except Failure as failure:
-            if failure.status != EXIT_LOCKED:
-                raise
-            yield _warning(failure.message)
-        largest = max((size_of_tree(entry.path) for entry in os.scandir(folder)), default=0)
-        yield _room(folder, max(_LITTLE_ROOM, 2 * largest))
-
-    def temp_dir(self) -> Iterator[Finding]:
-        check_temp_dir(self._settings, self._jobs)
-        folder = self._settings.temp_dir
-        if folder and any(job.use_temp_file for job in self._jobs):
-            yield _room(folder, _LITTLE_TEMP_ROOM)
-
-    def hooks(self) -> Iterator[Finding]:
-        hooks = (*self._settings.hooks, *(hook for job in self._jobs for hook in job.hooks))
-        for name, line in dict.fromkeys(hooks):
-            yield replace(self._shell_command(line.text, line.where), subject=name)
-
-    def _shell_command(self, command: str, where: str) -> Finding:
-        """Whether the shell can read a command, and has its first program; it is not run."""
-        read = run_tool(("/bin/sh", "-n", "-c", command), self._env)
-        lexer = shlex.shlex(command, posix=True)
-        lexer.whitespace_split, lexer.commenters = True, ""
-        word = "" if read.status else next((w for w in lexer if not re.match(r"\w+=", w)), ":")
-        found = run_tool(("/bin/sh", "-c", 'command -v "$1"', "sh", word), self._env)
-        if read.status:
-            return _error(f"{where}: {read.errors.strip()}", "correct the command")
-        if found.status and not re.search(r"[][$`*?(){};|&<>~=!]", word):
-            return _error(f"{where}: {word} is not on PATH ({self._env.get('PATH', '')})",
-                          "install it, or write its whole path")
-        return _ok(command)
-
-    # ---- the bucket ----
-
-    def key_file(self) -> Iterator[Finding]:
-        path = self._settings.s3_keyfile
-        if folder_root(self._settings.s3_endpoint) is not None:
-            return
-        if path is None:
-            yield _ok("none: AWS's usual sources give the key")
-            return
-        read_key_file(path)
-        if others_can_read(path):
-            yield _warning(f"{path} can be read by others", f"chmod 600 {shlex.quote(path)}")
-        else:
-            yield _ok(f"{path} is private")
-
-    def bucket(self, retries: Retries) -> Iterator[Finding]:
-        settings = self._settings
-        store = open_store(settings.bucket, access_of(settings), self._run.clock, retries)
-        there = store.exists()
-        if isinstance(store, S3Store):
-            yield from _clock(store.skew())
-        if not there:  # to know that it can be made, it is made and taken away again
-            store.create()
-            yield from findings_of("", _probe(store, settings))
-            with contextlib.suppress(Failure):  # without the right to remove it, it stays
-                store.remove()
-            now = "was not there, and is there now" if store.exists() else "is not there"
-            yield _ok(f"{store.bucket} {now}; it can be made: the first run makes it")
-            return
-        if isinstance(store, S3Store):
-            yield from _bucket_facts(store.bucket, store.about())
-        else:
-            yield _ok(f"{store.bucket} is a folder of {settings.s3_endpoint}")
-            root = folder_root(settings.s3_endpoint) or ""
-            yield _room(os.path.join(root, store.bucket), _LITTLE_TEMP_ROOM)
-        yield from _probe(store, settings)
-        self._store = store
-
-    # ---- those who watch ----
-
-    def pings(self) -> Iterator[Finding]:
-        for url in self._settings.ping_urls:
-            # Not the URL itself: to healthchecks any request for it is a signal, a HEAD, too.
-            server = urllib.parse.urlsplit(url)._replace(path="/", query="")
-            try:
-                in_time(send_request, server.geturl(), None, "HEAD")
-            except Exception as error:
-                if not hasattr(error, "code"):  # of an answer, whatever it is
-                    yield _warning(f"{server.netloc} does not answer: {no_answer(error)}")
-                    continue
-            yield _ok(f"{server.netloc} answers")
-
-    def metrics_file(self) -> Iterator[Finding]:
-        path = self._settings.metrics_file
-        if not path:
-            return
-        folder = os.path.dirname(os.path.abspath(path))
-        yield _room(folder, _LITTLE_ROOM)
-        mode = os.stat(folder).st_mode
-        for is_wrong, text in (
-            (not path.endswith(".prom"), f"{path}: node_exporter reads no file but *.prom"),
-            (mode & stat.S_IWOTH, f"{folder} can be written by everybody"),
-            (not mode & (stat.S_IXGRP | stat.S_IXOTH), f"{folder} is closed to node_exporter"),
-        ):
-            if is_wrong:
-                yield _warning(text)
-
-    # ---- what is to be backed up ----
-
-    def source(self, job: Job) -> Iterator[Finding]:
-        names = [job.name]
-        if job.kind == DIRECTORY:
-            yield from self._directory(job)
-        elif job.kind in (SUBVERSION, SUBVERSION_DIR):
-            names = names if job.kind == SUBVERSION else repositories_in(job.name)
-            for name in names:
-                revision = youngest_revision(name, self._env)
-                yield _ok(f"answers, at revision {revision}", subject=f"{SUBVERSION} {name}")
-            if not names:
-                yield _warning("there is no repository in it", "correct the name")
-        elif job.kind == COMMAND:
-            yield self._shell_command(job.command, job.where)
-            bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", "", job.command)
-            if re.search(r"(?<![|>])\|(?!\|)", bare) and "pipefail" not in job.command:
-                yield _warning("of a pipe in it only the last status counts: half a backup may pass"
-                               " for a whole one", "write bash -o pipefail -c '…'")
-        else:
-            yield self._database(job)
-        kind = SUBVERSION if job.kind == SUBVERSION_DIR else job.kind
-        for name in names:
-            for one in self._history(kind, name):
-                yield replace(one, subject=f"{kind} {name}")
-
-    def _directory(self, job: Job) -> Iterator[Finding]:
-        for pattern in with_patterns_read(job).patterns_read:
-            if plain := usable_pattern(pattern):
-                yield _warning(f"ExcludeFrom: {pattern} excludes nothing", f"write {plain}")
-        names = expand_name(job.name, self._env)
-        survey = inspect_names(names, self._diff_dir.last_seen(job.name))
-        read = mounts_of(names, "--one-file-system" in job.tar_options)
-        others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
-        if outer := [p for p in others if not any(_within(p, o) for o in others)]:
-            yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
-        for text in survey.faults:
-            yield _error(text, "mount it, or see who may read it")
-        yield from map(_error, survey.links)
-        yield from map(_warning, [*survey.warnings, *tags_among(names, job.tar_options)])
-        if not survey.faults and not survey.links:
-            yield _ok("can be read")
-
-    def _database(self, job: Job) -> Finding:
-        """A dump of the structure alone: the login, the rights and the server, in little time."""
-        if job.kind == MYSQL:
-            options = (*job.mysql_options, "--no-data")
-            stage = mysql_stage(job.name, options, self._env)
-        else:
-            stage = postgresql_stage(job.name)
-            stage = Stage((stage.argv[0], "--schema-only", *stage.argv[1:]))
-        done = run_tool(stage.argv, self._env, timeout=_DUMP_TIMEOUT)
-        tail = done.output[-4096:].encode("utf-8", "surrogateescape")
-        end = StageResult(stage, done.status, tuple(done.errors.strip().splitlines()), tail=tail)
-        if not end.is_whole:
-            raise Failure(str(end), end.hint or "try the command by hand")
-        if done.status:
-            return _warning(f"with --force, {end}", "mend what it names: it is not in the dump")
-        return _ok("answers")
-
-    def _history(self, kind: str, name: str) -> Iterator[Finding]:
-        """What the bucket has of a source from another host; a diff file of the Perl script."""
-        prefix = self._settings.prefix
-        start = archive_start(kind, stored_name(kind, name), prefix)
-        by_date = sorted(
-            archives_of(self._store, start, prefix) if self._store else (),
-            key=lambda one: max(item.modified for item in one[2]),
-        )
-        if self._store and by_date:
-            last = resolve_archive(by_date[-1][0], by_date[-1][2], self._store.head)
-            host = last.metadata.get("host", "") if last else ""
-            if last and host not in ("", self._run.host):
-                today = last.made_on(self._now) == self._now.date().isoformat()
-                yield (_error if today else _warning)(
-                    f"{last.name} is of the host {host}, which stores in this bucket, too",
-                    "give each machine a Bucket of its own, or a Prefix",
-                )
-        if kind not in (DIRECTORY, SUBVERSION) or self._diff_dir.sidecars(name) or (
-            not self._diff_dir.written_on(name)
-        ):
-            return
-        fulls = [objects for _, mode, objects in by_date if mode == FULL]
-        size = sum(item.size for item in fulls[-1]) if fulls else (
-            sum(map(size_of_tree, expand_name(name, self._env)))
-        )
-        yield _ok("the diff file is the Perl script's: the next archive holds everything, once:"
-                  f" about {size_text(size)}")
-
-
-def _room(folder: str, little: int) -> Finding:
-    """Raises Failure unless a file can be made and filled there; little: bytes."""
-    hint = "make it, writable for the user that runs this"
-    with os_failures(f"write in {folder}", hint), tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(4096))
-        file.flush()
-    free = shutil.disk_usage(folder).free
-    text = f"{folder} can be written, {size_text(free)} are free"
-    return _warning(text, "make room there") if free < little else _ok(text)
-
-
-def size_of_tree(path: str) -> int:
-    """Bytes of all files in a folder, or of a file; what cannot be read counts for nothing."""
-    size = 0
-    for folder, _, names in os.walk(os.path.join("/", path)):
-        for name in names:
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(folder, name)).st_size
-    with contextlib.suppress(OSError):
-        size = size or os.lstat(os.path.join("/", path)).st_size
-    return size
-
-
-def _clock(skew: float | None) -> Iterator[Finding]:
-    """skew: seconds that the clock of this machine is ahead of the server's."""
-    if skew is None:
-        return
-    text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
-    if abs(skew) < _SKEW_WARNING:
-        yield _ok(text, subject="clock")
-    else:
-        tell = _error if abs(skew) >= _SKEW_ERROR else _warning
-        yield tell(text, "set the clock of this machine", "clock")
-
-
-def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
-    yield _ok(f"{bucket} is in {facts.region or 'an unknown region'}")
-    if facts.versioned:
-        yield _warning("it keeps old versions, which cost as much as new ones",
-                       "let a lifecycle rule expire noncurrent versions")
-    if facts.retention:
-        yield _warning(f"object lock keeps what is stored ({facts.retention}): until then an"
-                       " archive that is replaced or deleted stays, as an old version",
-                       "plan room for it")
-    if facts.unknown:
-        yield _ok(f"the service does not say whether it has {' and '.join(facts.unknown)}")
-
-
-def _probe(store: Store, settings: Settings) -> Iterator[Finding]:
-    """An object under as awkward a key as names can make, there and away again."""
-    prefix, safe = settings.prefix, settings.safe_replace
-    name = f"/s3napback-check//a b%41+?&=é:{secrets.token_hex(4)}"
-    try:
-        _store_and_fetch(store, archive_start(DIRECTORY, name, prefix), safe)
-    except Failure as failure:
-        try:
-            if prefix:
-                raise
-            _store_and_fetch(store, archive_start(DIRECTORY, name[1:]), safe)
-        except Failure:
-            raise failure from None  # the slash is not at fault
-        raise Failure(
-            f"the service does not keep keys that begin with a slash: {failure.message}",
-            "set Prefix, to the name of this machine for example",
-        ) from failure
-    copied = ", copied" if safe else ""
-    yield _ok(f"a probe object was stored{copied}, read, listed and deleted")
-
-
-def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
-    """Raises Failure unless an object comes back from the store as it went there."""
-    keys = [chunk_key(archive, n) for n in range(2 if copied else 1)]
-    data, mark, back = secrets.token_bytes(1000), secrets.token_hex(8), Buffer(1000)
-    try:
-        store.put(keys[0], data, {f"{META}archive": mark})
-        if copied:
-            store.copy(*keys)
-        found = [store.fetch(keys[0], back), *(store.head(key) for key in keys)]
-        if bytes(back) != data:
-            raise Failure("a probe object came back other than it was stored",
-                          "this service cannot be trusted with backups")
-        # A service may change the capitals of a name.
-        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
-        if any(one.get(f"{META}archive") != mark for one in kept):
-            raise Failure("the service does not keep the metadata of a probe object",
-                          "use another one: without metadata no archive is known to be complete")
-        if [item.key for item in store.iter_objects(chunk_prefix(archive))] != keys:
-            raise Failure("a probe object was stored, and is not listed",
-                          "this service cannot be trusted with backups")
-    except BaseException:
-        with contextlib.suppress(Failure), store.retries.once():  # the first fault is to be told
-            store.delete(keys)
-        raise
-    store.delete(keys)
-    if is_known_to_be_there(store, keys[0]):
-        raise Failure(f"the probe object {keys[0]} could not be deleted", "delete it by hand")
-
-
-def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> Iterator[Finding]:
-    if recipient is None:
-        yield _ok("none: archives are not encrypted")
-        return
-    check_recipient(recipient, keyring, run.env)
-    with run_filter(gpg_stage([recipient], keyring), [b"probe"], run.env) as output:
-        sealed = b"".join(output)
-    if not is_openpgp(sealed) or b"probe" in sealed:
-        raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
-    # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
-    usable = [
-        (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
-        for key in _public_keys(recipient, keyring, run.env)
-        for sub in encryption_keys(key)
-    ]
-    if not usable:
-        raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
-    end, ending, key = max(usable, key=lambda one: one[0])
-    if end - run.now.epoch < _SOON * 86400:
-        what = "key" if ending is key else "subkey"
-        yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
-                       f" {_day_of(ending)}", f"run: gpg --edit-key {key['keyid']} expire")
-    else:
-        yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
 
 
 # ==================================================================================================
@@ -11358,8 +11343,8 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
     else:
         problems = open_log(read_logconfig(), changed=False)
         close_log()
-        findings = [Finding("warning", "log", problem, "correct s3napback.logconfig")
-                    for problem in problems] or [Finding("ok", "log", "can be written")]
+        findings = [Finding("warning", problem, "correct s3napback.logconfig", "log")
+                    for problem in problems] or [Finding("ok", "can be written", subject="log")]
         _js3tream_log()
         run = RunOptions(now, clock, tool_environment(os.environ), _program(), progress_bar,
                          host_name())

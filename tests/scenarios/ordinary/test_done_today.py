@@ -107,6 +107,16 @@ def test_another_hosts_archive_of_an_earlier_day_is_replaced_with_a_warning(
     assert on_host(second, "web2", NIGHT + timedelta(days=2)).returncode == 0
 
 
+def test_another_hosts_archive_stays_an_error_where_run_before_is_to_run(site: Site) -> None:
+    """RunBefore may bring a source; it does not take another machine out of the bucket."""
+    assert on_host(site, "web1", NIGHT).returncode == 0
+    second = second_machine(site)
+    second.jobs = f"<Directory {site.data}>\nRunBefore true\n</Directory>"
+    check = on_host(second, "web2", NIGHT + timedelta(hours=1), "check")
+    assert check.returncode == 1
+    assert f"error    Directory {site.data}: " in check.stdout
+
+
 def test_a_dump_that_starts_before_midnight_is_made_every_night(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
