@@ -6866,7 +6866,6 @@ class Recovery:
     store: where the archives are; parallel: connections to it.
     endpoint: of another service than Amazon's.
     env: of the tools; gpg: how to call it.
-    kinds: names of directories and repositories in the config → their kind.
     prefix: the config's, "" for all that there are.
     temp_dir: for large chunks on their way.
     own: folders that backups leave out, and no restore may take away.
@@ -6881,7 +6880,6 @@ class Recovery:
     endpoint: str | None
     env: Mapping[str, str]
     gpg: tuple[str, ...]
-    kinds: Mapping[str, str]
     prefix: str
     temp_dir: str | None
     own: tuple[str, ...]
@@ -6889,6 +6887,13 @@ class Recovery:
     diff_dir: str = ""
     place: str = ""
     jobs: Sequence[Job] = ()
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of the jobs, by names as `parse_archive_name` gives them; without those whose
+        archives' names tell it."""
+        return {f"/{job.name.removeprefix('/')}" if self.prefix else job.name: job.kind
+                for job in self.jobs if job.kind not in DUMPS}
 
     @contextlib.contextmanager
     def content(
@@ -7017,13 +7022,12 @@ def parse_when(text: str, moment: Moment) -> float:
     except ImportError as error:
         raise missing_library(error) from error
     words = text.strip().lower()
-    ago = re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words)
     wall = moment.local().replace(tzinfo=None, fold=0)
     end_of_day = wall.replace(hour=23, minute=59, second=59, microsecond=999999)
     try:
         if words == "now":
             return moment.epoch
-        if ago:
+        if ago := re.fullmatch(r"(\d{1,6}) (minute|hour|day|week)s? ago", words):
             back = timedelta(**{f"{ago[2]}s": int(ago[1])})
             if ago[2] in ("minute", "hour"):
                 return moment.epoch - back.total_seconds()
@@ -7085,7 +7089,7 @@ def meant_by(
     An archive's own name comes first; then the sources that are nearest to what was typed, see
     `starts_meant`. Beside an archive stands its whole source. look_inside: see `catalogue`.
     """
-    given, prefix = key_text(given), recovery.prefix
+    given, prefix, kinds = key_text(given), recovery.prefix, recovery.kinds
     names = [f"{prefix}/{given.removeprefix('/')}"] if prefix else [given]
     if prefix and given.startswith(f"{prefix}/"):
         names.insert(0, given)
@@ -7093,24 +7097,21 @@ def meant_by(
     def listed(start: str) -> Iterator[CatalogEntry]:
         return catalogue(recovery.store, start, prefix=prefix, look_inside=look_inside)
 
-    exact = [one for name in names for one in listed(f"{name}:") if one.archive.name == name]
-    starts = starts_meant(given, prefix)
-    if exact:
-        named = exact[0]
+    exact = [one for name in names for one in listed(f"{name}:") if str(one) == name]
+    named, starts = next(iter(exact), None), starts_meant(given, prefix)
+    if named and named.kind == STREAM:
+        return named, group_by_source([named], kinds)
+    if named:
         starts = {archive_start(named.kind or DIRECTORY, named.name, named.prefix): 0}
-        if named.kind == STREAM:
-            return named, group_by_source([named], recovery.kinds)
-    found = {one.archive.name: one for start in starts for one in listed(start)}
-    near: dict[int, dict[Source, list[CatalogEntry]]] = {}
-    for source, of_source in group_by_source(found.values(), recovery.kinds).items():
-        start = archive_start(source.kind, source.name, source.prefix)
-        if start in starts:
-            near.setdefault(starts[start], {})[source] = of_source
-    sources = near[min(near)] if near else {}
-    if not exact:
-        return None, sources
-    return named, {source: of_source for source, of_source in sources.items()
-                   if any(one.archive.name == named.archive.name for one in of_source)}
+    found = {str(one): one for start in starts for one in listed(start)}
+    sources = group_by_source(found.values(), kinds)
+    far = {source: starts[start] for source in sources
+           if (start := archive_start(*source)) in starts}
+    nearest = min(far.values(), default=0)
+    return named, {
+        source: sources[source] for source, distance in far.items()
+        if distance == nearest and (named is None or str(named) in map(str, sources[source]))
+    }
 
 
 def nothing_found(recovery: Recovery, names: Sequence[str]) -> Failure:
@@ -7153,26 +7154,25 @@ def _chain_after(
 ) -> Chain:
     """What can be restored where the chain that is wanted is not whole. If the source begins with a
     DIFF, that is read to see whether it holds everything. Raises the failure where nothing can."""
-    first, hint = begun_with(found), ""
-    try:
-        lacking = missing_file(recovery, first) if first else ""
-        if first and (partial or not lacking):
+    hint = lacking = ""
+    if first := begun_with(found):
+        try:
+            if file := missing_file(recovery, first):
+                lacking = f"{first} does not hold {file}"
+                hint = (f"{lacking}, which was excluded then, or is in an archive that is gone;"
+                        " --force-partial does without")
+        except Failure as fault:
+            hint = (f"{first} may hold everything, but cannot be read:"
+                    f" {str(fault).removeprefix(f'{first}: ')}")
+        if not hint or (lacking and partial):
             begun = [replace(one, holds_all=True) if one is first else one for one in found]
             with contextlib.suppress(Failure):
-                chain = choose_chain(begun, at, moment)
-                text = f"{chain.archives[0]} does not hold {lacking}" if lacking else ""
-                return replace(chain, lacking=text)
-        if lacking:
-            hint = (f"{first} does not hold {lacking}, which was excluded then, or is in an archive"
-                    " that is gone; --force-partial does without")
-    except Failure as fault:
-        text = str(fault).removeprefix(f"{first}: ")
-        hint = f"{first} may hold everything, but cannot be read: {text}"
+                return replace(choose_chain(begun, at, moment), lacking=lacking)
     good = [m for m in History(found).restorable() if m <= at]
     if not partial or not good:
         raise failure.at(hint=hint) from failure
-    text = f"as of {_moment_text(moment, good[-1])}, the last good moment"
-    return replace(choose_chain(found, good[-1]), lacking=text)
+    lacking = f"as of {_moment_text(moment, good[-1])}, the last good moment"
+    return replace(choose_chain(found, good[-1]), lacking=lacking)
 
 
 def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
@@ -8192,23 +8192,20 @@ def check_place(
 ) -> None:
     """Raises Failure where a backup, or members of it, cannot go to a place; None is standard
     output. Nothing is looked at where the kind is "", not known yet."""
-    if kind not in (DIRECTORY, "") and members:
-        raise UsageFailure(f"{members[0]}: only a directory has parts")
-    if kind == DIRECTORY and place is None:
-        raise UsageFailure("a directory needs --to DIR")
-    if not kind or place is None:
-        return
-    is_there = os.path.exists(place)
-    if kind != DIRECTORY and is_there and (kind == SUBVERSION or not overwrite):
-        hint = "name a new place" if kind == SUBVERSION else "--overwrite replaces it"
-        raise UsageFailure(f"{place} exists already", hint)
-    if kind == DIRECTORY and os.path.realpath(place) == "/" and place != "/":
-        raise UsageFailure(f"{place} is the root folder", "write --to / to mean it")
-    if kind == DIRECTORY and is_there and not is_fresh(place) and not overwrite:
-        raise UsageFailure(
-            f"{place} is not empty",
-            "restore into an empty folder; --overwrite deletes there what was not backed up",
-        )
+    if kind == DIRECTORY:
+        if place is None:
+            raise UsageFailure("a directory needs --to DIR")
+        if os.path.realpath(place) == "/" and place != "/":
+            raise UsageFailure(f"{place} is the root folder", "write --to / to mean it")
+        if not overwrite and os.path.exists(place) and not is_fresh(place):
+            raise UsageFailure(f"{place} is not empty", "restore into an empty folder; --overwrite"
+                               " deletes there what was not backed up")
+    elif kind:
+        if members:
+            raise UsageFailure(f"{members[0]}: only a directory has parts")
+        if place and os.path.exists(place) and (kind == SUBVERSION or not overwrite):
+            hint = "name a new place" if kind == SUBVERSION else "--overwrite replaces it"
+            raise UsageFailure(f"{place} exists already", hint)
 
 
 def is_fresh(folder: str) -> bool:
@@ -8315,6 +8312,29 @@ def _refuse_unreadable(start: bytes) -> None:
                       "js3tream -o gives its bytes as they are stored")
 
 
+# Told by the first bytes, as gpg and gzip leave no other way.
+_SCRIPT_DECODERS = "\n".join(
+    f"  {'|'.join(f'{start.hex()}*' for start in codec.starts)}) {shlex.join(codec.decoders[-1])}"
+    ' < "$1";;' for codec in CODECS
+)
+_SCRIPT = rf"""set -eu
+to=${{1:?usage: sh restore.sh PLACE}}
+plain() {{ case $(head -c 6 "$1" | od -An -tx1 | tr -d " ") in
+{_SCRIPT_DECODERS}
+  8[4-7c-e]*|c1*|c3*|d2*|2d2d2d2d2d42*) gpg -d "$1" > "$1.dec"
+    plain "$1.dec"; rm "$1.dec";;
+  *) cat "$1";; esac; }}
+unpack() {{ case $(head -c 18 "$work/b" | tr -d '\0') in
+  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"
+    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;
+  *) mkdir -p "$to"
+    LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null \
+      -C "$to" || bad=3;; esac; }}
+bad=0
+work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")
+trap 'rm -rf "$work"' EXIT"""
+
+
 def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> str:
     """A POSIX shell script with the aws command line (or cat, for a folder), gpg and tar."""
     root, bucket = folder_root(recovery.endpoint), recovery.store.bucket
@@ -8322,27 +8342,9 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
     lines = [
         "#!/bin/sh",
         f"# Restores {name!r} into the folder, file or repository given as the first argument.",
-        "# Needs: " + ("cat" if root else "aws (with its credentials set)")
-        + ", gpg (with the secret key, if encrypted), what decompresses it (see below), and tar,"
-        " or svnadmin.",
-        "set -eu",
-        'to=${1:?usage: sh restore.sh PLACE}',
-        # Told by the first bytes, as gpg and gzip leave no other way.
-        'plain() { case $(head -c 6 "$1" | od -An -tx1 | tr -d " ") in',
-        *(f'  {"|".join(f"{start.hex()}*" for start in codec.starts)})'
-          f' {shlex.join(codec.decoders[-1])} < "$1";;' for codec in CODECS),
-        '  8[4-7c-e]*|c1*|c3*|d2*|2d2d2d2d2d42*) gpg -d "$1" > "$1.dec"',
-        '    plain "$1.dec"; rm "$1.dec";;',
-        '  *) cat "$1";; esac; }',
-        "unpack() { case $(head -c 18 \"$work/b\" | tr -d '\\0') in",
-        '  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"',
-        f'    svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;',
-        '  *) mkdir -p "$to"',
-        f'    LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null'
-        ' -C "$to" || bad=3;; esac; }',
-        "bad=0",
-        'work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")',
-        "trap 'rm -rf \"$work\"' EXIT",
+        f"# Needs: {'cat' if root else 'aws (with its credentials set)'}, gpg (with the secret key,"
+        " if encrypted), what decompresses it (see below), and tar, or svnadmin.",
+        _SCRIPT,
     ]
     for one in chain.archives:
         # Not echo, which makes escape sequences of backslashes in some shells.
@@ -8378,14 +8380,13 @@ def chain_faults(
     """A sentence for each archive of a source that is whole, but not what it continues."""
     first = begun_with(found)
     for one, at, whole in History(found).rows():
-        if one.fault or whole:
-            continue
-        if one is first:
-            yield (f"{one}: no FULL is before it: whether it holds everything is found out by"
-                   " restore, which reads it")
-        else:
-            yield (f"{one}: what it continues is not there any more ({name} as of"
-                   f" {_moment_text(moment, at)} cannot be restored)")
+        if not one.fault and not whole:
+            yield f"{one}: " + (
+                "no FULL is before it: whether it holds everything is found out by restore, which"
+                " reads it" if one is first else
+                f"what it continues is not there any more ({name} as of {_moment_text(moment, at)}"
+                " cannot be restored)"
+            )
 
 
 def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
@@ -10976,9 +10977,6 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         bucket, access = options["b"], _js3tream_access({**options, **keyfile})
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
-    # By the names as `parse_archive_name` gives them back; those of dumps' archives tell it.
-    kinds = {f"/{job.name.removeprefix('/')}" if prefix else job.name: job.kind
-             for job in jobs if job.kind not in DUMPS}
     store = open_store(bucket, access, lambda: now.epoch, Retries(0.0, _TOOL_LOG))
     if "versions-at" in options:
         store = PastStore(bucket, access, store.retries, parse_when(options["versions-at"], now))
@@ -10989,7 +10987,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         terminal=bool(sys.stdin and sys.stdin.isatty()),
     ) as (env, gpg):
         # The TempDir of a config may not be there, on a new machine.
-        yield Recovery(store, access.connections, access.endpoint, env, gpg, kinds, prefix,
+        yield Recovery(store, access.connections, access.endpoint, env, gpg, prefix,
                        temp_dir if os.path.isdir(temp_dir) else None, tuple(own),
                        diff_dir=diff_dir, place=place, jobs=jobs)
 

@@ -90,8 +90,7 @@ class Month:
         access = s3napback.Access(self.s3.endpoint, "us-east-1",
                                   *s3napback.read_key_file(str(self.keyfile)))
         store = s3napback.open_store("dev.example.com.month", access, lambda: 0.0)
-        kinds = {job.name: job.kind for job in jobs}
-        watched = s3napback.Recovery(store, 4, self.s3.endpoint, dict(os.environ), (), kinds, "",
+        watched = s3napback.Recovery(store, 4, self.s3.endpoint, dict(os.environ), (), "",
                                      None, (), jobs=jobs)
         found = s3napback.standings(watched, s3napback.Moment.of(now), 12 * 3600, 1e9)
         return {(one.kind, one.verdict) for _, one in found}

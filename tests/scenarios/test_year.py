@@ -60,7 +60,7 @@ def test_any_moment_of_a_year(
     losses, lost = random.Random(f"{cycle}, losses"), False
     (job,) = s3napback.jobs_of(s3napback.read_config(str(conf)))
     watched = s3napback.Recovery(
-        store, 4, None, {}, (), {str(tree): "Directory"}, "", None, (), jobs=[job])
+        store, 4, None, {}, (), "", None, (), jobs=[job])
     there: dict[str, s3napback.CatalogEntry] = {}
     told: Counter[str] = Counter()
     nights: dict[datetime, dict[str, Any]] = {}
@@ -141,7 +141,7 @@ def check_searches(
     for diff_dir in (f"{folder}/diffs/", ""):
         recovery = s3napback.Recovery(
             s3napback.open_store("b", s3napback.Access(f"file://{folder}/buckets"), lambda: 0.0),
-            2, None, dict(os.environ), ("gpg",), {}, "", None, (), diff_dir=diff_dir,
+            2, None, dict(os.environ), ("gpg",), "", None, (), diff_dir=diff_dir,
             place=s3napback.bucket_place(f"file://{folder}/buckets", "b"),
         )
         if diff_dir:

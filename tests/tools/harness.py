@@ -711,7 +711,7 @@ class World:
         DiffDir; None where one is missing."""
         shelf: Any = Shelf(self.server)
         recovery = s3napback.Recovery(
-            shelf, 1, None, {}, (), {}, "", None, (), diff_dir=f"{self.folder}/diffs/",
+            shelf, 1, None, {}, (), "", None, (), diff_dir=f"{self.folder}/diffs/",
             place=s3napback.bucket_place(self.server.endpoint, BUCKET),
         )
         chain = s3napback.choose_chain(self._of(found, one.name), one.made)
