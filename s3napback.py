@@ -5226,12 +5226,10 @@ def _fetch_chunk(
 # An archive has the mark `s3napback-state`: of a Directory "FROM:TO", the position from which it
 # goes on ("-" for nothing) and the one to which it leads; of a repository "FIRST:LAST", revisions.
 
-# The names of drafts of diff files, and of sidecars. No diff file is called so: they start with the
-# job's name.
+# Names of drafts of diff files, and of sidecars; a diff file's starts with that of its job.
 _DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
 
-# Beside them, an index of each archive of a Directory: see `IndexDraft`. Bytes before what is
-# compressed of it: the id of the archive's upload, and a newline.
+# What an index begins with, bytes: the id of its archive's upload, and a newline; see `IndexDraft`.
 INDEX_HEAD = 33
 
 _in_diff_dir = os_failures("write in DiffDir")  # as a decorator
@@ -5265,7 +5263,7 @@ class Sidecar:
 
     @staticmethod
     def from_json(given: Any) -> Sidecar:
-        """Raises LookupError or TypeError where anything is missing."""
+        """Raises LookupError, TypeError or ValueError for what is damaged."""
         archives = tuple(ArchiveRef(*link) for link in given["links"])
         boot, began = given.get("boot", ("", 0.0))
         return Sidecar(given["reached"], given["place"], archives, tuple(given["excludes"]),
@@ -5320,12 +5318,12 @@ class DiffDir:
 
     def diff_file(self, name: str) -> str:
         """Its path: the Perl script's, unless that is another name's (`/a/b` and `/a_b`)."""
-        own, path = diff_file_name(name), self._sidecar_path(name)
-        file = self._read(path).get("file")
+        file = self._read(self._sidecar_path(name)).get("file")
         if not file:
+            file = diff_file_name(name)
             others = glob.glob(f"{glob.escape(self._folder)}{_DRAFT_START}*{_SIDECAR_END}")
-            taken = own in [self._read(other).get("file") for other in others]
-            file = f"{own[:-5]}-{self._digest(name)[:8]}.diff" if taken else own
+            if file in [self._read(other).get("file") for other in others]:
+                file = diff_file_name(name, f"-{self._digest(name)[:8]}")
         return f"{self._folder}{file}"
 
     def written_on(self, name: str) -> date | None:
@@ -5344,7 +5342,7 @@ class DiffDir:
                 if kind != SUBVERSION:
                     return _content_digest(path).removeprefix("-")
                 with open(path, "rb") as file:
-                    revision = int(file.read(64).split(b"\n")[0].strip())
+                    revision = int(file.readline(64))
                 return str(revision) if revision >= 0 else ""
         except ValueError as error:
             raise Failure(f"cannot read the revision in {path}: {error}",
@@ -5389,7 +5387,7 @@ class DiffDir:
         try:
             states = self._read(self._sidecar_path(name))["states"]
             return tuple(map(Sidecar.from_json, states))
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, ValueError):
             return ()
 
     @_in_diff_dir
@@ -5417,10 +5415,6 @@ class DiffDir:
     @staticmethod
     def _digest(name: str) -> str:
         return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-
-    def index_path(self, place: str, archive: str) -> str:
-        """Of an archive's index; see `index_file_name`."""
-        return self._folder + index_file_name(place, archive)
 
     # ---- a run's own ----
 
@@ -5506,11 +5500,10 @@ class Folder(NamedTuple):
 
     def on_disk(self) -> tuple[int, int]:
         """(device, inode) of what its path leads to now, zeros for nothing."""
-        try:
-            info = os.lstat(self.name if self.name[:1] == b"/" else b"/" + self.name)
-        except OSError:
-            return 0, 0
-        return info.st_dev, info.st_ino
+        with contextlib.suppress(OSError):
+            info = os.lstat(self.path)
+            return info.st_dev, info.st_ino
+        return 0, 0
 
     def is_in_place(self) -> bool:
         """Whether its path leads to the same directory now."""
@@ -5636,15 +5629,7 @@ class Draft:
         if known and before == "-":
             with open(self.path, "wb") as file:
                 Snapshot(b"GNU tar-1.34-2", 0, 0, ()).write(file)
-
-        def change(old: Snapshot) -> Snapshot:
-            folders = _in_place(old.folders, known)
-            if not set_back:
-                return replace(old, folders=folders)
-            seconds = max(0, old.seconds - math.ceil(set_back))
-            return Snapshot(old.version, seconds, 0, folders)
-
-        self._rewrite(change)
+        self._rewrite(lambda folders: _in_place(folders, known), math.ceil(set_back))
         os.utime(self.path, (0, 0))  # by which `finish` can tell whether tar wrote it
         return before
 
@@ -5663,7 +5648,7 @@ class Draft:
         lost = losses_told_by(messages)
         if not lost.everything:  # nor renames, of which an index tells nothing
             self.index.end(self._with_other_names() if before != "-" else ())
-        self._rewrite(lambda old: replace(old, folders=_without_losses(old.folders, lost)))
+        self._rewrite(lambda folders: _without_losses(folders, lost))
         return _content_digest(self.path)
 
     def _with_other_names(self) -> Iterator[Folder]:
@@ -5676,12 +5661,17 @@ class Draft:
                 if names.get(hash(one.name)) != hash(one.names):
                     yield one
 
-    def _rewrite(self, change: Callable[[Snapshot], Snapshot]) -> None:
-        """Empties a draft that is no snapshot of the known format: then everything is stored."""
+    def _rewrite(
+        self, change: Callable[[Iterable[Folder]], Iterator[Folder]], set_back: int = 0
+    ) -> None:
+        """Changes its folders, and sets its time back by whole seconds. Empties what is no snapshot
+        of the known format: then everything is stored."""
         with _new_file(os.path.dirname(self.path)) as temp:
             with open(self.path, "rb") as old, open(temp, "wb") as new:
                 try:
-                    change(Snapshot.read(old)).write(new)
+                    was = Snapshot.read(old)
+                    seconds = max(0, was.seconds - set_back)
+                    replace(was, seconds=seconds, folders=change(was.folders)).write(new)
                 except ValueError:
                     new.seek(0)
                     new.truncate()
@@ -6497,7 +6487,7 @@ def store_archive(run: Run, plan: Plan) -> Outcome:
                 state.partition(":")[2], run.place, (*plan.chain, stored.ref), plan.job.left_out,
                 identity, boot,
             ))
-            index = run.diff_dir.index_path(run.place, plan.archive)
+            index = settings.diff_dir + index_file_name(run.place, plan.archive)
             draft.commit(index, stored.ref.upload)
     if stored.size * 10 < size_before:
         warnings.append(f"it has {size_text(stored.size)}, the full backup before it"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import shutil
 import subprocess
 from datetime import timedelta
@@ -56,7 +57,7 @@ def test_a_diff_whose_chain_is_torn_is_self_contained(
     assert (site.restored() / "file").read_text() == "one"
 
 
-@pytest.mark.parametrize("notes", ["none", "damaged", "empty"])
+@pytest.mark.parametrize("notes", ["none", "cut", "damaged", "empty"])
 def test_a_diff_file_without_notes_is_not_continued(
     site: Site, notes: str, capsys: Capture
 ) -> None:
@@ -66,7 +67,11 @@ def test_a_diff_file_without_notes_is_not_continued(
     if notes == "none":
         path.unlink()
     else:
-        path.write_text('{"states": [{"links": [[1, 2]]' if notes == "damaged" else "{}")
+        text = path.read_text()
+        path.write_text({
+            "cut": text[: len(text) // 2], "damaged": re.sub('"boot": .*', '"boot": [1]}]}', text),
+            "empty": "{}",
+        }[notes])
     assert site.run(now=night) == 0
     assert "the diff file is the Perl script's: everything is stored in it, once" in (
         capsys.readouterr().err
