@@ -6006,12 +6006,11 @@ def plans_of(run: Run, job: Job, *, is_ready: bool = False) -> list[Plan]:
         if not run.options.force and not is_backup_day(job.cycle, day):
             return [Plan(job, job.kind, job.name)]
         slot, mode = slot_and_mode(job.cycle, day, job.kind in DUMPS)
-    kind, names = job.kind, [job.name]
-    if job.kind == SUBVERSION_DIR:
-        kind = SUBVERSION
-    # Without a look at it, nothing can be planned for a repository.
-    if kind == SUBVERSION and not (is_ready or run.options.test) and RUN_BEFORE in dict(job.hooks):
-        return [Plan(job, kind, job.name, waits=True)]
+    one = Plan(job, SUBVERSION if job.kind == SUBVERSION_DIR else job.kind, job.name, mode)
+    is_ready = is_ready or run.options.test or RUN_BEFORE not in dict(job.hooks)
+    if one.kind == SUBVERSION and not is_ready:  # which is looked at to be planned
+        return [replace(one, waits=True)]
+    names = [job.name]
     if job.kind == SUBVERSION_DIR:
         try:
             names = repositories_in(job.name)
@@ -6019,24 +6018,29 @@ def plans_of(run: Run, job: Job, *, is_ready: bool = False) -> list[Plan]:
                 raise Failure(f"there is no repository in {job.name}",
                               "mount it, or correct the name")
         except Failure as failure:
-            return [Plan(job, kind, job.name, failure=failure)]
-    plans = []
-    for name in names:
-        plan = Plan(job, kind, name, mode)
-        try:
-            plans.append(plan_archive(run, plan, slot, facts_of(run, kind, name, mode)))
-        except Exception as error:  # a bug, too, is one job's
-            plans.append(replace(plan, failure=error))
-    return plans
+            return [replace(one, failure=failure)]
+
+    def planned(plan: Plan) -> Plan:
+        return plan_archive(run, plan, slot, facts_of(run, plan))
+
+    return [_attempt(planned, replace(one, name=name)) for name in names]
 
 
-def facts_of(run: Run, kind: str, name: str, mode: str) -> Facts:
+def _attempt(step: Callable[[Plan], Plan], plan: Plan) -> Plan:
+    """What a step makes of a plan, or the plan with why it failed: a bug, too, is one job's."""
+    try:
+        return step(plan)
+    except Exception as error:
+        return replace(plan, failure=error)
+
+
+def facts_of(run: Run, plan: Plan) -> Facts:
     """Asks DiffDir about a source, and svnlook about a repository. Raises Failure."""
-    if kind not in (DIRECTORY, SUBVERSION):
+    kind, name, diff_dir, env = plan.kind, plan.name, run.diff_dir, run.options.env
+    if kind in DUMPS:
         return Facts()
-    diff_dir, env = run.diff_dir, run.options.env
     sidecars, written = diff_dir.sidecars(name), diff_dir.written_on(name)
-    position = diff_dir.position(kind, name) if mode == DIFF and sidecars else ""
+    position = diff_dir.position(kind, name) if plan.mode == DIFF and sidecars else ""
     if kind == DIRECTORY:
         return Facts(sidecars, written, position, bool(position) and diff_dir.is_ahead(name))
     youngest, saved = youngest_revision(name, env), int(position or -1)
@@ -6127,12 +6131,12 @@ def paired(run: Run, plans: Sequence[Plan]) -> Iterator[Plan]:
 # --------------------------------------------------------------------------------------------------
 
 
-def survey_all(run: Run, plans: Sequence[Plan]) -> list[Plan]:
+def survey_all(run: Run, plans: Sequence[Plan], *, is_new: bool = False) -> list[Plan]:
     """Looks for what is planned; see `survey`."""
 
     def look(plan: Plan) -> Plan:
         try:
-            return survey(run, plan)
+            return survey(run, plan, is_new=is_new)
         except (Failure, OSError):  # the bucket, for all
             raise
         except Exception as error:
@@ -6142,13 +6146,16 @@ def survey_all(run: Run, plans: Sequence[Plan]) -> list[Plan]:
         return list(pool.map(look, plans))
 
 
-def survey(run: Run, plan: Plan) -> Plan:
+def survey(run: Run, plan: Plan, *, is_new: bool = False) -> Plan:
     """What the bucket has of a plan's archive, and of what it continues. Deletes nothing.
 
     It asks for one listing: of the archive, or where something has to be there, of its source.
+    is_new: the bucket was not there a moment ago, of whose chain a FULL, too, tells what was lost.
     """
     if not plan.archive:
         return plan
+    if plan.mode == FULL and not is_new:
+        plan = replace(plan, sidecar=None)
     page, more = list[StoredObject](), True
     if plan.sidecar:
         page = list(itertools.islice(run.store.iter_objects(run.start_of(plan)), PAGE))
@@ -6206,33 +6213,31 @@ def _with_chain(run: Run, plan: Plan, chunks: Callable[[str], list[StoredObject]
     return replace(plan, chain=() if plan.mode == FULL else tuple(chain))
 
 
-def finish_staged(run: Run, plan: Plan) -> Plan:
-    """Puts a complete archive that waits beside its place into it (SafeReplace), since a run was
-    ended before it could; and looks again, as `survey`: the plan stays what the first look made it.
-    """
-    if not any(is_staged(item.key) for item in plan.existing_chunks):
-        return plan
-    archive = plan.archive
-    try:
-        objects = archive_objects(run.store, archive)
-        finish_replacement(run.store, archive, objects, run.settings.parallel)
-    except Exception as error:  # the only complete one may be the staged one
-        return replace(plan, failure=error)
-    return survey(run, plan)
+def finish_staged(run: Run, plans: Iterable[Plan]) -> list[Plan]:
+    """Puts each complete archive that waits beside its place into it (SafeReplace), since a run was
+    ended before it could; and looks again: the plan stays what the first look made it."""
+
+    def finish(plan: Plan) -> Plan:
+        objects = archive_objects(run.store, plan.archive)
+        finish_replacement(run.store, plan.archive, objects, run.settings.parallel)
+        return survey(run, plan)
+
+    # Where that fails, nothing is made: the only complete archive may be the staged one.
+    return [_attempt(finish, plan) if any(is_staged(item.key) for item in plan.existing_chunks)
+            else plan for plan in plans]
 
 
 def has_full(run: Run, plan: Plan, *, besides: str = "") -> bool:
     """Whether a complete FULL of the source is in the bucket, besides that archive; True if it
     cannot be told."""
-    try:
-        fulls = (
-            resolve_archive(archive, objects, run.store.head)
-            for archive, mode, objects in run.archives_of(plan)
-            if mode == FULL and archive != besides
-        )
-        return any(full and full.complete for full in fulls)
-    except Failure:
-        return True
+    with contextlib.suppress(Failure):
+        for archive, mode, objects in run.archives_of(plan):
+            if mode == FULL and archive != besides:
+                full = resolve_archive(archive, objects, run.store.head)
+                if full and full.complete:
+                    return True
+        return False
+    return True
 
 
 def size_of_full_before(run: Run, plan: Plan) -> int:
@@ -6345,15 +6350,15 @@ class Hooks:
         return replace(report, status=report.status or EXIT_WARNINGS) if failure else report
 
     def run(self, directive: str, told: Outcome) -> Failure | None:
-        """Runs the commands of a directive, in order. Returns the first failure, which ends a
-        RunBefore; other ones are logged. In test mode it shows them."""
+        """Runs the commands of a directive, in order. Returns a failure, which ends a RunBefore;
+        those of others are logged. In test mode it shows them."""
         facts = vars(told) | {"config": self.path, "seconds": round(told.seconds),
                               "archive": printable(told.archive)[:_MAX_FACT],
                               "error": printable(told.error, "")[:_MAX_FACT]}
         if not told.status:
             facts |= {"bytes": "", "seconds": ""}
         env = {f"S3NAPBACK_{name.upper()}": str(text) for name, text in facts.items()}
-        is_before, first = directive == RUN_BEFORE, None
+        is_before, failure = directive == RUN_BEFORE, None
         for line in [line for name, line in self.lines if name == directive]:
             if self.options.test:
                 self.log.info("%s: %s", directive, line.text)
@@ -6364,12 +6369,12 @@ class Hooks:
             try:
                 run_hook(directive, line.text, {**self.options.env, **env}, self.log,
                          self.seconds, 0.0 if is_before else LAST_SECONDS)
-            except Failure as failure:
-                first = first or failure.at(line.where)
+            except Failure as error:
+                failure = error.at(line.where)
                 if is_before:
                     break
-                self.log.warning("%s", failure.at(line.where))
-        return first
+                self.log.warning("%s", failure)
+        return failure
 
 
 # Characters of a fact in an environment, which can hold 128 kB (execve(2)).
@@ -6426,7 +6431,7 @@ def compressor_of(run: Run, plan: Plan) -> str | None:
 
 def dump_stage(run: Run, plan: Plan) -> Stage:
     """The command whose output is the backup; for a Directory as test mode shows it."""
-    env = run.options.env
+    env, names = run.options.env, [plan.name]
     if plan.kind == SUBVERSION:
         return subversion_stage(plan.name, *plan.revisions)
     if plan.kind == MYSQL:
@@ -6435,11 +6440,9 @@ def dump_stage(run: Run, plan: Plan) -> Stage:
         return postgresql_stage(plan.name)
     if plan.kind == COMMAND:
         return Stage(("/bin/sh", "-c", plan.job.command), shell=True)
-    options = exclude_options(plan.job, env)
-    try:
+    with contextlib.suppress(Failure):
         names = expand_name(plan.name, env)
-    except Failure:
-        names = [plan.name]
+    options = exclude_options(plan.job, env)
     return tar_stage(names, options, run.diff_dir.diff_file(plan.name), shown=True)
 
 
@@ -6705,8 +6708,6 @@ def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
     plans = list(paired(run, [plan for job in jobs for plan in plans_of(run, job)]))
     log.info("Getting current contents of bucket %s modified on %s...", bucket, run.today)
     is_there = run.store.exists()
-    if is_there:  # else a FULL, too, tells what of a chain was lost with the bucket
-        plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan for plan in plans]
     if run.options.test:
         make = print_commands
         surveyed = survey_all(run, plans) if is_there else plans
@@ -6716,7 +6717,7 @@ def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
             log.info("Creating bucket %s", bucket)
             run.store.create()
         # A bucket that is not there any more, or for a moment, is looked at for what was in it.
-        surveyed = [finish_staged(run, plan) for plan in survey_all(run, plans)]
+        surveyed = finish_staged(run, survey_all(run, plans, is_new=not is_there))
     log.info("Buckets already done today:")
     for archive in sorted({plan.done for plan in surveyed if plan.done}):
         log.info("%s:%s", bucket, archive)
@@ -6749,9 +6750,8 @@ def run_job(
         now = [replace(plan, failure=refused) if refused and plan in due else plan
                for plan in of_job]
         if not refused and any(plan.waits for plan in of_job):
-            plans = [replace(plan, sidecar=None) if plan.mode == FULL else plan
-                     for plan in paired(run, plans_of(run, job, is_ready=True))]
-            now = [finish_staged(run, plan) for plan in survey_all(run, plans)]
+            plans = [*paired(run, plans_of(run, job, is_ready=True))]
+            now = finish_staged(run, survey_all(run, plans))
         outcomes = [run_task(run, plan, make) for plan in now]
         seconds = sum(one.seconds for one in outcomes)
         return RunReport(summary(outcomes, seconds)[1], tuple(outcomes), seconds=seconds)
@@ -6766,7 +6766,7 @@ def run_task(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outc
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
     started = time.monotonic()
     try:
-        outcome = _attempt(run, plan, make)
+        outcome = _make_or_skip(run, plan, make)
     except Exception as error:
         outcome = _fail(run, plan, error)
     outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
@@ -6776,7 +6776,7 @@ def run_task(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outc
     return outcome
 
 
-def _attempt(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
+def _make_or_skip(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
     path = f"{run.settings.bucket}:{plan.archive}"
     is_done = bool(plan.done) and not run.options.force
     if plan.failure:
