@@ -4192,10 +4192,8 @@ class Archive:
     chunks: by number; none where only the rest is wanted, since a bucket may hold millions.
     fault: what is missing, "" if it is complete.
     metadata: of the last chunk, without the prefix of ours; empty for the original's archives.
-    count: of the chunks.
-    size: bytes.
+    count, size: of the chunks; the latter in bytes.
     modified: when the newest chunk was stored, epoch seconds.
-    storage_classes: of the chunks.
     staged: whether it waits to take its place (SafeReplace).
     """
 
@@ -4226,12 +4224,12 @@ class Archive:
     @property
     def made(self) -> float:
         """When its backup began, epoch seconds; of an unmarked one, when it was stored."""
-        try:
+        with contextlib.suppress(ValueError):
             text = self.metadata.get("made", "")
             made = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-        except ValueError:
-            return self.modified
-        return made.timestamp() if 0 <= made.timestamp() < _LATEST else self.modified
+            if 0 <= made.timestamp() < _LATEST:
+                return made.timestamp()
+        return self.modified
 
     def made_on(self, moment: Moment) -> str:
         """The local day of the run that made it, in ISO 8601; `moment` has the zone."""
@@ -4431,10 +4429,8 @@ def _fault(
 class CatalogEntry:
     """One archive as the catalogue knows it.
 
-    archive: its chunks and marks.
     kind: None where only a config, or the content, could tell a directory from a repository.
     name: of the source, without the Prefix.
-    slot, mode: of the archive.
     prefix: the Prefix before its name.
     leftovers: chunks of other uploads under its name.
     encrypted: None where no one looked.
@@ -4746,8 +4742,8 @@ def date_doubts(found: Sequence[CatalogEntry], local: Moment) -> list[str]:
     """What the dates of a source's archives leave open, as sentences. local: has their zone."""
     doubts = []
     # One that was cut has lost its marks with its last chunk.
-    whole = [f for f in found if not f.marked and not f.fault]
-    unmarked = sorted(whole, key=lambda f: (f.made, f.archive.name))
+    unmarked = sorted((f for f in found if not f.marked and not f.fault),
+                      key=lambda f: (f.made, f.archive.name))
     marked = min((f for f in found if f.marked), key=lambda f: f.made, default=None)
     unknown = "which state is the newest, and what continues what, is not known for sure"
     for one, other in itertools.pairwise(unmarked):
@@ -5806,8 +5802,7 @@ class Inspection:
 def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection:
     """Looks at the places that a Directory stands for; folders: as tar saw them last."""
     faults = [fault for name in names if (fault := access_fault(name))]
-    warnings: list[str] = []
-    renumbered: list[str] = []
+    warnings, renumbered = list[str](), list[str]()
     tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
     unknown = all(tops.values())
     for folder in folders:
@@ -5841,10 +5836,9 @@ class RunOptions:
     """What a run is told from outside.
 
     clock: epoch seconds as time goes by.
-    env: the environment of tools.
+    env: of tools.
     program: how to call this program in a shell.
     progress: makes the progress display of one archive.
-    host: the name of this machine.
     tells_jobs: whether what each job came to is logged, with the outcome as `job` of the record.
     log_text: the end of what was logged of the config.
     """
@@ -6709,10 +6703,8 @@ def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
     log.info("Getting current contents of bucket %s modified on %s...", bucket, run.today)
     is_there = run.store.exists()
     if run.options.test:
-        make = print_commands
         surveyed = survey_all(run, plans) if is_there else plans
     else:
-        make = store_archive
         if not is_there and any(plan.is_due for plan in plans):
             log.info("Creating bucket %s", bucket)
             run.store.create()
@@ -6730,7 +6722,7 @@ def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
     for job, of_job in itertools.groupby(surveyed, key=lambda plan: plan.job):
         if job.is_block:
             log.info("%s => %s", job.kind.lower(), job.name)
-        reports.append(run_job(run, job, list(of_job), make))
+        reports.append(run_job(run, job, list(of_job)))
     outcomes = [outcome for report in reports for outcome in report.outcomes]
     seconds = time.monotonic() - started
     text, _ = summary(outcomes, seconds)
@@ -6739,9 +6731,7 @@ def run_jobs(run: Run, jobs: Sequence[Job], least: int) -> RunReport:
     return RunReport(worst_status(statuses), tuple(outcomes), seconds=seconds)
 
 
-def run_job(
-    run: Run, job: Job, of_job: Sequence[Plan], make: Callable[[Run, Plan], Outcome]
-) -> RunReport:
+def run_job(run: Run, job: Job, of_job: Sequence[Plan]) -> RunReport:
     """Makes the archives of a job, within its hooks where one of them is to be made really."""
     due = [plan for plan in of_job if not (plan.is_skipped or plan.failure or plan.clash
                                            or (plan.done and not run.options.force))]
@@ -6752,7 +6742,7 @@ def run_job(
         if not refused and any(plan.waits for plan in of_job):
             plans = [*paired(run, plans_of(run, job, is_ready=True))]
             now = finish_staged(run, survey_all(run, plans))
-        outcomes = [run_task(run, plan, make) for plan in now]
+        outcomes = [run_task(run, plan) for plan in now]
         seconds = sum(one.seconds for one in outcomes)
         return RunReport(summary(outcomes, seconds)[1], tuple(outcomes), seconds=seconds)
 
@@ -6762,11 +6752,11 @@ def run_job(
     return hooks.around(Outcome(job.kind, job.name, archives, ""), work)
 
 
-def run_task(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
+def run_task(run: Run, plan: Plan) -> Outcome:
     """Makes one archive, or tells why not. Whatever goes wrong, the other jobs still run."""
     started = time.monotonic()
     try:
-        outcome = _make_or_skip(run, plan, make)
+        outcome = _make_or_skip(run, plan)
     except Exception as error:
         outcome = _fail(run, plan, error)
     outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
@@ -6776,7 +6766,7 @@ def run_task(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outc
     return outcome
 
 
-def _make_or_skip(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) -> Outcome:
+def _make_or_skip(run: Run, plan: Plan) -> Outcome:
     path = f"{run.settings.bucket}:{plan.archive}"
     is_done = bool(plan.done) and not run.options.force
     if plan.failure:
@@ -6798,7 +6788,7 @@ def _make_or_skip(run: Run, plan: Plan, make: Callable[[Run, Plan], Outcome]) ->
             raise Failure(f"the job at {plan.clash} writes to the same archive",
                           "give one of them another name or timing", where=plan.job.where)
         if not is_done:
-            return make(run, plan)
+            return print_commands(run, plan) if run.options.test else store_archive(run, plan)
         plan.log.warning("Skipping %s -- already done today", path)
     return plan.outcome("skipped")
 
