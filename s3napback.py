@@ -72,7 +72,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import cached_property, lru_cache, partial, wraps
+from functools import lru_cache, partial, wraps
 from types import FrameType
 from typing import IO, Any, AnyStr, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from warnings import catch_warnings, simplefilter
@@ -330,15 +330,20 @@ def missing_library(error: ImportError) -> Failure:
 
 
 def setting(
-    directive: str, read: Callable[[str], Any], default: Any = MISSING, *, must: str = ""
+    directive: str, read: Callable[[str], Any], default: Any = MISSING, *, must: str = "",
+    kinds: Sequence[str] = KINDS, joined: bool = False,
 ) -> Any:
-    """A field that a directive fills.
+    """A field that a directive fills; one whose default is () is a list, of all its lines.
 
     read: makes the value of its text ("1" or "0" for yes or no); a ValueError says why it cannot
     default: the value where the config has no such line; without one, there has to be a line
     must: what to write where the text is what Perl takes for false
+    kinds: those of the jobs for which it counts
+    joined: all that stands in a line is one text, a command line
     """
-    return field(default=default, metadata={"directive": directive, "read": read, "must": must})
+    metadata = {"directive": directive, "read": read, "must": must, "kinds": kinds,
+                "joined": joined}
+    return field(default=default, metadata=metadata)
 
 
 def is_true(text: str) -> bool:
@@ -399,6 +404,9 @@ def matching(pattern: str, meaning: str, make: Callable[[str], Any] = str) -> Ca
     return read
 
 
+read_switch = matching("[01]", "yes or no", is_true)
+
+
 def read_folder(text: str) -> str | None:
     """The folder with a slash at its end."""
     return os.path.join(text, "") if is_true(text) else None
@@ -430,8 +438,16 @@ def read_ping_url(text: str) -> str:
     return text
 
 
+def read_words(text: str) -> list[str]:
+    """The words of a command line, by the shell's quoting rules."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {error}") from error
+
+
 def read_command(text: str) -> str:
-    if not shlex.split(text):
+    if not read_words(text):
         raise ValueError("is no command")
     return text
 
@@ -482,14 +498,14 @@ class Settings:
     s3_region: str | None = setting("S3Region", matching("[A-Za-z0-9._-]+", "a region"), None)
     storage_class: str | None = setting("StorageClass", matching("[A-Z_]+", "a class of S3"), None)
     parallel: int = setting("Parallel", partial(read_number, largest=64), 4)
-    compressor: str | None = setting("Compressor", read_command, None)
+    compressor: str | None = setting("Compressor", read_command, None, joined=True)
     bandwidth_limit: int | None = setting(
         "BandwidthLimit", partial(read_number, largest=10**15), None
     )
     retry_hours: float = setting(
         "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0
     )
-    safe_replace: bool = setting("SafeReplace", matching("[01]", "yes or no", is_true), False)
+    safe_replace: bool = setting("SafeReplace", read_switch, False)
     prefix: str = setting("Prefix", read_prefix, "")
     server_side_encryption: str | None = setting("ServerSideEncryption", matching(
         "AES256|aws:kms(:dsse)?", "AES256, aws:kms or aws:kms:dsse"), None)
@@ -516,36 +532,75 @@ class CycleSpec:
     def keeps_several_fulls(self) -> bool:
         return (self.discs if self.cycle_type == "HanoiCycle" else self.fulls) > 1
 
-    @staticmethod
-    def of(timing: Mapping[str, str]) -> CycleSpec:
-        """From the directives as they stand in the config; absent ones take their default."""
-        rows = [(row, row.metadata["directive"]) for row in fields(CycleSpec)]
-        return CycleSpec(**{
-            row.name: row.metadata["read"](timing[name]) for row, name in rows if name in timing
-        })
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to be backed up.
+
+    where: FILE:LINE
+    is_block: else it stands in a line, and its directives beside it
+    exclude_files: the lines of ExcludeFrom
+    patterns_read: what stands in the files that they name, once these are read
+    hooks: (directive, its line) of each
+    """
+
+    kind: str
+    name: str
+    where: str
+    is_block: bool
+    cycle: CycleSpec
+    use_temp_file: bool = setting("UseTempFile", lambda text: perl_number(text) == 1, False)
+    excludes: tuple[str, ...] = setting("Exclude", str, (), kinds=(DIRECTORY,))
+    exclude_caches: bool = setting("ExcludeCaches", read_switch, False, kinds=(DIRECTORY,))
+    one_file_system: bool = setting("OneFileSystem", read_switch, False, kinds=(DIRECTORY,))
+    exclude_tags: tuple[str, ...] = setting(
+        "ExcludeIfPresent", matching(r"(?!\.{1,2}$)[^/]+", "the name of a file"), (),
+        kinds=(DIRECTORY,),
+    )
+    mysql_options: tuple[str, ...] = setting(
+        "MySQLOptions", read_words, (), kinds=(MYSQL,), joined=True
+    )
+    command: str = setting("Run", str, "", kinds=(COMMAND,))
+    exclude_files: tuple[Line, ...] = ()
+    patterns_read: tuple[str, ...] = ()
+    hooks: tuple[tuple[str, Line], ...] = ()
+
+    @property
+    def tar_options(self) -> tuple[str, ...]:
+        """tar's words for what is left out besides Exclude and ExcludeFrom. A directory with a tag
+        in it is stored, and the tag: restored, it is a cache to the next backup again."""
+        caches = ("--exclude-caches",) if self.exclude_caches else ()
+        mounts = ("--one-file-system",) if self.one_file_system else ()
+        return (*caches, *mounts, *(f"--exclude-tag={tag}" for tag in self.exclude_tags))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """All that says what is left out: the next archive continues no other one's."""
+        return (*self.excludes, *self.tar_options, *self.patterns_read)
 
 
-# Directive → the field that it fills: of the main level, and of a job's rotation.
-SETTINGS = {row.metadata["directive"]: row for row in fields(Settings) if row.metadata}
-TIMING = {row.metadata["directive"]: row for row in fields(CycleSpec)}
+# Directive → the field that it fills: of the main level, of a job's rotation, of a job.
+SETTINGS, TIMING, _OF_JOBS = (
+    {row.metadata["directive"]: row for row in fields(filled) if row.metadata}
+    for filled in (Settings, CycleSpec, Job)
+)
+_FIELDS = {**SETTINGS, **TIMING, **_OF_JOBS}
 
 # Directives whose value is a shell command: of a job, or at the main level of the whole run.
 RUN_BEFORE, RUN_AFTER, ON_FAILURE = HOOKS = ("RunBefore", "RunAfter", "OnFailure")
 
 # Directive of a job, in its block or beside its line → the kinds of job that it counts for.
 JOB_DIRECTIVES = {
-    **dict.fromkeys((*TIMING, "UseTempFile", *HOOKS), KINDS),
-    **dict.fromkeys(("Exclude", "ExcludeCaches", "ExcludeIfPresent", "ExcludeFrom",
-                     "OneFileSystem"), (DIRECTORY,)),
-    "MySQLOptions": (MYSQL,),
-    "Run": (COMMAND,),
+    **dict.fromkeys((*TIMING, *HOOKS), KINDS),
+    **{name: row.metadata["kinds"] for name, row in _OF_JOBS.items()},
+    "ExcludeFrom": (DIRECTORY,),
 }
 
 # What is a job or holds some; a list; yes or no; a shell's command; all directives by lower case.
 _JOBS_AND_CYCLES = ("Cycle", *KINDS)
-_LISTS = (*KINDS, *HOOKS, "GpgRecipient", "Exclude", "ExcludeIfPresent", "ExcludeFrom",
-          "MySQLOptions", "PingURL")
-_SWITCHES = ("ArchiveOldestDisc", "SafeReplace", "UseTempFile", "ExcludeCaches", "OneFileSystem")
+_LISTS = {*KINDS, *HOOKS, "ExcludeFrom", *(name for name, row in _FIELDS.items()
+                                           if row.default == ())}
+_SWITCHES = {name for name, row in _FIELDS.items() if isinstance(row.default, bool)}
 _SHELL_COMMANDS = ("Run", *HOOKS)
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
@@ -581,27 +636,19 @@ class Block:
     tag: in lower case, "" for the main level
     arguments: the words after it
     where: "FILE:LINE", or the file
-    entries: (name in lower case, line or block) in the order of the file
+    by_name: name in lower case → its lines and blocks, mixed as in the file
     warnings: what the reader noticed, on the main level only
     """
 
     tag: str
     arguments: tuple[str, ...]
     where: str
-    entries: tuple[tuple[str, Line | Block], ...]
+    by_name: Mapping[str, Sequence[Line | Block]]
     warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
         return self.arguments[0] if self.arguments else None
-
-    @cached_property
-    def by_name(self) -> dict[str, list[Line | Block]]:
-        """Name in lower case → its lines and blocks, mixed as in the file."""
-        lists: dict[str, list[Line | Block]] = {}
-        for name, entry in self.entries:
-            lists.setdefault(name, []).append(entry)
-        return lists
 
     def lines(self, name: str) -> list[Line]:
         return [e for e in self.by_name.get(name.lower(), ()) if isinstance(e, Line)]
@@ -668,18 +715,38 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+def logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that says something; one that ends with a backslash goes on in
+    the next one, and has the number of its last."""
+    physical = text.removesuffix("\n").split("\n")
+    logical = ""
+    for number, line in enumerate(physical, 1):
+        line = line.strip(_BLANKS)
+        if line.startswith("#"):
+            logical = ""  # kept quirk: what was joined so far goes with the comment
+            continue
+        logical += line
+        goes_on = logical.endswith("\\")
+        logical = logical.removesuffix("\\")
+        if goes_on and number < len(physical):
+            continue
+        if logical:
+            yield number, logical
+        logical = ""
+
+
 @dataclass
 class ConfigFile:
-    """An open config file.
+    """A config file that is being read.
 
     name: as it was given
-    lines: its physical lines
+    lines: those that are left of it, as `logical_lines` gives them
     inside: the identities of the file and of those that include it
-    line: how many of its lines were read
+    line: the number of the last line that was read
     """
 
     name: str
-    lines: list[str]
+    lines: Iterator[tuple[int, str]]
     inside: frozenset[tuple[int, int]]
     line: int = 0
 
@@ -694,32 +761,17 @@ class ConfigFile:
             raise FileNotFoundError(2, "No such file or directory", path) from error
         if len(data) > _MAX_CONFIG:
             raise UsageFailure(f"more than {_MAX_CONFIG} bytes", "is this a config file?", path)
-        lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
-        identity = (status.st_dev, status.st_ino)
-        return ConfigFile(path, lines if data else [], frozenset([identity]))
-
-    @property
-    def at_end(self) -> bool:
-        return self.line >= len(self.lines)
+        lines = logical_lines(data.decode("utf-8", "surrogateescape"))
+        return ConfigFile(path, lines, frozenset([(status.st_dev, status.st_ino)]))
 
     @property
     def place(self) -> str:
         return f"{self.name}:{self.line}"
 
-    def next_line(self) -> str:
-        """The next logical line, "" for a comment or an empty one."""
-        logical = ""
-        while True:
-            physical = "" if self.at_end else self.lines[self.line].strip(_BLANKS)
-            self.line += 1
-            if physical.startswith("#"):
-                return ""  # kept quirk: what was joined so far goes with the comment
-            logical += physical
-            if not logical.endswith("\\"):
-                return logical
-            logical = logical[:-1]
-            if self.at_end:
-                return logical
+    def next_line(self) -> str | None:
+        """The text of the next line, None at the end."""
+        self.line, text = next(self.lines, (self.line, None))
+        return text
 
     def error(self, message: str) -> Failure:
         return UsageFailure(f"Error in config file {self.name}, line {self.line}: {message}")
@@ -794,28 +846,23 @@ class _Reader:
         self._stack = list(self.sources)
         self._read_level(None, 0)
         for source in self.sources:
-            if not source.at_end:
-                self.warnings.append(
-                    f"{source.name}:{source.line + 1}: not read from here on, because a block"
-                    " begins in one file and ends in another"
-                )
+            if source.next_line():
+                self._warn(source, "not read from here on, because a block begins in one file and"
+                                   " ends in another")
 
     def _read_level(self, tag: str | None, depth: int) -> None:
         """Reads to the end of the block `tag`, or of the config."""
         source = self._stack[-1]
         while True:
-            if source.at_end:
+            while (line := source.next_line()) is None:
                 if len(self._stack) == 1:
                     if tag:
                         self._warn(source, f"<{tag}> is not closed")
                     return
                 self._stack.pop()
                 source = self._stack[-1]
-            line = source.next_line()
             if "\0" in line:
                 raise source.error("a NUL byte")
-            if not line:
-                continue
             if match := _CLOSE.fullmatch(line):
                 if match[1].lower() != tag:
                     waiting = f"\nI was waiting for </{tag}>" if tag else ""
@@ -898,7 +945,7 @@ class _Reader:
                 # Kept quirk: a folder counts only as seen from the current one; to Perl, one
                 # beside the config is a file without lines.
                 self._warn(source, f"Include {path}: a folder; give its whole path")
-                return ConfigFile(path, [], source.inside)
+                return ConfigFile(path, iter(()), source.inside)
             except OSError as error:
                 reason = error.strerror
         raise UsageFailure(
@@ -937,15 +984,18 @@ def _decode(words: str) -> list[str]:
     return [urllib.parse.unquote(word, errors="surrogateescape") for word in words.split(":")]
 
 
-def _entries(nodes: Any) -> Iterator[tuple[str, Line | Block]]:
-    """The canonical config as blocks and lines; nodes: those of apacheconfig."""
+def _entries(nodes: Any) -> dict[str, list[Line | Block]]:
+    """The canonical config as blocks and lines, by name; nodes: those of apacheconfig."""
+    by_name: dict[str, list[Line | Block]] = {}
     for node in nodes:
         if node.typestring == "block":
-            where, *arguments = _decode(node.arguments)
-            yield node.tag, Block(node.tag, tuple(arguments), where, tuple(_entries(node)))
+            where, *words = _decode(node.arguments)
+            entry = Block(node.tag, tuple(words), where, _entries(node))
+            by_name.setdefault(node.tag, []).append(entry)
         elif node.typestring == "statement":
-            where, *values = _decode(node.value)
-            yield node.name, Line(tuple(values), where)
+            where, *words = _decode(node.value)
+            by_name.setdefault(node.name, []).append(Line(tuple(words), where))
+    return by_name
 
 
 def read_config(path: str) -> Block:
@@ -970,8 +1020,8 @@ def read_config(path: str) -> Block:
         writable=True, preservewhitespace=True, ccomments=False, useapacheinclude=False,
         disableemptyelementtags=True,
     ) as loader:
-        nodes = loader.loads("\n".join(reader.canonical) + "\n")
-    return Block("", (), path, tuple(_entries(nodes)), tuple(reader.warnings))
+        by_name = _entries(loader.loads("\n".join(reader.canonical) + "\n"))
+    return Block("", (), path, by_name, tuple(reader.warnings))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -987,7 +1037,10 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     found: dict[str, Any] = {"path": config.where, "hooks": hooks_of(config)}
     for name, row in SETTINGS.items():
         with failures_at(config.location(name)):
-            value = found[row.name] = _setting(config, name, row)
+            value = _value(config, row)
+            if isinstance(value, tuple):
+                value = tuple(dict.fromkeys(value))
+            found[row.name] = value
             if name == "DiffDir" and needs_diff_dir and not os.path.isdir(value):
                 if os.path.exists(value):
                     raise UsageFailure(f"DiffDir {value} is no folder")
@@ -1010,65 +1063,33 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     return Settings(**found)
 
 
-def _setting(config: Block, name: str, row: Field[Any]) -> Any:
-    """The value of a field of `Settings`."""
-    line, must, read = config.first(name), row.metadata["must"], row.metadata["read"]
-    if line is None and row.default is not MISSING:
+def _value(block: Block, row: Field[Any]) -> Any:
+    """What a block gives a field; see `setting`. Raises Failure (status 2)."""
+    name, must, joined = (row.metadata[key] for key in ("directive", "must", "joined"))
+    lines, is_list = block.lines(name), name in _LISTS
+    if not lines and row.default is not MISSING:
         return row.default
-    texts = list(line.values[:1]) if line else []
-    if name in _LISTS:
-        texts = config.listed(name)
-    elif name == "Compressor" and line:
-        texts = [" ".join(line.values)]
-    if must and not (texts and all(is_true(text.strip()) for text in texts)):
+    given: list[tuple[str, str]] = []  # (text, where)
+    for line in lines if is_list else lines[:1]:
+        texts = line.listed if is_list or joined else line.values[:1]
+        given += [(text, line.where) for text in ([" ".join(texts)] if joined else texts)]
+    if must and not (given and all(is_true(text.strip()) for text, _ in given)):
         raise UsageFailure(f"{name} must be defined.", must)
     values = []
-    for text in texts:
-        where = next((one.where for one in config.lines(name) if text in one.values), "")
+    for text, where in given:
         with failures_at(where):
             try:
-                values.append(read(text))
+                values.append(row.metadata["read"](text))
             except ValueError as error:
                 raise UsageFailure(f"{name} {text} {error}") from error
-    return tuple(dict.fromkeys(values)) if name in _LISTS else values[0]
+    if not is_list:
+        return values[0]
+    return tuple(itertools.chain(*values) if joined else values)
 
 
 def hooks_of(block: Block) -> tuple[tuple[str, Line], ...]:
     """(directive, its line) of each hook."""
     return tuple((name, line) for name in HOOKS for line in block.lines(name))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One thing to be backed up.
-
-    where: FILE:LINE.
-    excludes: patterns.
-    tar_options: what else says to tar what is left out.
-    exclude_files: the files of ExcludeFrom, a line for each.
-    patterns_read: what stands in these, once they are read.
-    command: for /bin/sh.
-    hooks: (directive, its line) of each.
-    """
-
-    kind: str
-    name: str
-    where: str
-    is_block: bool
-    cycle: CycleSpec
-    use_temp_file: bool
-    excludes: tuple[str, ...]
-    mysql_options: tuple[str, ...]
-    tar_options: tuple[str, ...] = ()
-    exclude_files: tuple[Line, ...] = ()
-    patterns_read: tuple[str, ...] = ()
-    command: str = ""
-    hooks: tuple[tuple[str, Line], ...] = ()
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """All that says what is left out: the next archive continues no other one's."""
-        return (*self.excludes, *self.tar_options, *self.patterns_read)
 
 
 def jobs_of(config: Block) -> list[Job]:
@@ -1089,30 +1110,20 @@ def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool =
     if not name:
         wanted = f"<{kind} NAME>" if is_block else f"{kind} NAME"
         raise UsageFailure(f"this {kind} has no name", f"write {wanted}", where)
-    timing = {directive: line.text for directive in TIMING if (line := block.first(directive))}
-    temp = block.first("UseTempFile")
-    options: list[str] = []
-    for line in block.lines("MySQLOptions") if kind == MYSQL else ():
-        text = " ".join(line.listed)
-        try:
-            options += shlex.split(text)
-        except ValueError as error:
-            message = f"MySQLOptions {text}: {error}"
-            raise UsageFailure(message, "close the quote", line.where) from error
+    if kind == COMMAND:
+        _check_command(name, where, block, is_block)
+    own = {row.name: _value(block, row) for row in _OF_JOBS.values()
+           if kind in row.metadata["kinds"]}
     return Job(
-        kind, name, where, is_block, CycleSpec.of(timing),
-        temp is not None and perl_number(temp.text) == 1,
-        tuple(block.listed("Exclude")) if kind == DIRECTORY else (),
-        tuple(options),
-        tuple(_tar_options(block)) if kind == DIRECTORY else (),
-        tuple(_items(block, "ExcludeFrom", "/.*", "a whole path")) if kind == DIRECTORY else (),
-        command=_command_of(name, where, block, is_block) if kind == COMMAND else "",
+        kind, name, where, is_block,
+        CycleSpec(**{row.name: _value(block, row) for row in TIMING.values()}), **own,
+        exclude_files=tuple(block.lines("ExcludeFrom")) if kind == DIRECTORY else (),
         hooks=hooks_of(block) if block.tag else (),
     )
 
 
-def _command_of(name: str, where: str, block: Block, is_block: bool) -> str:
-    """What a Command runs. Raises Failure unless it is a block with a good name and one Run."""
+def _check_command(name: str, where: str, block: Block, is_block: bool) -> None:
+    """Raises Failure unless a Command is a block with a good name and one Run."""
     runs = block.lines("Run") if is_block else []
     if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name, re.ASCII):
         raise UsageFailure(f"{name} is no name for a Command", "use letters, digits, ._-@+", where)
@@ -1120,30 +1131,6 @@ def _command_of(name: str, where: str, block: Block, is_block: bool) -> str:
         raise UsageFailure(f"Command {name} needs one Run, and has {len(runs)}",
                            f'write <Command {name}>, Run "COMMAND" and </Command>, a line each',
                            runs[1].where if runs else where)
-    return runs[0].text
-
-
-def _items(block: Block, name: str, pattern: str, meaning: str) -> Iterator[Line]:
-    """The values of a list, a line for each. Raises Failure for one that is not of the pattern."""
-    read = matching(pattern, meaning)
-    for line in block.lines(name):
-        for text in line.listed:
-            try:
-                yield replace(line, values=(read(text),))
-            except ValueError as error:
-                raise UsageFailure(f"{name} {text} {error}", where=line.where) from error
-
-
-def _tar_options(block: Block) -> Iterator[str]:
-    """tar's words for what is left out besides Exclude and ExcludeFrom. A directory with a tag in
-    it is stored, and the tag: restored, it is a cache to the next backup again."""
-    switches = {"ExcludeCaches": "--exclude-caches", "OneFileSystem": "--one-file-system"}
-    for name, option in switches.items():
-        given = [line.text for line in _items(block, name, "[01]", "yes or no")]
-        yield from [option] if given[:1] == ["1"] else []
-    name_of_a_file = r"(?!\.{1,2}$)[^/]+"
-    for line in _items(block, "ExcludeIfPresent", name_of_a_file, "the name of a file"):
-        yield f"--exclude-tag={line.text}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1153,7 +1140,7 @@ def _tar_options(block: Block) -> Iterator[str]:
 
 def config_warnings(config: Block) -> list[str]:
     """What a config says that is not used, or not as it looks: sentences that name their place."""
-    return [*config.warnings, *_sentences(config, (_unused, _values, _lists, _blocks))]
+    return [*config.warnings, *_sentences(config, _not_as_it_looks)]
 
 
 _Remarks: TypeAlias = "Iterator[tuple[Line | Block, str]]"
@@ -1164,18 +1151,15 @@ def _read_in(block: Block) -> Sequence[str]:
     return {"": _JOBS_AND_CYCLES, "cycle": KINDS}.get(block.tag, ())
 
 
-def _sentences(
-    block: Block, rules: Sequence[Callable[[Block, str], _Remarks]]
-) -> Iterator[str]:
-    """What the rules say of each directive of a block, and of the blocks that are read in it."""
+def _sentences(block: Block, rule: Callable[[Block, str], _Remarks]) -> Iterator[str]:
+    """What a rule says of each directive of a block, and of the blocks that are read in it."""
     for name in block.by_name:
         known = _KNOWN.get(name, "")
-        for rule in rules if known else ():
-            for entry, text in rule(block, known):
-                yield f"{entry.where}: {known}{text}"
+        for entry, text in rule(block, known) if known else ():
+            yield f"{entry.where}: {known}{text}"
         if known in _read_in(block) or known not in _JOBS_AND_CYCLES:
             for inner in block.blocks(name):
-                yield from _sentences(inner, rules)
+                yield from _sentences(inner, rule)
 
 
 def _never_run(block: Block, name: str) -> _Remarks:
@@ -1190,28 +1174,36 @@ def _never_run(block: Block, name: str) -> _Remarks:
                           " with blanks stands in quotes")
 
 
-def _unused(block: Block, name: str) -> _Remarks:
-    """Directives that count for nothing where they stand."""
+def _not_as_it_looks(block: Block, name: str) -> _Remarks:
+    """Directives that are not used, or not as they look."""
+    lines = block.lines(name)
+    if lines and (why := _why_unused(block, name)):
+        yield lines[0], why
+    elif name in _LISTS:
+        yield from _list_remarks(name, lines)
+    elif lines and name in _FIELDS:
+        yield from _value_remarks(name, lines)
+    if name in _JOBS_AND_CYCLES:
+        yield from _job_remarks(name, lines, block.blocks(name))
+
+
+def _why_unused(block: Block, name: str) -> str:
+    """Why a directive counts for nothing where it stands, "" if it counts."""
     kinds, own = JOB_DIRECTIVES.get(name, ()), _KNOWN.get(block.tag)
     wanted = kinds[0] if len(kinds) == 1 else "job"
-    for line in block.lines(name)[:1]:
-        if name in SETTINGS and block.tag:
-            yield line, f" inside <{block.tag}> is ignored: it belongs to the main level"
-        elif kinds and own in KINDS and own not in kinds:
-            yield line, f" is not used: <{block.tag}> is no {wanted}"
-        elif kinds and own not in KINDS and not any(map(block.first, kinds)) and (
-            block.tag or name not in HOOKS
-        ):
-            yield line, (f" is not used: there is no {wanted} line beside it, and a block has its"
-                         " own")
+    if name in SETTINGS and block.tag:
+        return f" inside <{block.tag}> is ignored: it belongs to the main level"
+    if not kinds or own in kinds or (name in HOOKS and not block.tag):
+        return ""
+    if own in KINDS:
+        return f" is not used: <{block.tag}> is no {wanted}"
+    if any(map(block.first, kinds)):
+        return ""
+    return f" is not used: there is no {wanted} line beside it, and a block has its own"
 
 
-def _values(block: Block, name: str) -> _Remarks:
-    """Directives that have one value."""
-    lines = block.lines(name)
-    counted = {*JOB_DIRECTIVES} if block.tag else {*JOB_DIRECTIVES, *SETTINGS}
-    if not lines or name not in counted.difference(_LISTS):
-        return
+def _value_remarks(name: str, lines: Sequence[Line]) -> _Remarks:
+    """A directive that has one value."""
     first, text = lines[0], lines[0].text
     rest = f" has one value, and the first counts, {text}: "
     if len(first.values) > 1 and name != "Compressor":
@@ -1221,26 +1213,23 @@ def _values(block: Block, name: str) -> _Remarks:
         yield first, f"{rest}{first.values[1]} is not used; {hint}"
     elif len(lines) > 1:
         yield lines[1], f"{rest}{lines[1].text} is not used"
-    if any(_unused(block, name)):
-        return
-    if name == "UseTempFile" and text not in ("0", "1"):
-        yield first, f" {text} is read as {'yes' if perl_number(text) == 1 else 'no'}"
-    elif name in TIMING and name != "CycleType" and not re.fullmatch(r"-?[0-9]+", text):
-        yield first, f" {text} is read as {perl_number(text):g}"
+    plain = "[01]" if name in _SWITCHES else "-?[0-9]+"
+    if name in {*TIMING, "UseTempFile"} - {"CycleType"} and not re.fullmatch(plain, text):
+        value = _FIELDS[name].metadata["read"](text)
+        shown = {True: "yes", False: "no"}[value] if name in _SWITCHES else f"{value:g}"
+        yield first, f" {text} is read as {shown}"
 
 
-def _lists(block: Block, name: str) -> _Remarks:
-    """Directives that have many values."""
-    if name not in _LISTS or any(_unused(block, name)):
-        return
-    for line in block.lines(name):
+def _list_remarks(name: str, lines: Sequence[Line]) -> _Remarks:
+    """A directive that has many values."""
+    for line in lines:
         for comment in line.values[len(line.listed) :][:1]:
             yield line, f": the list of names ends at {comment}; a comment has a line of its own"
         for text in line.listed if name == "Exclude" else ():
             if plain := usable_pattern(text):
                 yield line, f" {text} excludes nothing; write {plain}"
-    if name == "MySQLOptions" and len(block.listed(name)) > 1:
-        yield block.lines(name)[0], ": all words are used; the Perl script used the first"
+    if name == "MySQLOptions" and sum(len(line.listed) for line in lines) > 1:
+        yield lines[0], ": all words are used; the Perl script used the first"
 
 
 def usable_pattern(pattern: str) -> str:
@@ -1251,16 +1240,15 @@ def usable_pattern(pattern: str) -> str:
     return plain if parts and pattern != plain else ""
 
 
-def _blocks(block: Block, name: str) -> _Remarks:
+def _job_remarks(name: str, lines: Sequence[Line], blocks: Sequence[Block]) -> _Remarks:
     """Jobs and cycles that the Perl script read in another way, or not at all."""
-    lines, blocks = block.lines(name), block.blocks(name)
     for line in lines if name == "Cycle" else ():
         yield line, f" {line.text} is no block and is ignored: <Cycle NAME> ... </Cycle>"
     if lines and blocks and name in KINDS:
         yield blocks[0], (f" lines and <{name}> blocks at one level are jobs alike; the Perl script"
                           " could not read that")
     seen = set()
-    for inner in blocks if name in _JOBS_AND_CYCLES else ():
+    for inner in blocks:
         if inner.arguments in seen:
             yield inner, (f": a second <{' '.join((name, *inner.arguments))}> stands for itself;"
                           " the Perl script ran the first one twice")
@@ -1421,7 +1409,7 @@ def slot_of_full_before(cycle: CycleSpec, now: Moment, dumps: bool) -> int | Non
 
 def not_backed_up(config: Block, jobs: Sequence[Job]) -> list[str]:
     """What the config names and no run ever backs up: one sentence each."""
-    told = list(_sentences(config, (_never_run,)))
+    told = list(_sentences(config, _never_run))
     if not jobs and not told:
         told = [f"{config.where}: nothing is backed up: the config names nothing to back up"]
     for job in jobs:
@@ -1781,12 +1769,15 @@ def with_patterns_read(job: Job) -> Job:
     blanks at its end are none of it, and there are no comments. Raises Failure (status 2)."""
     patterns: list[str] = []
     for line in job.exclude_files:
-        with (
-            failures_at(line.where),
-            os_failures(f"read ExcludeFrom {line.text}", status=EXIT_USAGE),
-            open(line.text, "rb") as file,
-        ):
-            patterns += filter(None, (os.fsdecode(one.rstrip()) for one in file))
+        for path in line.listed:
+            if not path.startswith("/"):
+                raise UsageFailure(f"ExcludeFrom {path} is not a whole path", where=line.where)
+            with (
+                failures_at(line.where),
+                os_failures(f"read ExcludeFrom {path}", status=EXIT_USAGE),
+                open(path, "rb") as file,
+            ):
+                patterns += filter(None, (os.fsdecode(one.rstrip()) for one in file))
     return replace(job, patterns_read=tuple(patterns))
 
 
@@ -1795,8 +1786,9 @@ def exclude_options(job: Job, env: Mapping[str, str]) -> list[str]:
     words = list[str]()
     for pattern in job.excludes:
         words += ["--exclude", expand_home(pattern, env)]
-    return [*words, *(f"--exclude-from={line.text}" for line in job.exclude_files),
-            *job.tar_options]
+    for line in job.exclude_files:
+        words += [f"--exclude-from={path}" for path in line.listed]
+    return [*words, *job.tar_options]
 
 
 def tar_stage(
@@ -9386,7 +9378,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
     config, settings, urls, pings, end = None, None, list[str](), list[Future[None]](), b""
     try:
         with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
-            urls = [url for line in ConfigFile.open(path).lines
+            urls = [url for _, line in ConfigFile.open(path).lines
                     if re.match(r"(?i)\s*PingURL\s", line) for url in re.findall(_PING_URL, line)]
         config = read_config(path)
         urls = [url for url in config.listed("PingURL") if is_ping_url(url)]

@@ -35,7 +35,7 @@ from botocore.loaders import create_loader
 from ping_server import Healthchecks
 
 import s3napback
-from s3napback import Access
+from s3napback import Access, CycleSpec
 
 if TYPE_CHECKING:
     from s3_server import S3Server
@@ -804,6 +804,12 @@ def s3_site(site: Site, s3_server: Any, tmp_path: Path) -> Site:
     site.settings["S3Endpoint"] = s3_server.endpoint
     site.settings["S3Keyfile"] = str(s3_server.write_keyfile(tmp_path / "key.txt"))
     return site
+
+
+def cycle_of(timing: Mapping[str, str]) -> CycleSpec:
+    """The rotation by directives as they stand in a config."""
+    rows = [(name, row) for name, row in s3napback.TIMING.items() if name in timing]
+    return CycleSpec(**{row.name: row.metadata["read"](timing[name]) for name, row in rows})
 
 
 def fake_tool(site: Site, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:

@@ -360,7 +360,7 @@ RUN: Any = SimpleNamespace(
 
 
 def planned(facts: s3napback.Facts, *, mode: str = "DIFF", kind: str = "Directory") -> Any:
-    job = s3napback.Job(kind, "/a", "conf:1", False, s3napback.CycleSpec(), False, ("*.o",), ())
+    job = s3napback.Job(kind, "/a", "conf:1", False, s3napback.CycleSpec(), excludes=("*.o",))
     return s3napback.plan_archive(RUN, s3napback.Plan(job, kind, "/a", mode), 4, facts)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, cycle_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
-from s3napback import Block, CycleSpec, Failure, Line
+from s3napback import Block, Failure, Line
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "configs.json").read_text())}
 
@@ -61,7 +61,7 @@ def compare(block: Block, recorded: dict[str, Any]) -> None:
     a block beside a line is an object to it, and a second block of a name the first one again."""
     names = {name.lower(): entry for name, entry in recorded.get("directives", {}).items()}
     known = {name.lower() for name in s3napback._KNOWN.values()} - {"include"}
-    assert {name for name, _ in block.entries} & known == set(names)
+    assert {*block.by_name} & known == set(names)
     for name, entry in names.items():
         ours: list[Any] = []
         for found in block.by_name[name]:
@@ -107,9 +107,9 @@ def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
         assert (None if ours is None else ours.text) == value
     died = script.get("settings_die")
     if died and not died.startswith("DiffDir"):
-        here = ("diffdir", Line((str(folder),), "x"))  # the recording did not look for the folder
+        here = [Line((str(folder),), "x")]  # the recording did not look for the folder
         with pytest.raises(Failure) as caught:
-            s3napback.settings_of(replace(config, entries=(here, *config.entries)))
+            s3napback.settings_of(replace(config, by_name={**config.by_name, "diffdir": here}))
         assert caught.value.message == died
     jobs = s3napback.jobs_of(config)
     assert len(jobs) == len(script["jobs"])
@@ -117,7 +117,7 @@ def check_script(config: Block, script: dict[str, Any], folder: Path) -> None:
         assert (job.kind, as_recorded(job.name)) == (recorded["directive"], recorded["name"])
         temp = recorded["cycle"].pop("UseTempFile", None)
         assert job.use_temp_file == (temp == "1")
-        assert job.cycle == CycleSpec.of(recorded["cycle"])
+        assert job.cycle == cycle_of(recorded["cycle"])
         if recorded["directive"] == "Directory":
             assert [as_recorded(e) for e in job.excludes] == recorded["excludes"]
         if recorded["directive"] == "MySQL":
@@ -176,6 +176,7 @@ def test_a_job_block_needs_a_name(name: str, tmp_path: Path) -> None:
         ("Direktory /a\n", [], "did you mean Directory?"),
         ("Directory /a\nMariaDB all\n", ["/a"], 'unknown directive "MariaDB"; it is ignored'),
         ("Directory /a\nFrequency weekly\n", ["/a"], "Frequency weekly is read as 0"),
+        ("Directory /a\nArchiveOldestDisc so\n", ["/a"], "ArchiveOldestDisc so is read as yes"),
         ("Directory /a\n", ["/a"], ""),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import Capture, Site
+from conftest import Capture, Site, cycle_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,7 +43,7 @@ def test_every_recorded_decision_is_made_again(golden: Path) -> None:
             for name, value in spec.items()
             if value is not None
         }
-        cycle = CycleSpec.of(timing)
+        cycle = cycle_of(timing)
         assert [decision(cycle, day) for day in days] == expected, spec
         compared += len(days)
     assert compared == 213_120
@@ -76,7 +76,7 @@ def test_a_text_is_the_number_that_perl_takes_it_for(text: str, number: float) -
     ],
 )
 def test_a_cycle_without_a_rotation_is_a_failure(timing: dict[str, str]) -> None:
-    cycle = CycleSpec.of(timing)
+    cycle = cycle_of(timing)
     with pytest.raises(Failure, match="Illegal modulus zero"):
         decision(cycle, Day(0, 0))
 
@@ -91,12 +91,12 @@ def test_a_cycle_without_a_rotation_is_a_failure(timing: dict[str, str]) -> None
 )
 def test_numbers_beyond_all_bounds_are_a_failure(timing: dict[str, str]) -> None:
     with pytest.raises(Failure) as caught:
-        decision(CycleSpec.of(timing), Day(0, 0))
+        decision(cycle_of(timing), Day(0, 0))
     assert caught.value.status == 2
 
 
 def test_an_unknown_cycle_type_is_never_due_and_has_no_slot() -> None:
-    cycle = CycleSpec.of({"CycleType": "WeeklyCycle"})
+    cycle = cycle_of({"CycleType": "WeeklyCycle"})
     assert not s3napback.is_backup_day(cycle, Day(0, 0))
     with pytest.raises(Failure, match='CycleType "WeeklyCycle" is unknown'):
         s3napback.slot_number(cycle, Day(0, 0))
@@ -125,7 +125,7 @@ def test_odd_directives_give_a_slot_or_a_failure(
     timing: dict[str, str], yday: int, epoch_days: int
 ) -> None:
     try:
-        decision(CycleSpec.of(timing), Day(yday, epoch_days))
+        decision(cycle_of(timing), Day(yday, epoch_days))
     except Failure as failure:
         assert failure.status == 2
 
@@ -142,7 +142,7 @@ def test_the_full_before_is_of_yesterday_where_the_clock_went_on_an_hour() -> No
     for day in range(27, 32):  # the 29th has 23 hours
         now = Moment.of(datetime(2026, 3, day, 0, 30, tzinfo=berlin))
         before = Moment.of(datetime(2026, 3, day - 1, 0, 30, tzinfo=berlin))
-        cycle = CycleSpec.of({"Fulls": "4", "Diffs": "0"})
+        cycle = cycle_of({"Fulls": "4", "Diffs": "0"})
         slot = s3napback.slot_number(cycle, before.day)
         assert s3napback.slot_of_full_before(cycle, now, dumps=False) == slot
 

@@ -12,7 +12,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import ESC, NIGHT, Capture, Site, entry, require_tool, send, stage, stage_only
+from conftest import ESC, NIGHT, Capture, Site, cycle_of, entry, require_tool, send, stage_only
+from conftest import stage as stage
 
 import s3napback
 from s3napback import CycleSpec, Moment, Standing
@@ -44,7 +45,7 @@ def verdict(
     found: list[s3napback.CatalogEntry], now: str, timing: str = "", *, zone: ZoneInfo = BERLIN,
     source: Standing = SOURCE, **terms: Any,
 ) -> str:
-    cycle = CycleSpec.of(dict(line.split() for line in timing.split(", ") if line))
+    cycle = cycle_of(dict(line.split() for line in timing.split(", ") if line))
     terms = {"grace": 12 * HOURS, **terms}
     return s3napback.judge(source, cycle, found, Moment.of(at(now, zone)), **terms).verdict
 
@@ -183,7 +184,7 @@ def test_what_is_too_old_is_late_whatever_its_cycle() -> None:
 )
 def test_what_its_cycle_never_asks_for_is_said(timing: str) -> None:
     standing = s3napback.judge(
-        SOURCE, CycleSpec.of(dict(line.split() for line in timing.split(", "))),
+        SOURCE, cycle_of(dict(line.split() for line in timing.split(", "))),
         [backup("2026-11-23 03:00")], Moment.of(at("2026-11-23 04:00")), 0.0)
     if timing == "Frequency 400":  # day 0 of the year, at least
         assert (standing.verdict, standing.due_next) == ("ok", date(2027, 1, 1))
@@ -194,7 +195,7 @@ def test_what_its_cycle_never_asks_for_is_said(timing: str) -> None:
 
 
 def test_the_days_before_and_after_now_are_told() -> None:
-    standing = s3napback.judge(SOURCE, CycleSpec.of({"Frequency": "7"}), [],
+    standing = s3napback.judge(SOURCE, cycle_of({"Frequency": "7"}), [],
                                Moment.of(at("2026-12-30 04:00")), 0.0)
     assert (standing.due_last, standing.due_next) == (date(2026, 12, 24), date(2026, 12, 31))
 
