@@ -660,15 +660,6 @@ class Block:
         """The values of a directive that is a list, of all its lines."""
         return [text for line in self.lines(name) for text in line.listed]
 
-    def first(self, name: str) -> Line | None:
-        """The line that counts of a directive that has one value: the first one."""
-        return next(iter(self.lines(name)), None)
-
-    def location(self, name: str) -> str:
-        """Where a directive is given, else the block."""
-        line = self.first(name)
-        return line.where if line else self.where
-
 
 # What Perl's \s is for bytes (perlrecharclass, "Whitespace"); re.ASCII makes Python's the same.
 _BLANKS = " \t\n\r\f\v"
@@ -779,23 +770,20 @@ class ConfigFile:
 
 def _brace_alternatives(pattern: str) -> list[str]:
     """What a pattern with {a,b} stands for, by the rules of Perl's File::Glob."""
-    start = pattern.find("{")
-    if start < 0:
+    head, brace, rest = pattern.partition("{")
+    if not brace:
         return [pattern]
-    depth, cuts = 0, [start]
-    for position in range(start, len(pattern)):
-        char = pattern[position]
+    depth, parts = 1, [""]
+    for position, char in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(char, 0)
-        if (char == "," and depth == 1) or depth == 0:
-            cuts.append(position)
         if depth == 0:
-            head, tail = pattern[:start], pattern[position + 1 :]
-            return [
-                alternative
-                for left, right in itertools.pairwise(cuts)
-                for alternative in _brace_alternatives(head + pattern[left + 1 : right] + tail)
-            ]
-    return [pattern[:start]]  # kept quirk: a brace that is open ends the pattern
+            tail = rest[position + 1 :]
+            return [one for part in parts for one in _brace_alternatives(head + part + tail)]
+        if char == "," and depth == 1:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [head]  # kept quirk: a brace that is open ends the pattern
 
 
 def _glob_files(pattern: str) -> list[str]:
@@ -1036,7 +1024,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     """
     found: dict[str, Any] = {"path": config.where, "hooks": hooks_of(config)}
     for name, row in SETTINGS.items():
-        with failures_at(config.location(name)):
+        with failures_at(next((line.where for line in config.lines(name)), config.where)):
             value = _value(config, row)
             if isinstance(value, tuple):
                 value = tuple(dict.fromkeys(value))
@@ -1197,7 +1185,7 @@ def _why_unused(block: Block, name: str) -> str:
         return ""
     if own in KINDS:
         return f" is not used: <{block.tag}> is no {wanted}"
-    if any(map(block.first, kinds)):
+    if any(map(block.lines, kinds)):
         return ""
     return f" is not used: there is no {wanted} line beside it, and a block has its own"
 
@@ -1349,11 +1337,11 @@ def is_backup_day(cycle: CycleSpec, day: Day) -> bool:
     return False
 
 
-def slot_number(cycle: CycleSpec, day: Day, *, ignore_diffs: bool = False) -> int:
-    """The slot of the rotation that the day's archive goes to, from 0.
+def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
+    """(the slot of the rotation that the day's archive goes to, from 0; FULL or DIFF).
 
-    ignore_diffs: the rotation of dumps, which are all FULL. Raises Failure (status 2) where the
-    directives make no rotation, or for a CycleType that is none.
+    dumps: all are FULL, and rotate so. Raises Failure (status 2) where the directives make no
+    rotation, or for a CycleType that is none.
     """
     if cycle.cycle_type not in CYCLE_TYPES:
         raise UsageFailure(
@@ -1363,29 +1351,17 @@ def slot_number(cycle: CycleSpec, day: Day, *, ignore_diffs: bool = False) -> in
         raise UsageFailure("Illegal modulus zero", ROTATION_HINT)
     try:
         if cycle.cycle_type == "SimpleCycle":
-            slots = cycle.fulls if ignore_diffs else cycle.fulls * (cycle.diffs + 1)
-            return perl_modulo((day.yday + cycle.phase) / cycle.frequency, slots)
+            chain = 1 if dumps else cycle.diffs + 1  # a FULL and its DIFFs
+            slot = perl_modulo((day.yday + cycle.phase) / cycle.frequency, cycle.fulls * chain)
+            return slot, FULL if dumps or perl_modulo(slot, chain) == 0 else DIFF
         days = 2.0 ** (cycle.discs - 1)
         day_of_cycle = perl_modulo(day.epoch_days / cycle.frequency, days) + 1
         slot = (day_of_cycle & -day_of_cycle).bit_length() - 1  # position of the lowest set bit
         if cycle.archive_oldest_disc:
             slot += int(day.epoch_days / (days * cycle.frequency))
-        return slot
+        return slot, FULL
     except (OverflowError, ZeroDivisionError) as error:
         raise UsageFailure("its numbers make no rotation", ROTATION_HINT) from error
-
-
-def slot_mode(cycle: CycleSpec, slot: int) -> str:
-    """FULL or DIFF: what a slot of the cycle holds."""
-    if cycle.cycle_type == "HanoiCycle" or perl_modulo(slot, cycle.diffs + 1) == 0:
-        return FULL
-    return DIFF
-
-
-def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
-    """(the slot of the day's archive, FULL or DIFF); dumps: all are FULL."""
-    slot = slot_number(cycle, day, ignore_diffs=dumps)
-    return slot, FULL if dumps else slot_mode(cycle, slot)
 
 
 def backup_days(cycle: CycleSpec, start: Moment, step: int) -> Iterator[Moment]:

@@ -23,11 +23,10 @@ def decision(cycle: CycleSpec, day: Day) -> list[str] | None:
     """In the form of the recording: the ends of a Directory's and of a MySQL archive's name."""
     if not s3napback.is_backup_day(cycle, day):
         return None
-    slot = s3napback.slot_number(cycle, day)
-    return [
-        f"{slot}-{s3napback.slot_mode(cycle, slot)}",
-        str(s3napback.slot_number(cycle, day, ignore_diffs=True)),
-    ]
+    slot, mode = s3napback.slot_and_mode(cycle, day, dumps=False)
+    of_dumps, always = s3napback.slot_and_mode(cycle, day, dumps=True)
+    assert always == "FULL"
+    return [f"{slot}-{mode}", f"{of_dumps}"]
 
 
 def test_every_recorded_decision_is_made_again(golden: Path) -> None:
@@ -99,7 +98,7 @@ def test_an_unknown_cycle_type_is_never_due_and_has_no_slot() -> None:
     cycle = cycle_of({"CycleType": "WeeklyCycle"})
     assert not s3napback.is_backup_day(cycle, Day(0, 0))
     with pytest.raises(Failure, match='CycleType "WeeklyCycle" is unknown'):
-        s3napback.slot_number(cycle, Day(0, 0))
+        s3napback.slot_and_mode(cycle, Day(0, 0), dumps=False)
 
 
 numbers = st.one_of(st.integers(-20, 400).map(str), st.floats(-9, 99).map(str), st.text(max_size=5))
@@ -143,7 +142,7 @@ def test_the_full_before_is_of_yesterday_where_the_clock_went_on_an_hour() -> No
         now = Moment.of(datetime(2026, 3, day, 0, 30, tzinfo=berlin))
         before = Moment.of(datetime(2026, 3, day - 1, 0, 30, tzinfo=berlin))
         cycle = cycle_of({"Fulls": "4", "Diffs": "0"})
-        slot = s3napback.slot_number(cycle, before.day)
+        slot, _ = s3napback.slot_and_mode(cycle, before.day, dumps=False)
         assert s3napback.slot_of_full_before(cycle, now, dumps=False) == slot
 
 

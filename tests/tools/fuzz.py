@@ -52,8 +52,7 @@ def read_all_of_a_config(path: str) -> None:
     for job in jobs:
         cycle = job.cycle
         with contextlib.suppress(Failure):
-            slot = s3napback.slot_number(cycle, Moment(1.8e9).day)
-            s3napback.slot_mode(cycle, slot)
+            s3napback.slot_and_mode(cycle, Moment(1.8e9).day, dumps=False)
 
 
 def logconfig(data: bytes) -> None:
