@@ -9033,7 +9033,7 @@ def _stored(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Finding]:
                 "give each machine a Bucket of its own, or a Prefix",
             )
     with contextlib.suppress(Failure):  # of a source that is not there, which is told of it
-        facts = facts_of(run, plan.kind, plan.name, FULL)
+        facts = facts_of(run, replace(plan, mode=FULL))
         if facts.written and not facts.sidecars:
             fulls = [objects for _, mode, objects in by_date if mode == FULL]
             size = sum(item.size for item in fulls[-1]) if fulls else (
