@@ -8462,14 +8462,11 @@ def contents(
     path = index_of(recovery, one)
     try:
         listing = _from_index(path, layer) if path else _from_archive(recovery, one, layer)
-        lines = dict.fromkeys(listing.splitlines() if not words else ())
+        lines = list(_lines_with(words, listing)) if words else listing.splitlines()
         if words and not one.self_contained:
-            lines.update(dict.fromkeys(re.findall(rb"^[^d\n].*", listing, re.MULTILINE)))
-        for word in words:
-            lines.update(dict.fromkeys(_lines_with(word, listing)))
+            lines += re.findall(rb"^[^d\n].*", listing, re.MULTILINE)
         for line in [line for line in lines if words and line.startswith(b"h")]:
-            for _, target in _hard_link_ways(line):
-                lines.update(dict.fromkeys(_lines_with(target, listing)))
+            lines += _lines_with([target for _, target in _hard_link_ways(line)], listing)
         members: dict[str, Member] = {}
         for line in sorted(lines, key=lambda line: line.startswith(b"h")):
             where, member = listed_member(line, one.archive.name, members)
@@ -8504,12 +8501,13 @@ def _from_archive(recovery: Recovery, one: CatalogEntry, layer: Layer) -> bytes:
             return b"".join(output)
 
 
-def _lines_with(word: bytes, listing: bytes) -> Iterator[bytes]:
-    at = listing.find(word)
-    while at >= 0:
-        end = listing.index(b"\n", at)
-        yield listing[listing.rfind(b"\n", 0, at) + 1 : end]
-        at = listing.find(word, end)
+def _lines_with(words: Iterable[bytes], listing: bytes) -> Iterator[bytes]:
+    for word in words:
+        at = listing.find(word)
+        while at >= 0:
+            end = listing.index(b"\n", at)
+            yield listing[listing.rfind(b"\n", 0, at) + 1 : end]
+            at = listing.find(word, end)
 
 
 def by_folder(entries: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -8599,16 +8597,22 @@ def words_of(patterns: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(word.encode() for word in words) if all(words) else ()
 
 
-# (path, how it was) → (the member, the archives that hold it so, the moments, in epoch seconds, at
-# which it was so, the oldest first).
-Versions: TypeAlias = "dict[tuple[str, tuple[Any, ...]], tuple[Member, list[str], list[int]]]"
+class Version(NamedTuple):
+    """How a path was at some moments, in epoch seconds, the oldest first; archives: that hold it
+    so."""
+
+    path: str
+    member: Member
+    archives: list[str]
+    moments: list[int]
 
 
 def find_versions(
     recovery: Recovery, history: History, patterns: Sequence[str]
-) -> tuple[Versions, list[str]]:
+) -> tuple[list[Version], list[str]]:
     """(what matches in a directory's archives, a sentence for each that could not be searched)."""
-    matches, unread, versions = pattern_matcher(patterns), list[str](), dict[Any, Any]()
+    matches, unread = pattern_matcher(patterns), list[str]()
+    versions: dict[tuple[object, ...], Version] = {}
     # What was renamed has other names in the archives before, and then there is no index.
     is_plain = all(index_of(recovery, one) for one in history.archives)
     words = words_of(patterns) if is_plain else ()
@@ -8616,22 +8620,21 @@ def find_versions(
     for place, (one, at, intact) in enumerate(history.rows()):
         before = history.chain(place)[:-1]
         try:
-            if not intact or (before and before[-1].archive.name not in lists):
+            if not intact or (before and str(before[-1]) not in lists):
                 raise Failure("it, or what it continues, cannot be read")
-            start = lists[before[-1].archive.name] if before else FileList({}, Given())
-            result = start.and_then(*contents(recovery, one, words))
+            start = lists[str(before[-1])] if before else FileList({}, Given())
+            lists[str(one)] = start.and_then(*contents(recovery, one, words))
         except Failure as failure:
             unread.append(f"{one} is not searched: {failure}")
             continue
-        lists[one.archive.name] = result
-        for path, member in result.files.items():
+        for path, member in lists[str(one)].files.items():
             if matches(path):
-                key = path, member[:-1]  # whichever archive has it
-                _, archives, moments = versions.setdefault(key, (member, [], []))
-                moments.append(at)
-                if member.archive not in archives:
-                    archives.append(member.archive)
-    return versions, unread
+                how = path, *member[:-1]  # whichever archive has it
+                version = versions.setdefault(how, Version(path, member, [], []))
+                version.moments.append(at)
+                if member.archive not in version.archives:
+                    version.archives.append(member.archive)
+    return list(versions.values()), unread
 
 
 def differences(
@@ -10515,14 +10518,17 @@ _SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
         "In which archives, and as of which moments, a file is there, and the call that restores"
         " it. PATTERN is as in a shell: \"*.tex\", or with a slash for the whole path:"
         " \"/home/*/thesis.tex\". The last word is NAME if it is a source, as list shows it.",
-        (("where it looks", [("--in", "NAME", "in this source; then every word is a PATTERN")]),
-         _KEY_OPTIONS, _BUCKET_OPTIONS),
+        (("where it looks, and how it is shown", (
+            ("--in", "NAME", "in this source; then every word is a PATTERN"),
+            ("--json", "", "for programs; README.md has the form"),
+        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
     ),
     "diff": (
         "NAME --at WHEN [--at WHEN]", f"What is new, gone, changed or renamed. {_A_NAME}",
-        (("which states", (
+        (("which states, and how it is shown", (
             ("--at", "WHEN...", "as of these two moments; given once: of that one and the newest"),
             ("--force-partial", "", "from what is left of a chain that is not whole"),
+            ("--json", "", "for programs; README.md has the form"),
         )), _KEY_OPTIONS, _BUCKET_OPTIONS),
     ),
     "restore": (
@@ -11034,15 +11040,13 @@ def _list_files(options: Mapping[str, Any], names: Sequence[str], now: Moment) -
     if absent := [path for path in sorted(paths) if not any(is_within(f, {path}) for f in files)]:
         as_of = _moment_text(now, chain.as_of)
         raise Failure(f"not in the backup as of {as_of}: {', '.join(absent)}")
-    shown = [(f"/{path}", files[path]) for path in sorted(files)
-             if not paths or is_within(path, paths)]
+    shown = [(path, files[path]) for path in sorted(files) if not paths or is_within(path, paths)]
     value = {
-        "format": 1, "as_of": Moment(chain.as_of).utc_text(),
-        "archives": list(map(str, chain.archives)),
-        "files": [{"path": path, **one._asdict()} for path, one in shown],
+        "format": 1, "as_of": Moment(chain.as_of).utc_text(), "archives": chain.archives,
+        "files": [_file_json(path, one) for path, one in shown],
     }
     show(options, value, (
-        f"{one.mode} {one.owner:16} {one.size:12} {_time_of(one, now)} {path}"
+        f"{one.mode} {one.owner:16} {one.size:12} {_time_of(one, now)} /{path}"
         + (f" -> {one.link}" if one.link else "") for path, one in shown
     ))
     return EXIT_WARNINGS if chain.lacking else EXIT_OK
@@ -11053,6 +11057,10 @@ def _time_of(one: Member, now: Moment) -> str:
         return f"{now.local(one.mtime):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError):
         return str(one.mtime)
+
+
+def _file_json(path: str, one: Member) -> dict[str, Any]:
+    return {"path": f"/{path}", **one._asdict()}
 
 
 def _shown(one: Member, now: Moment) -> str:
@@ -11091,7 +11099,7 @@ def cmd_find(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
     """`find PATTERN… [NAME]`: in which archives, and as of which moments, a file is there."""
     options, patterns = read_args("find", args)
     name = options.get("in", patterns[-1] if len(patterns) > 1 else "")
-    unread, found = list[str](), list[tuple[int, str, str]]()
+    unread, found = list[str](), list[tuple[Version, str]]()
     with _recovery(options, now) as recovery:
         sources = meant_by(recovery, name)[1] if name else {}
         if sources and "in" not in options:
@@ -11113,19 +11121,30 @@ def cmd_find(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
             for source, history in histories.items():
                 versions, faults = find_versions(recovery, history, patterns)
                 unread += faults
-                for (path, _), (one, archives, moments) in versions.items():
-                    first, last = (_moment_text(now, moments[n]) for n in (0, -1))
-                    span = f"{first} to {last}, {len(moments)} moments" if moments[1:] else last
-                    text = f"{_shown(one, now)}, as of {span}, in {', '.join(archives)}"
-                    found.append((-moments[-1], f"/{path}", f"  {printable(text, '')}\n"
-                                  f"  {_restore_call(options, source, last, path)}"))
+                for one in versions:
+                    at = _moment_text(now, one.moments[-1])
+                    found.append((one, _restore_call(options, source, at, one.path)))
     tell(*unread)
     if not found:
         raise Failure(f"none of the {len(searched)} archives searched has {' or '.join(patterns)}",
                       "a pattern with wildcards is put in quotes: '*.tex'")
-    for _, path, text in sorted(found):
-        print(f"{printable(path, '')}\n{text}")
+    found.sort(key=lambda row: (-row[0].moments[-1], row[0].path))
+    value = {"format": 1, "versions": [
+        {**_file_json(one.path, one.member), "archives": one.archives,
+         "moments": [Moment(at).utc_text() for at in one.moments], "restore": call}
+        for one, call in found
+    ]}
+    show(options, value, (line for row in found for line in _version_lines(*row, now)))
     return EXIT_WARNINGS if unread else EXIT_OK
+
+
+def _version_lines(one: Version, call: str, now: Moment) -> Iterator[str]:
+    first, last = (_moment_text(now, one.moments[n]) for n in (0, -1))
+    count = len(one.moments)
+    span = f"{first} to {last}, {count} moments" if count > 1 else last
+    yield f"/{one.path}"
+    yield f"  {_shown(one.member, now)}, as of {span}, in {', '.join(one.archives)}"
+    yield f"  {call}"
 
 
 def _restore_call(options: Mapping[str, Any], source: Source, at: str, path: str) -> str:
@@ -11150,13 +11169,22 @@ def cmd_diff(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
     given: list[dict[str, Any]] = [{**options, "at": at} for at in moments] + [options]
     with _recovery(options, now) as recovery:
         (chain, old), (other, new) = (_files_at(recovery, name, one, now) for one in given[:2])
-    for path, what, target in differences(old, new):
-        text = f"{what:8} /{path}"
-        if what == "renamed":
-            text += f" -> /{target}"
-        elif what == "changed":
-            text += f", {_shown(old[path], now)}, then {_shown(new[path], now)}"
-        print(printable(text, ""))
+    found = differences(old, new)
+    value = {
+        "format": 1, "from": Moment(chain.as_of).utc_text(), "to": Moment(other.as_of).utc_text(),
+        "changes": [
+            {"change": what, "before": _file_json(path, old[path]) if path in old else None,
+             "after": None if what == "gone" else _file_json(target or path, new[target or path])}
+            for path, what, target in found
+        ],
+    }
+    show(options, value, (
+        f"{what:8} /{path}" + (
+            f" -> /{target}" if what == "renamed" else
+            f", {_shown(old[path], now)}, then {_shown(new[path], now)}" if what == "changed" else
+            ""
+        ) for path, what, target in found
+    ))
     return EXIT_WARNINGS if chain.lacking or other.lacking else EXIT_OK
 
 

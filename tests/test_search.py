@@ -241,6 +241,10 @@ def test_what_is_found_comes_back_by_the_call_that_is_shown(
         assert Path(f"{site.folder}/restored{site.data}/{name}").read_text() == content
         shutil.rmtree(site.folder / "restored")
     assert f"as of 2026-11-24 03:00:00 +0000, in {site.data}-19-DIFF" in text
+    told = json.loads(call(site, capsys, "find", "it's*", "--json")[0])
+    assert told["format"] == 1
+    assert [one["restore"] for one in told["versions"]] == [newer.strip(), older.strip()]
+    assert [one["path"] for one in told["versions"]] == [f"{site.data}/{name}"] * 2
 
 
 def test_moments_and_archives_of_a_file(site: Site, capsys: Capture) -> None:
@@ -252,6 +256,12 @@ def test_moments_and_archives_of_a_file(site: Site, capsys: Capture) -> None:
         f"2026-11-{first} 03:00:00 +0000 to 2026-11-{last} 03:00:00 +0000, 3 moments, in"
         f" {site.data}-{slot}-DIFF" for first, last, slot in ((21, 23, 16), (20, 22, 15))
     ]
+    newer, older = json.loads(call(site, capsys, "find", "night[01]", "--json")[0])["versions"]
+    assert newer["moments"] == [f"2026-11-{day}T03:00:00Z" for day in (21, 22, 23)]
+    assert older["archives"] == [older["archive"]] == [f"{site.data}-15-DIFF"]
+    files = listed(site, capsys, "--at", "2026-11-22")
+    assert older == {"path": f"{site.data}/night0", **files[f"{site.data}/night0"],
+                     **{name: older[name] for name in ("archives", "moments", "restore")}}
 
 
 def test_what_is_in_a_folder_is_gone_with_it(site: Site, capsys: Capture) -> None:
@@ -358,6 +368,15 @@ def test_new_gone_changed_and_renamed(site: Site, capsys: Capture) -> None:
     ]
     assert call(site, capsys, "diff", str(top), "--at", "2026-11-23")[0] == text
     assert not call(site, capsys, "diff", str(top), "--at", "2026-11-24")[0]
+    told = json.loads(call(site, capsys, "diff", str(top), "--at", "2026-11-23", "--json")[0])
+    assert (told["from"], told["to"]) == ("2026-11-23T03:00:00Z", "2026-11-24T03:00:00Z")
+    changes = {(one["before"] or one["after"])["path"]: one for one in told["changes"]}
+    assert [f"{one['change']:8} {path}" for path, one in changes.items()] == [
+        line.partition(",")[0].partition(" -> ")[0] for line in text.splitlines()
+    ]
+    assert changes[f"{top}/gone"]["after"] is changes[f"{top}/new"]["before"] is None
+    assert changes[f"{top}/old name"]["after"]["path"] == f"{top}/folder/new name"
+    assert [changes[f"{top}/changed"][side]["size"] for side in ("before", "after")] == [7, 12]
 
 
 def test_an_index_is_private_and_no_part_of_the_bucket(site: Site) -> None:

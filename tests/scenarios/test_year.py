@@ -171,7 +171,7 @@ def check_searches(
         patterns = [f"{tree}/{name}" for name in names]
         versions, unread = s3napback.find_versions(recovery, history, patterns)
         assert len(unread) == history.intact.count(False)
-        seen = {(path, at) for (path, _), (_, _, times) in versions.items() for at in times}
+        seen = {(one.path, at) for one in versions for at in one.moments}
         assert seen == {(f"{tree}/{name}"[1:], int(night.timestamp()))
                         for night in whole for name in names if name in nights[night]}
 
