@@ -2321,21 +2321,12 @@ class Pipeline:
         self._fault: BaseException | None = None
 
     def __enter__(self) -> Pipeline:
-        feeds: dict[int, Iterable[Piece]] = {} if self._input is None else {0: self._input}
-        for number, stage in enumerate(self._stages[:-1], 1):
-            if stage.watched:
-                feeds[number] = self._output_of(number - 1)
         try:
             for number, stage in enumerate(self._stages):
                 with signals_held():
-                    self._start(number, number in feeds)
+                    self._start(number)
                 if stage.shell:
                     self._require_output(number)
-            for number, blocks in feeds.items():
-                feeder = threading.Thread(target=self._feed, args=(number, blocks), daemon=True)
-                with signals_held():
-                    feeder.start()
-                    self._feeders[number] = feeder
             return self
         except BaseException:
             self.__exit__()
@@ -2357,14 +2348,18 @@ class Pipeline:
         for errors in self._errors:
             errors.close()
 
-    def _start(self, number: int, is_fed: bool) -> None:
+    def _start(self, number: int) -> None:
         stage, is_last = self._stages[number], number == len(self._stages) - 1
-        source = self._processes[-1].stdout if number and not is_fed else None
+        feed, source = self._input, None
+        if number:
+            is_watched = self._stages[number - 1].watched
+            feed = self._output_of(number - 1) if is_watched else None
+            source = None if is_watched else self._processes[-1].stdout
         self._errors.append(temp_file())
         with _starting(stage.argv):
             process = subprocess.Popen(
                 stage.argv, env=stage.environment(self._env), bufsize=0,
-                stdin=subprocess.PIPE if is_fed else source or subprocess.DEVNULL,
+                stdin=source or (subprocess.DEVNULL if feed is None else subprocess.PIPE),
                 stdout=self._output if is_last and self._output else subprocess.PIPE,
                 stderr=self._errors[-1], pass_fds=stage.descriptors,
                 start_new_session=stage.shell,
@@ -2374,6 +2369,10 @@ class Pipeline:
             source.close()
         for pipe in filter(None, (process.stdin, process.stdout)):
             widen_pipe(pipe)
+        if feed is not None:
+            feeder = threading.Thread(target=self._feed, args=(number, feed), daemon=True)
+            feeder.start()
+            self._feeders[number] = feeder
 
     def _require_output(self, number: int) -> None:
         """Waits for a stage's first byte. Raises Failure where it ends without one."""
@@ -2741,25 +2740,22 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
         if not keyring.startswith(("/", "~")):
             hint = f"write the whole path: a relative one begins in {os.getcwd()}"
     elif keys := _public_keys(recipient, keyring, env):
-        messages = result.errors.strip().splitlines()
-        reason = messages[-1] if messages else "gpg gives no reason"
-        why, hint = _key_fault(recipient, keys, reason)
+        why, hint = _key_fault(recipient, keys, _last_line(result.errors))
     else:
-        why, hint = _missing_key(recipient, keyring, env)
+        ring = ("--keyring", keyring) if keyring else ()
+        listing = run_tool(("gpg", "--batch", *ring, "--list-public-keys"), env)
+        known = listing.output.strip() or "an empty keyring"
+        why, hint = f"GPG recipient {recipient} not found in {known}", (
+            "gpg --import the public key as the user that runs this; a name with blanks stands in"
+            " quotes")
+        if listing.status:  # its folder may be read-only, and a trust database due for an update
+            why = f"gpg cannot list its keys: {_last_line(listing.errors)}"
+            hint = "as the user that runs this: gpg --check-trustdb"
     raise Failure(why, hint, status=EXIT_USAGE)
 
 
-def _missing_key(recipient: str, keyring: str | None, env: Mapping[str, str]) -> tuple[str, str]:
-    ring = ("--keyring", keyring) if keyring else ()
-    listing = run_tool(("gpg", "--batch", *ring, "--list-public-keys"), env)
-    if listing.status:  # its folder may be read-only, and a trust database due for an update
-        reason = (listing.errors.strip().splitlines() or ["no reason given"])[-1]
-        return (f"gpg cannot list its keys: {reason}",
-                "as the user that runs this: gpg --check-trustdb")
-    known = listing.output.strip() or "an empty keyring"
-    return (f"GPG recipient {recipient} not found in {known}",
-            "gpg --import the public key as the user that runs this; a name with blanks stands in"
-            " quotes")
+def _last_line(messages: str) -> str:
+    return (messages.strip().splitlines() or ["gpg gives no reason"])[-1]
 
 
 def _key_fault(
@@ -2989,20 +2985,14 @@ def has_room(size: int, folder: str | None, count: int = 1) -> bool:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object as a listing shows it.
-
-    size: bytes
-    etag: hex, the MD5 of a plain upload
-    modified: epoch seconds
-    version: the id of this version of it, "" where the newest is meant
-    """
+    """One object as a listing shows it."""
 
     key: str
-    size: int
-    etag: str
-    modified: float
+    size: int  # bytes
+    etag: str  # hex, the MD5 of a plain upload
+    modified: float  # epoch seconds
     storage_class: str = "STANDARD"
-    version: str = ""
+    version: str = ""  # the id of this version of it, "" where the newest is meant
 
 
 # Stands among an object's metadata where its ETag is no MD5: encryption with a key of AWS's KMS.
@@ -3234,8 +3224,8 @@ def access_of(settings: Settings) -> Access:
     if settings.s3_keyfile and folder_root(settings.s3_endpoint) is None:
         key, secret = read_key_file(settings.s3_keyfile)
     limit = RateLimiter(settings.bandwidth_limit) if settings.bandwidth_limit else None
-    encryption = {"ServerSideEncryption": settings.server_side_encryption or "",
-                  "SSEKMSKeyId": settings.kms_key or ""}
+    encryption = {"ServerSideEncryption": settings.server_side_encryption,
+                  "SSEKMSKeyId": settings.kms_key}
     return Access(settings.s3_endpoint, settings.s3_region, key, secret, settings.storage_class,
                   settings.parallel, limit, {k: text for k, text in encryption.items() if text})
 
@@ -3316,18 +3306,16 @@ class FolderStore:
         if self._swept:
             return
         self._swept = True
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".new-"):
-                    continue
-                pid = entry.name.removeprefix(self._temp_start).partition("-")[0]
-                with contextlib.suppress(OSError):  # gone by now, or somebody else's
-                    if pid.isdecimal():  # its time says nothing: `put` sets it before it is done
-                        abandoned = not os.path.exists(f"/proc/{pid}")
-                    else:
-                        abandoned = time.time() - entry.stat().st_mtime > _ABANDONED
-                    if abandoned:
-                        os.unlink(entry.path)
+        for name in glob.glob(".new-*", root_dir=self._folder):
+            path = os.path.join(self._folder, name)
+            pid = name.removeprefix(self._temp_start).partition("-")[0]
+            with contextlib.suppress(OSError):  # gone by now, or somebody else's
+                if pid.isdecimal():  # its time says nothing: `put` sets it before it is done
+                    abandoned = not os.path.exists(f"/proc/{pid}")
+                else:
+                    abandoned = time.time() - os.stat(path).st_mtime > _ABANDONED
+                if abandoned:
+                    os.unlink(path)
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:
         path = self.path_of(key)
@@ -3553,6 +3541,10 @@ def _stay_here(params: dict[str, Any], **_: Any) -> None:
     params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
+_NO_VERSIONS = "--versions-at needs a service, and a bucket, that keeps the versions of objects"
+_WRONG_ENDPOINT = "S3Endpoint may be no S3 service, or already hold the bucket's name: remove it"
+
+
 def _refuse_other_than_listings(
     response_dict: dict[str, Any], operation_model: Any, **_: Any
 ) -> None:
@@ -3642,10 +3634,6 @@ def policy_of(settings: Settings, *, write_only: bool) -> Any:
     return {"Version": "2012-10-17", "Statement": statements}
 
 
-_NO_VERSIONS = "--versions-at needs a service, and a bucket, that keeps the versions of objects"
-
-_WRONG_ENDPOINT = "S3Endpoint may be no S3 service, or already hold the bucket's name: remove it"
-
 # What OpenSSL says where a further try cannot help, and what may. Everything else of TLS is a
 # connection that broke: an end in the middle, of the handshake too, or bytes that were damaged.
 _TLS_HINTS = {
@@ -3677,7 +3665,7 @@ def _refusal(doing: str, operation: str, answer: Mapping[str, Any]) -> Failure:
     kind, hint = Failure, _HINTS.get(code.partition(".")[0], "").format(right=right)
     if code == "AccessDenied" and operation in ("put_object", "copy_object"):
         hint += ", or its policy wants another ServerSideEncryption"
-    if operation == "create_bucket" and code == "AccessDenied":
+    elif code == "AccessDenied" and operation == "create_bucket":
         hint = f"check Bucket, or make it by hand: {hint}"
     elif operation == "list_objects_v2" and code == "NoSuchKey":  # the request was for an object
         hint = _WRONG_ENDPOINT
@@ -3716,12 +3704,6 @@ def _skew(answer: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
-    """The user metadata of an answer. Its names are those of HTTP headers, whose case says nothing
-    (RFC 9110, section 5.1): several services capitalize them."""
-    return {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
-
-
 def _etag_as_md5(answer: Mapping[str, Any]) -> str:
     """The MD5 that an answer's ETag is, "" where it is none (multipart, SSE-KMS, SSE-C)."""
     etag = str(answer.get("ETag", "")).strip('"').lower()
@@ -3729,6 +3711,13 @@ def _etag_as_md5(answer: Mapping[str, Any]) -> str:
     if encrypted or answer.get("SSECustomerAlgorithm") or not re.fullmatch("[0-9a-f]{32}", etag):
         return ""
     return etag
+
+
+def _user_metadata(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The user metadata of an answer, as `Store.head` gives it. Its names are those of HTTP
+    headers, whose case says nothing (RFC 9110, section 5.1): several services capitalize them."""
+    metadata = {str(name).lower(): str(value) for name, value in answer["Metadata"].items()}
+    return metadata if _etag_as_md5(answer) else {**metadata, ETAG_IS_NOT_MD5: "yes"}
 
 
 def _listed(item: Mapping[str, Any]) -> StoredObject:
@@ -3791,18 +3780,12 @@ class UploadBody:
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """What is known of a bucket besides its objects.
+    """What is known of a bucket besides its objects."""
 
-    region: "" if unknown
-    versioned: old versions are kept
-    retention: of object lock by default, in words, "" for none
-    unknown: what the service does not tell
-    """
-
-    region: str
-    versioned: bool
-    retention: str
-    unknown: tuple[str, ...]
+    region: str  # "" if unknown
+    versioned: bool  # old versions are kept
+    retention: str  # of object lock by default, in words, "" for none
+    unknown: tuple[str, ...]  # what the service does not tell
 
 
 class S3Store:
@@ -3900,7 +3883,7 @@ class S3Store:
         etag = _etag_as_md5(answer)
         if etag and into.md5() != etag:
             raise TransientFailure(f"{key} arrived damaged: its MD5 is not the stored one")
-        return _user_metadata(answer) | ({} if etag else {ETAG_IS_NOT_MD5: "yes"})
+        return _user_metadata(answer)
 
     @retried
     def peek(self, key: str, count: int) -> bytes:
@@ -3913,10 +3896,10 @@ class S3Store:
     @retried
     def head(self, key: str) -> dict[str, str] | None:
         try:
-            answer = self._request(f"look up {key} in", "head_object", **self._named(key))
+            named = self._named(key)
+            return _user_metadata(self._request(f"look up {key} in", "head_object", **named))
         except NotFound:
             return None
-        return _user_metadata(answer) | ({} if _etag_as_md5(answer) else {ETAG_IS_NOT_MD5: "yes"})
 
     def iter_objects(self, prefix: str = "") -> Iterator[StoredObject]:
         ask = partial(self._request, "list", "list_objects_v2", Prefix=prefix)
@@ -4754,18 +4737,12 @@ def _moment_text(local: Moment, at: float) -> str:
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What an upload left in the bucket.
+    """What an upload left in the bucket."""
 
-    ref: the archive, for the DIFF that continues it.
-    chunks: number of them.
-    size: bytes.
-    old_chunks_removed: whether it is in its place, and alone there.
-    """
-
-    ref: ArchiveRef
-    chunks: int
-    size: int
-    old_chunks_removed: bool = True
+    ref: ArchiveRef  # the archive, for the DIFF that continues it
+    chunks: int  # number of them
+    size: int  # bytes
+    old_chunks_removed: bool = True  # whether it is in its place, and alone there
 
 
 class Upload:
@@ -5146,8 +5123,11 @@ def download(
             buffer, alone = running.popleft().result()
             digests.append(buffer.md5())
             unproved = unproved or alone
-            if unproved and whole and len(digests) == archive.count:
-                _check_whole(archive, digests, unproved)
+            if unproved and whole and len(digests) == archive.count and (
+                digest_of_digests(digests) != archive.metadata.get("md5")
+            ):
+                raise Failure(f"{archive.name} is not what was stored: nothing proves {unproved},"
+                              " and the digest of the whole is another")
             progress(len(buffer))
             try:
                 yield from buffer.pieces()
@@ -5156,13 +5136,6 @@ def download(
                     one.give_up()
                 raise
             spare.append(buffer)
-
-
-def _check_whole(archive: Archive, digests: Sequence[str], unproved: str) -> None:
-    """Raises Failure where the digests of the chunks are not what was stored."""
-    if digest_of_digests(digests) != archive.metadata.get("md5"):
-        raise Failure(f"{archive.name} is not what was stored: nothing proves {unproved},"
-                      " and the digest of the whole is another")
 
 
 def _fetch_chunk(
