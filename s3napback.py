@@ -130,13 +130,11 @@ log = logging.getLogger("Backup.S3napback")
 _LOGS = {kind: log.getChild(kind.removesuffix("Dir")) for kind in KINDS}
 _TOOL_LOG = log.getChild("js3tream")
 
-# Worst first.
-_SEVERITY = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
-
 
 def worst_status(statuses: Iterable[int]) -> int:
     """The exit status that stands for several: that of the worst thing that happened."""
-    return min(statuses, key=_SEVERITY.index, default=EXIT_OK)
+    worst_first = (EXIT_USAGE, EXIT_FAILED, EXIT_LOCKED, EXIT_WARNINGS, EXIT_OK)
+    return min(statuses, key=worst_first.index, default=EXIT_OK)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,11 +196,12 @@ def duration_text(seconds: float) -> str:
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes >= 48 * 60:
-        hours = round(seconds / 3600)
-        return f"{hours // 24} d {hours % 24:02d} h"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 # ==================================================================================================
@@ -1025,10 +1024,7 @@ def settings_of(config: Block, *, needs_diff_dir: bool = True) -> Settings:
     found: dict[str, Any] = {"path": config.where, "hooks": hooks_of(config)}
     for name, row in SETTINGS.items():
         with failures_at(next((line.where for line in config.lines(name)), config.where)):
-            value = _value(config, row)
-            if isinstance(value, tuple):
-                value = tuple(dict.fromkeys(value))
-            found[row.name] = value
+            value = found[row.name] = _value(config, row)
             if name == "DiffDir" and needs_diff_dir and not os.path.isdir(value):
                 if os.path.exists(value):
                     raise UsageFailure(f"DiffDir {value} is no folder")
@@ -1072,7 +1068,7 @@ def _value(block: Block, row: Field[Any]) -> Any:
                 raise UsageFailure(f"{name} {text} {error}") from error
     if not is_list:
         return values[0]
-    return tuple(itertools.chain(*values) if joined else values)
+    return tuple(itertools.chain(*values) if joined else dict.fromkeys(values))
 
 
 def hooks_of(block: Block) -> tuple[tuple[str, Line], ...]:
@@ -1565,14 +1561,11 @@ def starts_meant(given: str, prefix: str = "") -> dict[str, int]:
     name = given.removeprefix(f"{shown}/") if shown else given
     for far, own, spelled in ((0, shown, name), (2, prefix, given)):
         bare = spelled.removeprefix("/").removesuffix("/")  # people type it either way
-        starts.setdefault(archive_start(DIRECTORY, spelled, own), far)
-        for slashed in (bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
-            starts.setdefault(archive_start(DIRECTORY, slashed, own), far + 1)
-        for near, of_dump in enumerate((spelled, bare), far):
-            kind, _, rest = of_dump.partition("/")
-            if kind in DUMPS:
-                for stored in (stored_name(kind, rest), rest):
-                    starts.setdefault(archive_start(kind, stored, own), near)
+        for way in (spelled, bare, f"{bare}/", f"/{bare}", f"/{bare}/"):
+            kind, _, rest = way.partition("/")
+            stored = f"{kind}/{stored_name(kind, rest)}" if kind in DUMPS else way
+            for start in (way, stored):
+                starts.setdefault(archive_start(DIRECTORY, start, own), far + (way != spelled))
     return starts
 
 
@@ -1940,21 +1933,16 @@ def links_among(names: Sequence[str]) -> Iterator[str]:
 _CACHE = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 
-def tags_among(names: Sequence[str], tar_options: Sequence[str]) -> Iterator[str]:
-    """A sentence for each of a job's names in which there is a tag; see `_tar_options`."""
-    for path, option in itertools.product(map(path_of, names), tar_options):
-        if not os.path.islink(path) and (tag := _tag_in(path, option)):
-            yield f"nothing of {path} is stored but {tag}, by which all else is left out"
-
-
-def _tag_in(folder: str, option: str) -> str:
-    """The tag in a folder by which an option of tar leaves out all else, "" for none."""
-    if option != "--exclude-caches":
-        tag = option.partition("--exclude-tag=")[2]
-        return tag if tag and os.path.exists(os.path.join(folder, tag)) else ""
-    with contextlib.suppress(OSError), open(os.path.join(folder, "CACHEDIR.TAG"), "rb") as file:
-        return "CACHEDIR.TAG" if file.read(len(_CACHE)) == _CACHE else ""
-    return ""
+def tags_among(names: Sequence[str], job: Job) -> Iterator[str]:
+    """A sentence for each tag that one of a job's names leads to; see `Job.tar_options`."""
+    for folder in (path for path in map(path_of, names) if not os.path.islink(path)):
+        tags = [tag for tag in job.exclude_tags if os.path.exists(os.path.join(folder, tag))]
+        if job.exclude_caches:
+            cache = os.path.join(folder, "CACHEDIR.TAG")
+            with contextlib.suppress(OSError), open(cache, "rb") as file:
+                tags += ["CACHEDIR.TAG"] * (file.read(len(_CACHE)) == _CACHE)
+        for tag in tags:
+            yield f"nothing of {folder} is stored but {tag}, by which all else is left out"
 
 
 def _within(path: str, folder: str) -> str | None:
@@ -6529,7 +6517,7 @@ def _directory(
     for path in () if plan.self_contained else found.renumbered:
         plan.log.info("the device of %s has another number: everything that was there is stored"
                       " again", path)
-    places = mounts_of(names, "--one-file-system" in plan.job.tar_options)
+    places = mounts_of(names, plan.job.one_file_system)
     set_back = plan.sidecar.clock_loss(boot) if plan.sidecar else 0.0
     before = draft.prepare(twins_in(places), set_back)
     # Our own files: backups of backups grow without end.
@@ -6545,7 +6533,7 @@ def _directory(
         sparse=not any(mount.kind.startswith("fuse") for _, mount in places),
         listing=draft.index.begin(names),
     )
-    tags = tags_among(names, plan.job.tar_options)
+    tags = tags_among(names, plan.job)
     return stage, before, [*found.links, *found.warnings, *tags, *faults]
 
 
@@ -9131,14 +9119,14 @@ def _directory_source(job: Job, diff_dir: DiffDir, env: Mapping[str, str]) -> It
             yield _warning(f"ExcludeFrom: {pattern} excludes nothing", f"write {plain}")
     names = expand_name(job.name, env)
     survey = inspect_names(names, diff_dir.last_seen(job.name))
-    read = mounts_of(names, "--one-file-system" in job.tar_options)
+    read = mounts_of(names, job.one_file_system)
     others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
     if outer := [p for p in others if not any(_within(p, o) for o in others)]:
         yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
     for text in survey.faults:
         yield _error(text, "mount it, or see who may read it")
     yield from map(_error, survey.links)
-    yield from map(_warning, [*survey.warnings, *tags_among(names, job.tar_options)])
+    yield from map(_warning, [*survey.warnings, *tags_among(names, job)])
     if not survey.faults and not survey.links:
         yield _ok("can be read")
 

@@ -203,8 +203,9 @@ def test_what_is_no_tag_to_tar_is_not_told(site: Site, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".no").touch()
     (tmp_path / "link").symlink_to("cache")
-    options = ["--exclude-caches", "--exclude-tag=.no", "--one-file-system"]
-    assert not list(s3napback.tags_among([str(site.data), str(tmp_path / "link")], options))
+    job = s3napback.Job("Directory", "/a", "conf:1", False, s3napback.CycleSpec(),
+                        exclude_caches=True, exclude_tags=(".no",), one_file_system=True)
+    assert not list(s3napback.tags_among([str(site.data), str(tmp_path / "link")], job))
     site.jobs = f"<Directory {site.data}>\nExcludeCaches On\n</Directory>"
     assert site.run() == 0
     assert differences(site.data, site.restored()) == ""
