@@ -5567,8 +5567,9 @@ class Draft:
         """
         if os.stat(self.path).st_mtime_ns == 0:  # GNU tar does it last, whatever it met
             raise Failure("tar wrote no snapshot file", "install GNU tar as tar")
-        # One that is cut short is worse than none: the next night would fail, or lie.
-        if cut := [text for text in messages if self.path in text]:
+        # One that is cut short is worse than none: the next night would fail, or lie. Of its path
+        # tar may escape all but its name.
+        if cut := [text for text in messages if os.path.basename(self.path) in text]:
             raise Failure(cut[0], "make room in DiffDir")
         lost = losses_told_by(messages)
         if not lost.everything:  # nor renames, of which an index tells nothing

@@ -157,6 +157,22 @@ def test_a_snapshot_that_is_cut_short_is_not_kept(
     assert not site.diff_files()
 
 
+def test_a_snapshot_that_a_full_disk_cut_short_is_not_kept_whatever_diffdir_is_called(
+    site: Site, capsys: Capture
+) -> None:
+    """tar writes `\\:` for a colon in the name of what it cannot write."""
+    for n in range(2000):
+        (site.data / f"{'long' * 10}{n}").touch()
+    folder = site.folder / "a:b \\c"
+    folder.mkdir()
+    site.settings["DiffDir"] = f'"{folder}"'
+    with tmpfs(folder, "size=64k"):
+        assert site.run() == 1
+        assert "(make room in DiffDir)" in capsys.readouterr().err
+        assert not [*folder.glob("*.diff")]
+    assert not site.archives()
+
+
 @pytest.mark.parametrize("how", ["onto a deleted one", "swapped", "in a row"])
 def test_directories_that_took_anothers_name_come_back(site: Site, how: str) -> None:
     for name in ("a", "b", "c"):
