@@ -4126,25 +4126,17 @@ _LATEST = datetime(9999, 1, 1, tzinfo=timezone.utc).timestamp()
 
 @dataclass(frozen=True)
 class Archive:
-    """The chunks of one name that belong together, and what the last one says.
-
-    chunks: by number; none where only the rest is wanted, since a bucket may hold millions.
-    fault: what is missing, "" if it is complete.
-    metadata: of the last chunk, without the prefix of ours; empty for the original's archives.
-    count, size: of the chunks; the latter in bytes.
-    modified: when the newest chunk was stored, epoch seconds.
-    staged: whether it waits to take its place (SafeReplace).
-    """
+    """The chunks of one name that belong together, and what the last one says."""
 
     name: str
-    chunks: tuple[StoredObject, ...]
-    fault: str
-    metadata: Mapping[str, str]
-    count: int
-    size: int
-    modified: float
+    chunks: tuple[StoredObject, ...]  # in order; none where a bucket's millions are not wanted
+    fault: str  # what is missing, "" if it is complete
+    metadata: Mapping[str, str]  # of the last chunk, without our prefix; empty for the original's
+    count: int  # of the chunks
+    size: int  # bytes
+    modified: float  # when the newest chunk was stored, epoch seconds
     storage_classes: tuple[str, ...]
-    staged: bool
+    staged: bool  # it waits to take its place (SafeReplace)
 
     @staticmethod
     def of(
@@ -4181,18 +4173,12 @@ Head: TypeAlias = "Callable[[str], Mapping[str, str] | None]"
 
 @dataclass(frozen=True)
 class ArchiveRef:
-    """Identifies the archive that a DIFF depends on.
-
-    upload: the random id of its upload (`s3napback-archive`), since another may be of the same
-    content.
-    md5: of its chunks' ETags, as `digest_of_digests`.
-    modified: of its newest chunk, epoch seconds, when it was last found.
-    """
+    """Identifies the archive that a DIFF depends on."""
 
     archive: str
-    upload: str
-    md5: str = ""
-    modified: float = 0.0
+    upload: str  # its random id (`s3napback-archive`), since another may have the same content
+    md5: str = ""  # of its chunks' ETags, as `digest_of_digests`
+    modified: float = 0.0  # of its newest chunk, epoch seconds, when it was last found
 
     def find(self, objects: Sequence[StoredObject], head: Head) -> Archive | None:
         """The archive, if it is intact among these objects, all that its name has."""
@@ -4366,25 +4352,17 @@ def _fault(
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One archive as the catalogue knows it.
-
-    kind: None where only a config, or the content, could tell a directory from a repository.
-    name: of the source, without the Prefix.
-    prefix: the Prefix before its name.
-    leftovers: chunks of other uploads under its name.
-    encrypted: None where no one looked.
-    holds_all: a DIFF without marks was read, and holds everything.
-    """
+    """One archive as the catalogue knows it."""
 
     archive: Archive
-    kind: str | None
-    name: str
+    kind: str | None  # None where only a config, or the content, tells directory from repository
+    name: str  # of the source, without the Prefix
     slot: int
     mode: str
     prefix: str = ""
-    leftovers: int = 0
-    encrypted: bool | None = None
-    holds_all: bool = False
+    leftovers: int = 0  # chunks of other uploads under its name
+    encrypted: bool | None = None  # None where no one looked
+    holds_all: bool = False  # a DIFF without marks was read, and holds everything
 
     def __str__(self) -> str:
         return self.archive.name
@@ -4440,17 +4418,12 @@ class CatalogEntry:
 
 @dataclass(frozen=True)
 class Chain:
-    """Archives to be restored one upon the other, oldest first.
-
-    as_of: the moment that they give, epoch seconds.
-    warnings: sentences to be told.
-    lacking: what makes it less than was asked for, "" for nothing.
-    """
+    """Archives to be restored one upon the other, oldest first."""
 
     archives: tuple[CatalogEntry, ...]
-    as_of: int
-    warnings: tuple[str, ...] = ()
-    lacking: str = ""
+    as_of: int  # the moment that they give, epoch seconds
+    warnings: tuple[str, ...] = ()  # sentences
+    lacking: str = ""  # what makes it less than was asked for, "" for nothing
 
 
 class History:
@@ -5162,22 +5135,14 @@ _in_diff_dir = os_failures("write in DiffDir")  # as a decorator
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of a diff file that we wrote; one without a sidecar is the Perl script's.
+    """What is known of a diff file that we wrote; one without a sidecar is the Perl script's."""
 
-    position: where the diff file stands, as `DiffDir.position` gives it.
-    place: the bucket, as `bucket_place` gives it.
-    archives: those in the bucket, oldest first, that together end where the diff file does.
-    excludes: what was left out of a directory.
-    identity: of a repository's last revision, as `revision_identity` gives it.
-    boot: as `boot_clock` gave it when the backup began.
-    """
-
-    position: str
-    place: str
-    archives: tuple[ArchiveRef, ...]
-    excludes: tuple[str, ...] = ()
-    identity: str = ""
-    boot: tuple[str, float] = ("", 0.0)
+    position: str  # where the diff file stands, as `DiffDir.position` gives it
+    place: str  # the bucket, as `bucket_place` gives it
+    archives: tuple[ArchiveRef, ...]  # oldest first; together they end where the diff file does
+    excludes: tuple[str, ...] = ()  # what was left out of a directory
+    identity: str = ""  # `revision_identity` of a repository's last revision
+    boot: tuple[str, float] = ("", 0.0)  # `boot_clock` when the backup began
 
     def to_json(self) -> dict[str, object]:
         links = [[ref.archive, ref.upload, ref.md5, ref.modified] for ref in self.archives]
@@ -5404,7 +5369,7 @@ _TRIMMED = b"0"
 
 
 class Folder(NamedTuple):
-    """What tar saw of a directory. entries: a letter and a name for each, NUL between them."""
+    """What tar saw of a directory."""
 
     nfs: bytes
     seconds: bytes
@@ -5412,7 +5377,7 @@ class Folder(NamedTuple):
     device: int
     inode: int
     name: bytes
-    entries: bytes = b""
+    entries: bytes = b""  # a letter and a name for each, NUL between them
 
     @property
     def path(self) -> str:
@@ -5443,16 +5408,12 @@ class Folder(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot file of GNU tar (its manual, "Format of the Incremental Snapshot Files", 2).
-
-    seconds, nanoseconds: when its backup began, since 1970.
-    folders: one at a time, since there may be millions.
-    """
+    """A snapshot file of GNU tar (its manual, "Format of the Incremental Snapshot Files", 2)."""
 
     version: bytes
-    seconds: int
+    seconds: int  # when its backup began, since 1970
     nanoseconds: int
-    folders: Iterable[Folder]
+    folders: Iterable[Folder]  # one at a time, since there may be millions
 
     @staticmethod
     def read(file: IO[bytes]) -> Snapshot:
@@ -5518,13 +5479,12 @@ def _content_digest(path: str) -> str:
 
 @dataclass(frozen=True)
 class Draft:
-    """A diff file in the making. path: where it is written; target: the diff file; index: of the
-    archive that leads to it, also in the making."""
+    """A diff file in the making."""
 
-    path: str
-    target: str
+    path: str  # where it is written
+    target: str  # the diff file
     moment: Moment
-    index: IndexDraft
+    index: IndexDraft  # of the archive that leads to it
 
     @_in_diff_dir
     def write(self, text: str) -> None:
@@ -5715,18 +5675,13 @@ class IndexDraft:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is to be said of a Directory's names before tar reads them, beside what it saw last.
+    """What is to be said of a Directory's names before tar reads them, beside what it saw last."""
 
-    faults: why nothing is to be stored.
-    renumbered: paths that only their device number sets apart from what they were.
-    unknown: all are empty, and what they were is not known.
-    """
-
-    faults: list[str]
+    faults: list[str]  # why nothing is to be stored
     links: list[str]
     warnings: list[str]
-    renumbered: list[str]
-    unknown: bool
+    renumbered: list[str]  # paths that only their device number sets apart from what they were
+    unknown: bool  # all are empty, and what they were is not known
 
 
 def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection:
@@ -5763,37 +5718,30 @@ def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is told from outside.
-
-    clock: epoch seconds as time goes by.
-    env: of tools.
-    program: how to call this program in a shell.
-    progress: makes the progress display of one archive.
-    tells_jobs: whether what each job came to is logged, with the outcome as `job` of the record.
-    log_text: the end of what was logged of the config.
-    """
+    """What a run is told from outside."""
 
     now: Moment
-    clock: Callable[[], float]
-    env: Mapping[str, str]
-    program: str
+    clock: Callable[[], float]  # epoch seconds as time goes by
+    env: Mapping[str, str]  # of tools
+    program: str  # how to call this program in a shell
+    # Makes the progress display of one archive.
     progress: Callable[[str], contextlib.AbstractContextManager[Callable[[int], None]]]
-    host: str = ""
+    host: str = ""  # the name of this machine
     test: bool = False
     force: bool = False
-    tells_jobs: bool = False
-    log_text: Callable[[], bytes] = bytes
+    tells_jobs: bool = False  # each outcome is logged, as `job` of the record
+    log_text: Callable[[], bytes] = bytes  # the end of what was logged of the config
 
 
 @dataclass(frozen=True)
 class Run:
-    """The run of one config, which every step is given. place: the bucket, for sidecars."""
+    """The run of one config, which every step is given."""
 
     settings: Settings
     options: RunOptions
     diff_dir: DiffDir
     store: Store
-    place: str
+    place: str  # the bucket, as `bucket_place` gives it
 
     @property
     def today(self) -> date:
@@ -5816,71 +5764,42 @@ class Run:
 
 @dataclass(frozen=True)
 class Facts:
-    """What DiffDir, and svnlook, say of a source.
+    """What DiffDir, and svnlook, say of a source."""
 
-    sidecars: newest first.
-    written: the day of its diff file.
-    position: where the diff file stands; empty for nowhere, and for a FULL.
-    is_ahead: whether the diff file is from later than now.
-    youngest: the repository's last revision.
-    is_other: whether the repository is not the one that was stored.
-    """
-
-    sidecars: Sequence[Sidecar] = ()
-    written: date | None = None
-    position: str = ""
-    is_ahead: bool = False
-    youngest: int = -1
-    is_other: bool = False
+    sidecars: Sequence[Sidecar] = ()  # newest first
+    written: date | None = None  # the day of its diff file
+    position: str = ""  # where the diff file stands; empty for nowhere, and for a FULL
+    is_ahead: bool = False  # the diff file is from later than now
+    youngest: int = -1  # the repository's last revision
+    is_other: bool = False  # the repository is not the one that was stored
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One archive that a job is to make now.
-
-    name: of the source: of a SubversionDir, that of one of its repositories.
-    archive: empty where none is due, or where that, or its name, cannot be known yet.
-    sidecar: of the diff file, if all that it names has to be in the bucket.
-    holds_all: whether it continues nothing, although it is a DIFF.
-    notice: log level and text, what of that is to be told when it is made.
-    todays: the archive that the diff file describes, if that is of today.
-    saved: the last revision that is stored, -1 for none.
-    youngest: the last revision that there is.
-    waits: whether its source is there to be looked at only after RunBefore.
-    failure: why it cannot be made.
-    same_as: the place of an earlier job whose source has the same archives.
-    clash: the place of an earlier job that makes this very archive now.
-    replaced: an archive that it continues, and that is replaced now.
-
-    What the survey finds in the bucket:
-    existing_chunks: those now under the archive's name.
-    done: the archive that is there, complete and of today; empty without one.
-    is_repeated: whether it is the one of the diff file.
-    foreign_host: the other host whose archive it replaces.
-    chain: what it continues, oldest first.
-    """
+    """One archive that a job is to make now."""
 
     job: Job
     kind: str
-    name: str
+    name: str  # of the source: of a SubversionDir, that of one of its repositories
     mode: str = FULL
-    archive: str = ""
-    sidecar: Sidecar | None = None
-    holds_all: bool = False
-    notice: tuple[int, str] | None = None
-    todays: ArchiveRef | None = None
-    saved: int = -1
-    youngest: int = -1
-    waits: bool = False
-    failure: Exception | None = None
-    same_as: str = ""
-    clash: str = ""
-    replaced: str = ""
-    existing_chunks: Sequence[StoredObject] = ()
-    done: str = ""
-    is_repeated: bool = False
-    foreign_host: str = ""
-    chain: tuple[ArchiveRef, ...] = ()
+    archive: str = ""  # empty where none is due, or its name cannot be known yet
+    sidecar: Sidecar | None = None  # of the diff file, if all that it names has to be in the bucket
+    holds_all: bool = False  # it continues nothing, although it is a DIFF
+    notice: tuple[int, str] | None = None  # log level and text: why, to be told when it is made
+    todays: ArchiveRef | None = None  # the archive that the diff file describes, if it is of today
+    saved: int = -1  # the last revision that is stored, -1 for none
+    youngest: int = -1  # the last revision that there is
+    waits: bool = False  # its source is there to be looked at only after RunBefore
+    failure: Exception | None = None  # why it cannot be made
+    same_as: str = ""  # the place of an earlier job whose source has the same archives
+    clash: str = ""  # the place of an earlier job that makes this very archive now
+    replaced: str = ""  # an archive that it continues, and that is replaced now
+    # What the survey finds in the bucket.
+    existing_chunks: Sequence[StoredObject] = ()  # those now under the archive's name
+    done: str = ""  # the archive that is there, complete and of today
+    is_repeated: bool = False  # that is the one of the diff file
+    foreign_host: str = ""  # the other host whose archive it replaces
+    chain: tuple[ArchiveRef, ...] = ()  # what it continues, oldest first
 
     @property
     def log(self) -> logging.Logger:
@@ -6182,39 +6101,25 @@ def size_of_full_before(run: Run, plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a plan came to.
-
-    kind, name: of the source, see `Plan`.
-    archive: its name; empty where none was due, or could be planned.
-    status: "ok", "warnings" (stored, and something is to be told of it), "failed" or "skipped"; in
-    test mode "shown".
-    error: why it failed, or RunBefore wanted it skipped, else empty.
-    bytes: stored ones; seconds: how long it took.
-    """
+    """What a plan came to."""
 
     kind: str
     name: str
-    archive: str
-    status: str
-    error: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
+    archive: str  # empty where none was due, or could be planned
+    status: str  # "ok", "warnings" (stored, with them), "failed", "skipped"; in test mode "shown"
+    error: str = ""  # why it failed, or RunBefore wanted it skipped
+    bytes: int = 0  # stored ones
+    seconds: float = 0.0  # how long it took
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What the run of one config came to.
+    """What the run of one config came to."""
 
-    status: the exit status.
-    outcomes: in the order of the jobs; none where something kept the whole config from running.
-    error: what that was, else empty.
-    seconds: how long it took.
-    """
-
-    status: int
-    outcomes: tuple[Outcome, ...] = ()
-    error: str = ""
-    seconds: float = 0.0
+    status: int  # the exit status
+    outcomes: tuple[Outcome, ...] = ()  # in the order of the jobs
+    error: str = ""  # what kept the whole config from running
+    seconds: float = 0.0  # how long it took
 
     @classmethod
     def of(cls, error: BaseException) -> RunReport:
@@ -6243,14 +6148,13 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The hooks of a run, or of a job. lines: (directive, its line); path: the config; seconds:
-    what each may take; log: where what it prints goes."""
+    """The hooks of a run, or of a job."""
 
-    lines: Sequence[tuple[str, Line]]
-    path: str
+    lines: Sequence[tuple[str, Line]]  # (directive, its line)
+    path: str  # of the config
     options: RunOptions
-    seconds: float
-    log: logging.Logger
+    seconds: float  # what each may take
+    log: logging.Logger  # where what it prints goes
 
     def around(self, what: Outcome, work: Callable[[Failure | None], RunReport]) -> RunReport:
         """Does the work between RunBefore and RunAfter. work: is given why RunBefore failed, or
