@@ -2080,6 +2080,9 @@ def subversion_stage(repository: str, first: int, last: int) -> Stage:
     return Stage(("svnadmin", "dump", "-q", revisions, "--incremental", repository))
 
 
+# How a dump begins.
+SVN_DUMP = b"SVN-fs-dump-format"
+
 # Old repositories hold log messages with a CR, which svnadmin loads only unchecked (E125005).
 SVN_LOAD = ("-q", "--bypass-prop-validation")
 
@@ -6994,7 +6997,7 @@ def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
     such with an N (its manual, "Dumpdir"): what was excluded, or is in an earlier archive."""
     with recovery.content(one) as stream:
         start, content = split_head(stream)
-        if start.startswith(b"SVN-fs-dump-format"):
+        if start.startswith(SVN_DUMP):
             return "its first revisions"
         rest, lacking = b"", b""
         listing = Stage(("tar", "-t", "-vv", "--incremental", "-f", "-"))
@@ -7005,7 +7008,7 @@ def missing_file(recovery: Recovery, one: CatalogEntry) -> str:
     return os.fsdecode(lacking)
 
 
-def refuse_frozen(
+def require_thawed(
     recovery: Recovery, archives: Iterable[CatalogEntry], tier: str = "", days: int = 0
 ) -> None:
     """Raises Failure where objects of archives are frozen; with status 75 if they were asked for,
@@ -7992,7 +7995,7 @@ def kind_by_content(recovery: Recovery, one: CatalogEntry) -> str:
     """Subversion or Directory, as the first bytes of an archive tell."""
     with recovery.content(one) as content:
         start, _ = split_head(content)
-    return SUBVERSION if start.startswith(b"SVN-fs-dump-format") else DIRECTORY
+    return SUBVERSION if start.startswith(SVN_DUMP) else DIRECTORY
 
 
 def member_paths(members: Sequence[str]) -> list[str]:
@@ -8138,8 +8141,8 @@ plain() {{ case $(head -c 6 "$1" | od -An -tx1 | tr -d " ") in
   8[4-7c-e]*|c1*|c3*|d2*|2d2d2d2d2d42*) gpg -d "$1" > "$1.dec"
     plain "$1.dec"; rm "$1.dec";;
   *) cat "$1";; esac; }}
-unpack() {{ case $(head -c 18 "$work/b" | tr -d '\0') in
-  SVN-fs-dump-format) [ -e "$to" ] || svnadmin create "$to"
+unpack() {{ case $(head -c {len(SVN_DUMP)} "$work/b" | tr -d '\0') in
+  {SVN_DUMP.decode()}) [ -e "$to" ] || svnadmin create "$to"
     svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;
   *) mkdir -p "$to"
     LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null \
@@ -8210,14 +8213,13 @@ def read_to_the_end(recovery: Recovery, one: CatalogEntry) -> None:
         if one.kind in (STREAM, COMMAND):
             for _ in blocks:
                 pass
-        elif start.startswith(b"SVN-fs-dump-format"):
-            last = one.after.encode()
-            tail, seen = b"", not last
+        elif start.startswith(SVN_DUMP):
+            mark, tail, seen = f"\nRevision-number: {one.after}\n".encode(), b"", not one.after
             for block in blocks:
-                tail = tail[-64:] + block
-                seen = seen or b"\nRevision-number: " + last + b"\n" in tail
+                tail = tail[-len(mark) :] + block
+                seen = seen or mark in tail
             if not seen:
-                raise Failure(f"the dump lacks revision {last.decode()}")
+                raise Failure(f"the dump lacks revision {one.after}")
         elif one.kind in (MYSQL, POSTGRESQL):
             _refuse_unreadable(start)
             tail = b""
@@ -8361,7 +8363,7 @@ def _from_index(path: str, layer: Layer) -> bytes:
 def _from_archive(recovery: Recovery, one: CatalogEntry, layer: Layer) -> bytes:
     with recovery.content(one) as content:
         start, blocks = split_head(content)
-        if start.startswith(b"SVN-fs-dump-format"):
+        if start.startswith(SVN_DUMP):
             raise Failure("it holds the revisions of a repository, and no files")
         with run_filter(_LIST, TarStream(blocks, layer), recovery.env) as output:
             return b"".join(output)
@@ -8512,18 +8514,19 @@ def differences(
     Renamed: of just one file that is gone, not empty, and one that is new, type, mode, owner, size
     and time are the same, the last name, too, if there are several.
     """
+    gone, come = old.keys() - new.keys(), new.keys() - old.keys()
     renamed: dict[str, str] = {}
     for by_name in (True, False):
         groups: dict[tuple[object, ...], tuple[list[str], list[str]]] = {}
-        for side, (one, other) in enumerate(((old, new), (new, old))):
-            for path in one.keys() - other.keys() - renamed.keys() - set(renamed.values()):
-                if one[path].size and one[path].mode[0] == "-":
-                    key = one[path][:4], path.rpartition("/")[2] if by_name else ""
+        for side, (paths, files) in enumerate(((gone, old), (come, new))):
+            for path in paths - renamed.keys() - set(renamed.values()):
+                if files[path].size and files[path].mode[0] == "-":
+                    key = files[path][:4], path.rpartition("/")[2] if by_name else ""
                     groups.setdefault(key, ([], []))[side].append(path)
         renamed.update((a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1)
     found = [(path, "renamed", target) for path, target in renamed.items()]
-    found += [(path, "gone", "") for path in old.keys() - new.keys() - renamed.keys()]
-    found += [(path, "new", "") for path in new.keys() - old.keys() - set(renamed.values())]
+    found += [(path, "gone", "") for path in gone - renamed.keys()]
+    found += [(path, "new", "") for path in come - set(renamed.values())]
     for path in old.keys() & new.keys():
         compared = 2 if old[path].is_folder and new[path].is_folder else 5
         if old[path][:compared] != new[path][:compared]:
@@ -8548,11 +8551,11 @@ _SOON, _SKEW_WARNING, _SKEW_ERROR = 30, 60, 900
 # How long a database may take for the structure of its tables, seconds.
 _DUMP_TIMEOUT = 60
 
-# The programs that each kind needs: of each the first name that is there is taken.
+# Programs, each by the names of which the first that is there is taken, and the kinds they are for.
 _TOOLS = {
-    DIRECTORY: (("tar",),), SUBVERSION: (("svnadmin",), ("svnlook",)),
-    SUBVERSION_DIR: (("svnadmin",), ("svnlook",)), MYSQL: (MYSQL_TOOLS,),
-    POSTGRESQL: (("pg_dump",), ("pg_dumpall",)),
+    ("tar",): (DIRECTORY,), ("svnadmin",): (SUBVERSION, SUBVERSION_DIR),
+    ("svnlook",): (SUBVERSION, SUBVERSION_DIR), MYSQL_TOOLS: (MYSQL,),
+    ("pg_dump",): (POSTGRESQL,), ("pg_dumpall",): (POSTGRESQL,),
 }
 
 
@@ -8665,7 +8668,7 @@ def _tools(settings: Settings, jobs: Sequence[Job], env: Mapping[str, str]) -> I
         yield _error(failure.message, failure.hint, "TMPDIR")
     kinds, compressor = {job.kind for job in jobs}, settings.compressor
     needed = [(shlex.split(compressor)[0],) if compressor else CODECS[0].commands]
-    needed += [names for kind in _TOOLS if kind in kinds for names in _TOOLS[kind]]
+    needed += [names for names, users in _TOOLS.items() if kinds.intersection(users)]
     needed += [("gpg",)] if settings.gpg_recipients else []
     for names in dict.fromkeys(needed):
         path = shutil.which(find_tool(names, env) or "", path=env.get("PATH"))
@@ -8770,10 +8773,8 @@ def _key_file(settings: Settings) -> Iterator[Finding]:
         yield _ok("none: AWS's usual sources give the key")
         return
     read_key_file(path)
-    if others_can_read(path):
-        yield _warning(f"{path} can be read by others", f"chmod 600 {shlex.quote(path)}")
-    else:
-        yield _ok(f"{path} is private")
+    is_open, hint = others_can_read(path), f"chmod 600 {shlex.quote(path)}"
+    yield _warning(f"{path} can be read by others", hint) if is_open else _ok(f"{path} is private")
 
 
 def _bucket(
@@ -8782,8 +8783,8 @@ def _bucket(
 ) -> Iterator[Finding]:
     store = open_store(settings.bucket, access_of(settings), options.clock, retries)
     is_there = store.exists()
-    if isinstance(store, S3Store):
-        yield from _clock(store.skew())
+    if isinstance(store, S3Store) and (skew := store.skew()) is not None:
+        yield _clock(skew)
     if not is_there:  # to know that it can be made, it is made and taken away again
         store.create()
         yield from findings_of("", _probe(store, settings.prefix, settings.safe_replace))
@@ -8803,20 +8804,17 @@ def _bucket(
     for job in jobs:
         with contextlib.suppress(Failure):  # what is not there to be read is told of the source
             for kind, name in _sources_of(job):
-                findings = _stored(run, Plan(job, kind, name), is_there=is_there)
+                findings = _found_in_bucket(run, Plan(job, kind, name), is_there=is_there)
                 yield from findings_of(f"{kind} {name}", findings)
 
 
-def _clock(skew: float | None) -> Iterator[Finding]:
+def _clock(skew: float) -> Finding:
     """skew: seconds that the clock of this machine is ahead of the server's."""
-    if skew is None:
-        return
     text = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the server's"
     if abs(skew) < _SKEW_WARNING:
-        yield _ok(text, subject="clock")
-    else:
-        tell = _error if abs(skew) >= _SKEW_ERROR else _warning
-        yield tell(text, "set the clock of this machine", "clock")
+        return _ok(text, subject="clock")
+    tell = _error if abs(skew) >= _SKEW_ERROR else _warning
+    return tell(text, "set the clock of this machine", "clock")
 
 
 def _bucket_facts(bucket: str, facts: BucketFacts) -> Iterator[Finding]:
@@ -8886,7 +8884,7 @@ def _sources_of(job: Job) -> list[tuple[str, str]]:
     return [(job.kind, job.name)]
 
 
-def _stored(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Finding]:
+def _found_in_bucket(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Finding]:
     """What the bucket has of a source from another host; a diff file of the Perl script."""
     by_date = sorted(
         run.archives_of(plan) if is_there else (),
@@ -8981,16 +8979,13 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
         sealed = b"".join(output)
     if not is_openpgp(sealed) or b"probe" in sealed:
         raise Failure(f"gpg does not encrypt for {recipient}", "try it by hand: gpg -r … -e")
-    # (the end, the key that ends, what gpg encrypts with), of all keys that it could take
-    usable = [
-        (min(_end_of(key), _end_of(sub)), min(key, sub, key=_end_of), key)
-        for key in _public_keys(recipient, keyring, run.env)
-        for sub in encryption_keys(key)
-    ]
+    # (what ends first, what gpg encrypts with), of all keys that it could take
+    usable = [(min(key, sub, key=_end_of), key)
+              for key in _public_keys(recipient, keyring, run.env) for sub in encryption_keys(key)]
     if not usable:
         raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
-    end, ending, key = max(usable, key=lambda one: one[0])
-    if end - run.now.epoch < _SOON * 86400:
+    ending, key = max(usable, key=lambda one: _end_of(one[0]))
+    if _end_of(ending) - run.now.epoch < _SOON * 86400:
         what = "key" if ending is key else "subkey"
         yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
                        f" {_day_of(ending)}", f"run: gpg --edit-key {key['keyid']} expire")
@@ -9059,10 +9054,8 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
     try:
         user = pwd.getpwuid(os.geteuid())
     except KeyError as error:
-        raise Failure(
-            f"user {os.geteuid()} has no entry in /etc/passwd: cron runs nothing for such a user",
-            "run this as the user whose crontab it is",
-        ) from error
+        why = f"user {os.geteuid()} has no entry in /etc/passwd: cron runs nothing for such a user"
+        raise Failure(why, "run this as the user whose crontab it is") from error
     env = {"PATH": _CRON_PATH, "HOME": user.pw_dir, "LOGNAME": user.pw_name, "SHELL": "/bin/sh"}
     call = shlex.join([script, "check", "--json", *(["-c", file] if file else []), *names])
     with os_failures(f"run anything in {user.pw_dir}, the home of {user.pw_name}, as cron does"):
@@ -9073,7 +9066,7 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
     if done.status == EXIT_USAGE and not done.output:
         raise Failure(last.removeprefix("s3napback: "), status=EXIT_USAGE)
     try:
-        findings = json.loads(done.output)
+        findings = [Finding(**finding) for finding in json.loads(done.output)]
     except ValueError:
         hint = f"try by hand: cd; env -i PATH={_CRON_PATH} HOME={user.pw_dir} {call}"
         if done.status == 126:  # of a shell: found, and not executable
@@ -9083,8 +9076,7 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
     if file and not os.path.isabs(file):
         yield _warning(f"{file} is not a whole path, and cron starts in {user.pw_dir}",
                        f"in the crontab, write {os.path.abspath(file)}", "cron")
-    for finding in findings:
-        yield Finding(**finding)
+    yield from findings
 
 
 # ==================================================================================================
@@ -10941,7 +10933,7 @@ def _files_at(
     if kind not in (DIRECTORY, ""):
         raise UsageFailure(f"{name} is of the kind {kind}: there are no files in it",
                            "restore gives back all of it")
-    refuse_frozen(recovery, (one for one in chain.archives if not index_of(recovery, one)))
+    require_thawed(recovery, (one for one in chain.archives if not index_of(recovery, one)))
     with _fetching(recovery, chain.archives) as recovery:
         return chain, files_of(recovery, chain)
 
@@ -11092,7 +11084,7 @@ def cmd_restore(args: Sequence[str], now: Moment, clock: Callable[[], float]) ->
             kind, chain = _chain_of(recovery, name, options, now)
             # First: what is thawed costs money and hours.
             check_place(kind, place, members, overwrite=overwrite)
-            refuse_frozen(recovery, chain.archives, tier, days)
+            require_thawed(recovery, chain.archives, tier, days)
             as_of = _moment_text(now, chain.as_of)
             size = sum(one.archive.size for one in chain.archives)
             with progress_bar(name, size) as progress:
@@ -11123,7 +11115,7 @@ def cmd_restore_script(args: Sequence[str], now: Moment, clock: Callable[[], flo
     options, (name,) = read_args("restore-script", args)
     with _recovery(options, now) as recovery:
         kind, chain = _chain_of(recovery, name, options, now)
-        refuse_frozen(recovery, chain.archives)
+        require_thawed(recovery, chain.archives)
     # The keys in it are UTF-8, whatever the terminal is.
     output = _standard_output()
     output.write(restore_script(name, kind, chain, recovery).encode("utf-8", "surrogateescape"))
