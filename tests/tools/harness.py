@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import random
@@ -34,7 +33,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import forker
 from conftest import GpgHome
+from forker import Forker
 from s3_server import Refusal, S3Server, error_document
 
 import s3napback
@@ -354,17 +355,14 @@ class World:
             f"<Subversion {self.repo}>\n{temp}\n</Subversion>",
         ]
         self.conf.write_text("\n".join([*lines, ""]))
-        self._forker = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forker.py"))], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(s3napback.__file__).parent)},
+        self._forker = Forker(
+            self.folder, {**os.environ, "PYTHONPATH": str(Path(s3napback.__file__).parent)},
+            script=forker.__file__, hasty=True,
         )
 
     def close(self) -> None:
         """Ends what was started and unmounts what was mounted."""
-        assert self._forker.stdin
-        self._forker.stdin.close()
-        self._forker.wait()
+        self._forker.close()
         for words in self._undone:
             subprocess.run(words, check=False)
 
@@ -472,20 +470,14 @@ class World:
         pids: list[int] = []
         self._disturb(fault, env, pids)
         with self._scarce(fault):
-            call = {
-                "argv": ["-c", str(self.conf), *words], "now": self.night.isoformat(),
-                "env": env, "said": str(said),
-            }
-            assert self._forker.stdin and self._forker.stdout
-            self._forker.stdin.write(json.dumps(call) + "\n")
-            self._forker.stdin.flush()
-            pids.append(int(self._forker.stdout.readline()))
+            argv = ["-c", str(self.conf), *words]
+            pids.append(self._forker.start(argv, self.night, said, said, env))
             if fault.kind == "kill" and fault.what.endswith("instant"):
                 time.sleep(fault.at / 1000)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pids[0], signal.Signals[fault.what.split()[0]])
-            status = int(self._forker.stdout.readline())
-            deadline = time.monotonic() + 5
+            status = self._forker.wait()
+            deadline = time.monotonic() + 60
             while (left := processes_of(pids[0])) and time.monotonic() < deadline:
                 time.sleep(0.01)
         self.server.wait_idle()
@@ -507,7 +499,7 @@ class World:
             def hook(number: int, now: str) -> None:
                 if (number, now) == (fault.at, when):
                     os.kill(pids[0], signal.Signals[name])
-                    deadline = time.monotonic() + 5
+                    deadline = time.monotonic() + 60
                     while name == "SIGKILL" and processes_of(pids[0], alone=True):
                         assert time.monotonic() < deadline
                         time.sleep(0.002)

@@ -9,6 +9,7 @@ time, links, content, attributes. A variation is a row of the table.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import stat
@@ -21,8 +22,11 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import forker
+import libraries
 import pytest
 from conftest import inventory, leave_out, require_tool, run
+from forker import Forker
 
 import s3napback
 
@@ -32,14 +36,6 @@ USER = "nobody"
 
 # What cron gives (Debian's cron, crontab(5)).
 CRON_PATH = "/usr/bin:/bin"
-
-# The program with another present than the clock's; a file of it is imported, so that Python
-# keeps what it compiled.
-RUNNER = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import s3napback;"
-    " sys.exit(s3napback.main(sys.argv[3:], now=float(sys.argv[2])))"
-)
-
 
 @dataclass(frozen=True)
 class Variation:
@@ -196,7 +192,8 @@ class Machine:
         for name in ("diffs", "diffs2", "temp", "buckets", "top", "lib", "other"):
             (folder / name).mkdir()
         # A copy: it has no logconfig beside it, which would write to /var/log.
-        shutil.copy(PROGRAM, folder / "lib")
+        for path in (PROGRAM, forker.__file__, libraries.__file__):
+            shutil.copy(path, folder / "lib")
         self.env = {
             "PATH": CRON_PATH, "HOME": str(self.top), "SHELL": "/bin/sh", "TZ": variation.zone,
             **variation.locale, **env,
@@ -242,15 +239,18 @@ class Machine:
         first = datetime.fromisoformat(self.variation.first)
         return [(first + timedelta(days=n)).replace(tzinfo=zone, fold=1) for n in range(3)]
 
+    @functools.cached_property
+    def forker(self) -> Forker:
+        """Starts the program: all of its processes, as everything is in place."""
+        return Forker(self.folder / "lib", self.env, wrapped=self._wrapped())
+
     def call(
         self, *words: str, now: datetime, status: int | tuple[int, ...] = 0
     ) -> subprocess.CompletedProcess[bytes]:
-        argv = [sys.executable, "-c", RUNNER, str(self.folder / "lib"), str(now.timestamp()),
-                *words]
-        done = subprocess.run(
-            [*self._wrapped(), *map(os.fsencode, argv)], env=self.env, cwd="/",
-            stdin=subprocess.DEVNULL, capture_output=True,
-        )
+        out, err = self.folder / "out", self.folder / "err"
+        self.forker.start(words, now, out, err)
+        done = subprocess.CompletedProcess(
+            words, self.forker.wait(), out.read_bytes(), err.read_bytes())
         said = done.stderr.decode("utf-8", "replace")
         right = status if isinstance(status, tuple) else (status,)
         assert done.returncode in right, f"{words}: {done.returncode}\n{said}\n{done.stdout!r}"
@@ -345,6 +345,7 @@ def machine(
     if variation.subversion:
         request.getfixturevalue("svn_repo_factory")(machine.repository, 2)
     yield machine
+    machine.forker.close()
 
 
 @pytest.mark.slow
