@@ -472,38 +472,30 @@ def read_prefix(prefix: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a config says once, for all of its jobs, in the order in which it is looked at.
+    """What a config says once, for all of its jobs, in the order in which it is looked at: the
+    directives of its main level, whose meaning README tells."""
 
-    All but `path`, the config file, are directives of the main level; README says what they mean.
-    hooks: (directive, its line) of each.
-    """
-
-    path: str
+    path: str  # of the config file
     diff_dir: str = setting("DiffDir", read_folder, must="write DiffDir /path, a folder of its own")
     temp_dir: str | None = setting("TempDir", read_folder, None)
     bucket: str = setting(
         "Bucket", matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}", "a bucket's name"),
-        must="write Bucket NAME",
-    )
+        must="write Bucket NAME")
     s3_keyfile: str | None = setting("S3Keyfile", read_text, None, must="name a file, or none")
-    chunk_size: int = setting(
-        "ChunkSize", partial(read_number, largest=MAX_CHUNK), must="write ChunkSize BYTES"
-    )
+    chunk_size: int = setting("ChunkSize", partial(read_number, largest=MAX_CHUNK),
+                              must="write ChunkSize BYTES")
     gpg_keyring: str | None = setting("GpgKeyring", read_text, None)
     gpg_recipients: tuple[str, ...] = setting(
-        "GpgRecipient", str, (), must="name a key, or leave it out for no encryption"
-    )
+        "GpgRecipient", str, (), must="name a key, or leave it out for no encryption")
     s3_endpoint: str | None = setting("S3Endpoint", read_url, None)
     s3_region: str | None = setting("S3Region", matching("[A-Za-z0-9._-]+", "a region"), None)
     storage_class: str | None = setting("StorageClass", matching("[A-Z_]+", "a class of S3"), None)
     parallel: int = setting("Parallel", partial(read_number, largest=64), 4)
     compressor: str | None = setting("Compressor", read_command, None, joined=True)
     bandwidth_limit: int | None = setting(
-        "BandwidthLimit", partial(read_number, largest=10**15), None
-    )
+        "BandwidthLimit", partial(read_number, largest=10**15), None)
     retry_hours: float = setting(
-        "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0
-    )
+        "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0)
     safe_replace: bool = setting("SafeReplace", read_switch, False)
     prefix: str = setting("Prefix", read_prefix, "")
     server_side_encryption: str | None = setting("ServerSideEncryption", matching(
@@ -512,7 +504,7 @@ class Settings:
     ping_urls: tuple[str, ...] = setting("PingURL", read_ping_url, ())
     metrics_file: str | None = setting("MetricsFile", read_text, None)
     hook_timeout: float = setting("HookTimeout", partial(read_duration, least=1.0), 3600.0)
-    hooks: tuple[tuple[str, Line], ...] = ()
+    hooks: tuple[tuple[str, Line], ...] = ()  # (directive, its line) of each
 
 
 @dataclass(frozen=True)
@@ -534,19 +526,12 @@ class CycleSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to be backed up.
-
-    where: FILE:LINE
-    is_block: else it stands in a line, and its directives beside it
-    exclude_files: the lines of ExcludeFrom
-    patterns_read: what stands in the files that they name, once these are read
-    hooks: (directive, its line) of each
-    """
+    """One thing to be backed up."""
 
     kind: str
     name: str
-    where: str
-    is_block: bool
+    where: str  # FILE:LINE
+    is_block: bool  # else it stands in a line, and its directives beside it
     cycle: CycleSpec
     use_temp_file: bool = setting("UseTempFile", lambda text: perl_number(text) == 1, False)
     excludes: tuple[str, ...] = setting("Exclude", str, (), kinds=(DIRECTORY,))
@@ -554,15 +539,13 @@ class Job:
     one_file_system: bool = setting("OneFileSystem", read_switch, False, kinds=(DIRECTORY,))
     exclude_tags: tuple[str, ...] = setting(
         "ExcludeIfPresent", matching(r"(?!\.{1,2}$)[^/]+", "the name of a file"), (),
-        kinds=(DIRECTORY,),
-    )
+        kinds=(DIRECTORY,))
     mysql_options: tuple[str, ...] = setting(
-        "MySQLOptions", read_words, (), kinds=(MYSQL,), joined=True
-    )
+        "MySQLOptions", read_words, (), kinds=(MYSQL,), joined=True)
     command: str = setting("Run", str, "", kinds=(COMMAND,))
-    exclude_files: tuple[Line, ...] = ()
-    patterns_read: tuple[str, ...] = ()
-    hooks: tuple[tuple[str, Line], ...] = ()
+    exclude_files: tuple[Line, ...] = ()  # the lines of ExcludeFrom
+    patterns_read: tuple[str, ...] = ()  # what stands in their files, once these are read
+    hooks: tuple[tuple[str, Line], ...] = ()  # (directive, its line) of each
 
     @property
     def tar_options(self) -> tuple[str, ...]:
@@ -613,10 +596,10 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Line:
-    """A directive with its values; where: "FILE:LINE", its last physical line."""
+    """A directive with its values."""
 
     values: tuple[str, ...]
-    where: str
+    where: str  # "FILE:LINE", its last physical line
 
     @property
     def text(self) -> str:
@@ -630,20 +613,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of the config, or its main level.
+    """A block of the config, or its main level."""
 
-    tag: in lower case, "" for the main level
-    arguments: the words after it
-    where: "FILE:LINE", or the file
-    by_name: name in lower case → its lines and blocks, mixed as in the file
-    warnings: what the reader noticed, on the main level only
-    """
-
-    tag: str
-    arguments: tuple[str, ...]
-    where: str
-    by_name: Mapping[str, Sequence[Line | Block]]
-    warnings: tuple[str, ...] = ()
+    tag: str  # in lower case, "" for the main level
+    arguments: tuple[str, ...]  # the words after it
+    where: str  # "FILE:LINE", or the file
+    by_name: Mapping[str, Sequence[Line | Block]]  # by names in lower case, mixed as in the file
+    warnings: tuple[str, ...] = ()  # what the reader noticed, on the main level only
 
     @property
     def name(self) -> str | None:
@@ -727,18 +703,12 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 @dataclass
 class ConfigFile:
-    """A config file that is being read.
+    """A config file that is being read."""
 
-    name: as it was given
-    lines: those that are left of it, as `logical_lines` gives them
-    inside: the identities of the file and of those that include it
-    line: the number of the last line that was read
-    """
-
-    name: str
-    lines: Iterator[tuple[int, str]]
-    inside: frozenset[tuple[int, int]]
-    line: int = 0
+    name: str  # as it was given
+    lines: Iterator[tuple[int, str]]  # those that are left of it, see `logical_lines`
+    inside: frozenset[tuple[int, int]]  # the identities of the file and of those that include it
+    line: int = 0  # the number of the last one that was read
 
     @staticmethod
     def open(path: str) -> ConfigFile:
@@ -1246,26 +1216,18 @@ def _job_remarks(name: str, lines: Sequence[Line], blocks: Sequence[Block]) -> _
 
 @dataclass(frozen=True)
 class Day:
-    """The two day counts that rotation is made of.
+    """The two day counts that rotation is made of."""
 
-    yday: local day of the year, from 0
-    epoch_days: whole days since 1970-01-01 UTC
-    """
-
-    yday: int
-    epoch_days: int
+    yday: int  # local day of the year, from 0
+    epoch_days: int  # whole days since 1970-01-01 UTC
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A point in time, and what the local clock shows.
+    """A point in time, and what the local clock shows."""
 
-    epoch: seconds since 1970-01-01 UTC
-    zone: the zone that counts as local; None is the one of the process
-    """
-
-    epoch: float
-    zone: tzinfo | None = None
+    epoch: float  # seconds since 1970-01-01 UTC
+    zone: tzinfo | None = None  # what counts as local; None is the zone of the process
 
     @staticmethod
     def of(now: datetime | float) -> Moment:
@@ -1286,13 +1248,15 @@ class Moment:
         that is the moment before it. wall: without a zone.
         """
         low, high = sorted(wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1))
-        while high - low > 1 and self.local(high).replace(tzinfo=None) > wall:
+        if self.local(high).replace(tzinfo=None) <= wall:
+            return high
+        while high - low > 1:  # between the two the clock was put forward
             middle = (low + high) / 2
             if self.local(middle).replace(tzinfo=None) > wall:
                 high = middle
             else:
                 low = middle
-        return high if self.local(high).replace(tzinfo=None) <= wall else low
+        return low
 
     def date(self, epoch: float | None = None) -> date:
         """Local date."""
@@ -1415,12 +1379,12 @@ def new_year_loss(cycle: CycleSpec, year: int, dumps: bool) -> tuple[int, int] |
 
 
 class Night(NamedTuple):
-    """A backup of a rotation. number: of its day; needs: the numbers of its chain, its own too."""
+    """A backup of a rotation."""
 
-    number: int
+    number: int  # of its day
     slot: int
     mode: str
-    needs: frozenset[int]
+    needs: frozenset[int]  # the numbers of its chain, its own too
 
 
 def rotation(cycle: CycleSpec, days: Sequence[Day], dumps: bool) -> Iterator[list[Night]]:
@@ -1673,16 +1637,13 @@ def stored_name(kind: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """One process of a pipeline. argv: its command line; env: what its environment adds;
-    watched: the last bytes that it writes are kept, because they tell whether it wrote all;
-    descriptors: of ours that it may use;
-    shell: a command of the config: it runs in a session of its own, and has to write something."""
+    """One process of a pipeline."""
 
     argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...] = ()
-    watched: bool = False
-    descriptors: tuple[int, ...] = ()
-    shell: bool = False
+    env: tuple[tuple[str, str], ...] = ()  # what its environment adds
+    watched: bool = False  # its last bytes are kept, because they tell whether it wrote all
+    descriptors: tuple[int, ...] = ()  # of ours that it may use
+    shell: bool = False  # a command of the config: it has a session of its own, and has to write
 
     @property
     def tool(self) -> str:
@@ -1724,6 +1685,28 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 # which is ISO 8859-1, names of other bytes would come back. Names are UTF-8 to us anyway.
 # The times that it lists are in UTC.
 TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), ("TZ", "UTC0"), *IN_ENGLISH)
+
+
+# How a comment begins in which an archive says what names it was asked for; readers pass over it
+# (POSIX pax(1), "comment"). Longest word of a command line, bytes (execve(2)), with a margin.
+ASKED_FOR = "s3napback:"
+
+_MAX_WORD = 120_000
+
+# How tar is to write names, so that they can be read back.
+TAR_QUOTING = ("--quoting-style=escape", "--quote-chars=>")
+
+# How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
+# by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
+# another night's snapshot of a file system, for the one that is stored, since their inode numbers
+# are the same. A rename that tar sees nevertheless is told, what is left out is not.
+TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
+              "--warning=no-cachedir", *TAR_QUOTING)
+
+# How it is to list what it stores, beside its messages: as `ls -l` does. A `>` in a name is `\>`,
+# so that the arrow behind a symbolic link is none of its name's. Times are in UTC by TZ, since with
+# the option for it tar remarks on the date that it is given.
+TAR_LISTING = ("-vv", "--warning=no-new-directory", "--full-time")
 
 
 def expand_home(name: str, env: Mapping[str, str]) -> str:
@@ -1799,27 +1782,6 @@ def tar_stage(
     return Stage((*words, *names), TAR_LOCALE, descriptors=descriptors)
 
 
-# How a comment begins in which an archive says what names it was asked for; readers pass over it
-# (POSIX pax(1), "comment"). Longest word of a command line, bytes (execve(2)), with a margin.
-ASKED_FOR = "s3napback:"
-
-_MAX_WORD = 120_000
-
-# How tar is to write names, so that they can be read back.
-TAR_QUOTING = ("--quoting-style=escape", "--quote-chars=>")
-
-# How tar is to compare with what it remembers, and to say what it met. Devices are compared before,
-# by `Draft.prepare`: not to compare them at all would take another disk at the same place, or
-# another night's snapshot of a file system, for the one that is stored, since their inode numbers
-# are the same. A rename that tar sees nevertheless is told, what is left out is not.
-TAR_MEMORY = ("--no-check-device", "--warning=rename-directory", "--warning=no-xdev",
-              "--warning=no-cachedir", *TAR_QUOTING)
-
-# How it is to list what it stores, beside its messages: as `ls -l` does. A `>` in a name is `\>`,
-# so that the arrow behind a symbolic link is none of its name's. Times are in UTC by TZ, since with
-# the option for it tar remarks on the date that it is given.
-TAR_LISTING = ("-vv", "--warning=no-new-directory", "--full-time")
-
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
 _TAR_MESSAGE = re.compile(r"[^:]+: ((?:[^\\:]|\\.)+): (.*)")
 
@@ -1839,12 +1801,11 @@ _MAX_MESSAGES = 20_000
 
 @dataclass
 class Losses:
-    """What an archive lacks of what its snapshot tells. everything: it cannot be told, or is too
-    much; entries: of directories by name, entries; folders: directories with all below them."""
+    """What an archive lacks of what its snapshot tells."""
 
-    everything: bool = False
-    entries: dict[bytes, set[bytes]] = field(default_factory=dict)
-    folders: set[bytes] = field(default_factory=set)
+    everything: bool = False  # it cannot be told, or is too much
+    entries: dict[bytes, set[bytes]] = field(default_factory=dict)  # of directories, by their name
+    folders: set[bytes] = field(default_factory=set)  # directories with all below them
 
 
 def unescaped(name: bytes) -> bytes:
@@ -1969,10 +1930,10 @@ def names_within(names: Sequence[str], path: str) -> list[str]:
 
 
 class Mount(NamedTuple):
-    """A mounted file system. device: MAJOR:MINOR; place: its mount point."""
+    """A mounted file system."""
 
-    device: str
-    place: str
+    device: str  # MAJOR:MINOR
+    place: str  # its mount point
     kind: str
 
 
@@ -2094,12 +2055,11 @@ SVN_LOAD = ("-q", "--bypass-prop-validation")
 
 @dataclass(frozen=True)
 class Codec:
-    """A format of compression. commands: programs that write it; starts: what it begins with;
-    decoders: command lines that read it, the fastest first, the one that every system has last."""
+    """A format of compression."""
 
-    commands: tuple[str, ...]
-    starts: tuple[bytes, ...]
-    decoders: tuple[tuple[str, ...], ...]
+    commands: tuple[str, ...]  # programs that write it
+    starts: tuple[bytes, ...]  # what it begins with
+    decoders: tuple[tuple[str, ...], ...]  # that read it, the fastest first; all systems have the last
 
     def decoder(self, env: Mapping[str, str]) -> Stage:
         """The fastest that is here."""
