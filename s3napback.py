@@ -658,16 +658,13 @@ _MAX_FILES = 1000
 def split_words(text: str) -> list[str]:
     """The values in what follows a directive's name or a block's tag.
 
-    Raises Failure for a quote that does not end, and for blanks only.
+    Raises Failure for a quote that does not end.
 
     >>> split_words("/a 'b c'd --w='x y'")
     ['/a', 'b c', 'd', "--w='x", "y'"]
     """
     if not re.search("[\"']", text):
-        words = re.findall(r"\S+", text, re.ASCII)
-        if not words:
-            raise UsageFailure("no value found for directive")
-        return words
+        return re.findall(r"\S+", text, re.ASCII)
     words = []
     position = 0
     # Kept quirk: Perl takes a rest of "0" for false, and it is lost.
@@ -1047,44 +1044,41 @@ def hooks_of(block: Block) -> tuple[tuple[str, Line], ...]:
 
 
 def jobs_of(config: Block) -> list[Job]:
-    """The jobs in the order in which they run. Raises Failure for a job without a name."""
+    """The jobs in the order in which they run. Raises Failure for one that cannot be."""
     jobs = []
     for level in (config, *config.blocks("Cycle")):
         for kind in KINDS:
             for entry in level.by_name.get(kind.lower(), ()):
                 if isinstance(entry, Block):
-                    jobs.append(_job(kind, entry.name, entry.where, entry, is_block=True))
+                    jobs.append(_job(kind, entry.name, entry, entry))
                 else:
-                    jobs += [_job(kind, name, entry.where, level) for name in entry.listed]
+                    jobs += [_job(kind, name, entry, level) for name in entry.listed]
     return jobs
 
 
-def _job(kind: str, name: str | None, where: str, block: Block, is_block: bool = False) -> Job:
-    """A job; block: holds its directives."""
+def _job(kind: str, name: str | None, entry: Line | Block, block: Block) -> Job:
+    """A job; entry: names it; block: holds its directives."""
+    where, is_block = entry.where, isinstance(entry, Block)
     if not name:
         wanted = f"<{kind} NAME>" if is_block else f"{kind} NAME"
         raise UsageFailure(f"this {kind} has no name", f"write {wanted}", where)
     if kind == COMMAND:
-        _check_command(name, where, block, is_block)
+        runs = block.lines("Run") if is_block else []
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name, re.ASCII):
+            raise UsageFailure(f"{name} is no name for a Command", "use letters, digits, ._-@+",
+                               where)
+        if len(runs) != 1:
+            raise UsageFailure(f"Command {name} needs one Run, and has {len(runs)}",
+                               f'write <Command {name}>, Run "COMMAND" and </Command>, a line each',
+                               runs[1].where if runs else where)
+    timing = {row.name: _value(block, row) for row in TIMING.values()}
     own = {row.name: _value(block, row) for row in _OF_JOBS.values()
            if kind in row.metadata["kinds"]}
     return Job(
-        kind, name, where, is_block,
-        CycleSpec(**{row.name: _value(block, row) for row in TIMING.values()}), **own,
+        kind, name, where, is_block, CycleSpec(**timing), **own,
         exclude_files=tuple(block.lines("ExcludeFrom")) if kind == DIRECTORY else (),
         hooks=hooks_of(block) if block.tag else (),
     )
-
-
-def _check_command(name: str, where: str, block: Block, is_block: bool) -> None:
-    """Raises Failure unless a Command is a block with a good name and one Run."""
-    runs = block.lines("Run") if is_block else []
-    if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name, re.ASCII):
-        raise UsageFailure(f"{name} is no name for a Command", "use letters, digits, ._-@+", where)
-    if len(runs) != 1:
-        raise UsageFailure(f"Command {name} needs one Run, and has {len(runs)}",
-                           f'write <Command {name}>, Run "COMMAND" and </Command>, a line each',
-                           runs[1].where if runs else where)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2059,7 +2053,7 @@ class Codec:
 
     commands: tuple[str, ...]  # programs that write it
     starts: tuple[bytes, ...]  # what it begins with
-    decoders: tuple[tuple[str, ...], ...]  # that read it, the fastest first; all systems have the last
+    decoders: tuple[tuple[str, ...], ...]  # readers, the fastest first, the usual one last
 
     def decoder(self, env: Mapping[str, str]) -> Stage:
         """The fastest that is here."""
