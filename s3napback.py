@@ -9167,6 +9167,10 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
 
     started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor(100)
     config, settings, urls, pings, end = None, None, list[str](), list[Future[None]](), b""
+
+    def send(signal: str, body: bytes = b"") -> list[Future[None]]:
+        return [pool.submit(ping, url, signal, run_id, body) for url in urls if not options.test]
+
     try:
         with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
             urls = [url for _, line in ConfigFile.open(path).lines
@@ -9174,8 +9178,7 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
         config = read_config(path)
         urls = [url for url in config.listed("PingURL") if is_ping_url(url)]
         settings = settings_of(config)
-        if not options.test:
-            pings = [pool.submit(ping, url, _START, run_id) for url in urls]
+        pings = send(_START)
         report = run_config(config, settings, options)
     except Failure as failure:
         log.critical("%s", failure)
@@ -9199,16 +9202,11 @@ def run_watched(path: str, options: RunOptions) -> RunReport:
                     in_time(write_metrics, file, path, report, options.clock())
                 except OSError as error:
                     log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+            for url in urls if options.test else ():
+                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
             wait(pings)
             signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
-            body = options.log_text() + end
-            pings = []
-            for url in urls:
-                if options.test:
-                    log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
-                else:
-                    pings.append(pool.submit(ping, url, signal, run_id, body))
-            wait(pings)
+            wait(send(signal, options.log_text() + end))
     return report
 
 
