@@ -9528,12 +9528,13 @@ class _Appender(logging.Handler):
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        self._tell(f"write to the log {self.get_name()}", sys.exc_info()[1])
+        self._tell(f"write to the log {self.get_name()}")
 
-    def _tell(self, doing: str, error: BaseException | None) -> None:
+    def _tell(self, doing: str) -> None:
+        """Tells of the error that is handled just now."""
         if not self._told:
             self._told = True
-            tell(f"cannot {doing}: {_reason(error)}")
+            tell(f"cannot {doing}: {_reason(sys.exc_info()[1])}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # told above
@@ -9556,10 +9557,10 @@ class _Screen(_Appender):
         stream = sys.stderr if level in self._stderr else sys.stdout
         if stream is None:
             return
-        try:
-            text = self.format(record)
-            encoding = getattr(stream, "encoding", None) or "utf-8"
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
+        text = self.format(record)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        with contextlib.suppress(OSError, ValueError):  # closed: there is no one to tell
             if level in self._colors and stream.isatty():
                 text = f"\x1b[{self._colors[level]}m{text}\x1b[0m"
             bars = sys.modules.get("tqdm")
@@ -9568,8 +9569,6 @@ class _Screen(_Appender):
             else:
                 stream.write(text)
                 stream.flush()
-        except (OSError, ValueError):  # closed: there is no one to tell
-            pass
 
 
 # How Log::Dispatch::File opens a file, by its `mode`.
@@ -9666,9 +9665,9 @@ class _LogFile(
     def doRollover(self) -> None:
         try:
             super().doRollover()
-        except OSError as error:  # a folder of root's; lines are worth more than a small file
+        except OSError:  # a folder of root's; lines are worth more than a small file
             self.maxBytes = 0
-            self._tell(f"rotate the log {self.get_name()}", error)
+            self._tell(f"rotate the log {self.get_name()}")
 
 
 class _Mail(_Appender, logging.handlers.BufferingHandler):
@@ -9687,8 +9686,8 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         try:
             if text:
                 self._send(text.encode("utf-8", "backslashreplace").decode())
-        except (OSError, ValueError, Failure) as error:  # smtplib's errors are OSErrors
-            self._tell(f"send the log to {self._options['to']}", error)
+        except (OSError, ValueError, Failure):  # smtplib's errors are OSErrors
+            self._tell(f"send the log to {self._options['to']}")
 
     def _send(self, text: str) -> None:
         import smtplib
@@ -9768,11 +9767,15 @@ _GRANTED = {"name", "autoflush", "syswrite", "utf8", "binmode", "recreate", "loc
 # --------------------------------------------------------------------------------------------------
 
 
-Filter: TypeAlias = "Callable[[logging.LogRecord], bool]"
+class Levels(NamedTuple):
+    """A filter for messages whose level lies between these two, or for all others."""
 
+    first: int = _LEVELS["ALL"]
+    last: int = _LEVELS["OFF"]
+    accept: bool = True
 
-def _passes(first: int, last: int, accept: bool, record: logging.LogRecord) -> bool:
-    return (first <= record.levelno <= last) == accept
+    def filter(self, record: logging.LogRecord) -> bool:
+        return (self.first <= record.levelno <= self.last) == self.accept
 
 
 class Appender(NamedTuple):
@@ -9782,7 +9785,7 @@ class Appender(NamedTuple):
     where: str
     options: Mapping[str, str]
     formatter: PatternFormatter
-    filters: Sequence[Filter]
+    filters: Sequence[Levels]
 
 
 # How properties begin that need no `log4perl.` before them.
@@ -9811,7 +9814,7 @@ class LogConfig:
         self.problems: list[str] = []
         self._read_properties(text, dict(env or {}))
         self._read_loggers()
-        self._threshold = self._range("threshold", "")
+        self._threshold = self._levels("threshold", "")
         self._utc = _is_on(self._entries.pop("utcDateTimes", ""))
         self._filters = {key.partition(".")[2]: self._filter(key) for key in self._keys("filter")}
         for key in self._keys("appender"):
@@ -9863,69 +9866,69 @@ class LogConfig:
     def _keys(self, head: str) -> list[str]:
         return [key for key in self._entries if re.fullmatch(rf"{head}\.[^.]+", key)]
 
-    def _drop(self, key: str) -> None:
-        for entry in [entry for entry in self._entries if entry.startswith(f"{key}.")]:
+    def _below(self, key: str) -> list[str]:
+        return [entry for entry in self._entries if entry.startswith(f"{key}.")]
+
+    def _drop(self, key: str, problem: str) -> None:
+        """Something of an unknown class, with all that is below it."""
+        self._wrong(key, problem)
+        for entry in self._below(key):
             del self._entries[entry]
 
-    def _level(self, key: str, default: str) -> int:
-        return self._level_of(key, self._entries.pop(key, "")) or _LEVELS[default]
-
-    def _level_of(self, key: str, word: str) -> int | None:
+    def _level(self, key: str, word: str) -> int | None:
         number = _LEVELS.get(word.upper())
         if number is None and word:
             self._wrong(key, f"level {word} is unknown")
         return number
+
+    def _levels(self, first: str, last: str, accept: bool = True) -> Levels:
+        """Those between the ones that two properties give; "" for a property that there is not."""
+        least, most = (self._level(key, self._entries.pop(key, "")) for key in (first, last))
+        return Levels(least or _LEVELS["ALL"], most or _LEVELS["OFF"], accept)
 
     def _read_loggers(self) -> None:
         for key in list(self._entries):
             head, _, tail = key.partition(".")
             if head in ("logger", "category") or key.lower() in ("rootlogger", "rootcategory"):
                 level, *names = (word.strip() for word in self._entries.pop(key).split(","))
-                self.loggers[tail] = (self._level_of(key, level), [name for name in names if name])
+                self.loggers[tail] = (self._level(key, level), [name for name in names if name])
                 for name in self.loggers[tail][1]:
                     if f"appender.{name}" not in self._entries:
                         self._wrong(key, f"appender {name} is used and not defined")
             elif head == "additivity" and not _is_on(self._entries.pop(key)):
                 self.closed.add(tail)
 
-    def _range(self, first: str, last: str, accept: bool = True) -> Filter:
-        """A filter for what lies between the levels that two properties give."""
-        return partial(_passes, self._level(first, "ALL"), self._level(last, "OFF"), accept)
-
-    def _filter(self, key: str) -> Filter | None:
+    def _filter(self, key: str) -> Levels:
         kind = self._entries.pop(key)
         accept = _is_on(self._entries.pop(f"{key}.AcceptOnMatch", "1"))
         if kind.endswith("::LevelRange"):
-            return self._range(f"{key}.LevelMin", f"{key}.LevelMax", accept)
+            return self._levels(f"{key}.LevelMin", f"{key}.LevelMax", accept)
         if kind.endswith("::LevelMatch"):
-            level = self._level(f"{key}.LevelToMatch", "OFF")
-            return partial(_passes, level, level, accept)
-        self._wrong(key, f"filter class {kind} is unknown; it lets everything pass")
-        self._drop(key)
-        return None
+            level = self._levels(f"{key}.LevelToMatch", "").first
+            return Levels(level, level, accept)
+        self._drop(key, f"filter class {kind} is unknown; it lets everything pass")
+        return Levels()
 
     def _read_appender(self, key: str) -> None:
         kind, name = self._entries.pop(key), key.partition(".")[2]
         if kind not in _CLASSES:
-            self._wrong(key, f"appender class {kind} is unknown; {name} is left out")
-            self._drop(key)
+            self._drop(key, f"appender class {kind} is unknown; {name} is left out")
             return
-        filters = [self._threshold, self._range(f"{key}.Threshold", "")]
+        make, used = _CLASSES[kind]
+        filters = [self._threshold, self._levels(f"{key}.Threshold", "")]
         if kind.startswith("Log::Dispatch"):
-            filters.append(self._range(f"{key}.min_level", f"{key}.max_level"))
+            filters.append(self._levels(f"{key}.min_level", f"{key}.max_level"))
         chosen = self._entries.pop(f"{key}.Filter", "")
         if chosen and chosen not in self._filters:
             self._wrong(f"{key}.Filter", f"filter {chosen} is not defined; everything passes")
-        found = self._filters.get(chosen)
-        filters += [found] if found else []
+        filters.append(self._filters.get(chosen, Levels()))
         formatter = self._formatter(key)
-        make, used = _CLASSES[kind]
         options = {}
-        for entry in list(self._entries):
+        for entry in self._below(key):
             option = entry.removeprefix(f"{key}.")
-            if option != entry and (option in used or f"{option.partition('.')[0]}." in used):
+            if option in used or f"{option.partition('.')[0]}." in used:
                 options[option] = self._entries.pop(entry)
-            elif option != entry and option in _GRANTED:
+            elif option in _GRANTED:
                 del self._entries[entry]
         if used[0] in ("filename", "to") and not options.get(used[0]):
             self._wrong(key, f"appender {name} has no {used[0]}; it is left out")
@@ -9960,9 +9963,8 @@ def read_logconfig() -> LogConfig:
         except FileNotFoundError:
             continue
         except OSError as error:
-            config.problems.append(
-                f"cannot read {path}: {error.strerror}; logging to the screen only"
-            )
+            why = f"cannot read {path}: {error.strerror}; logging to the screen only"
+            config.problems = [why]
             break
     return config
 
@@ -9982,24 +9984,23 @@ def open_log(
     loggers = {name or _LOG_ROOT: asked for name, asked in config.loggers.items()
                if f"{name or _LOG_ROOT}.".startswith(f"{_LOG_ROOT}.")}
     handlers: dict[str, logging.Handler] = {}
-    wanted = dict.fromkeys(name for _, names in loggers.values() for name in names)
-    for name in [name for name in wanted if name in config.appenders]:
+    used = {name for _, names in loggers.values() for name in names}
+    for name in [name for name in config.appenders if name in used]:
         make, where, options, formatter, filters = config.appenders[name]
         if not changed and options.get("mode", "append") in _FILE_MODES:
             options = {**options, "mode": "append", "header_text": ""}
         try:
-            handlers[name] = handler = make(options)
+            handler = make(options)
         except (OSError, ValueError) as error:
             target = options.get("filename")
             what = f"cannot write log file {target}" if target else f"cannot log to {name}"
             problems.append(f"{where}: {what}: {_reason(error)}; going on without it")
             continue
-        if as_json and isinstance(handler, _Screen):
-            del handlers[name]
         handler.set_name(name)
         handler.setFormatter(formatter)
-        for one in filters:
-            handler.addFilter(one)
+        handler.filters += filters
+        if not (as_json and isinstance(handler, _Screen)):
+            handlers[name] = handler
     if as_json or not handlers:
         screen = _Screen({"stderr": "0"} if as_json else {})
         screen.setFormatter(JsonFormatter() if as_json else PatternFormatter())
