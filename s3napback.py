@@ -1410,13 +1410,15 @@ def days_until(last: date, count: int, at: str, moment: Moment) -> dict[str, Day
 
 class Forecast(NamedTuple):
     """What a job makes on each day, and what is there of it after the run of one. due, kept: day in
-    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored."""
+    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored. bytes:
+    how much that is, see `size_of`; None where nobody knows."""
 
     kind: str
     name: str
     due: Mapping[str, str]
     kept: Mapping[str, str]
     restorable: Sequence[str]
+    bytes: int | None = None
 
 
 def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) -> Forecast:
@@ -10075,8 +10077,8 @@ usage: s3napback.py js3tream {-i|-o|-l|-d} [-K FILE | -k KEY -s SECRET] [-b BUCK
   --storage-class C    of what is stored    --parallel N   chunks at once (4)
 """
 
-# What stands behind the command's name, the present, and a clock; the exit status.
-Command: TypeAlias = "Callable[[Sequence[str], Moment, Callable[[], float]], int]"
+# What stands behind the command's name, and the present; the exit status.
+Command: TypeAlias = "Callable[[Sequence[str], Moment], int]"
 
 
 def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = None) -> int:
@@ -10086,12 +10088,7 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     everything that is decided or stamped, default the real time.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    started = time.monotonic()
     start = Moment.of(time.time() if now is None else now)
-
-    def clock() -> float:
-        return start.epoch + time.monotonic() - started
-
     _prepare_process()
     command: Command = cmd_backup
     if argv is None and os.path.basename(sys.argv[0]) == "js3tream":
@@ -10102,7 +10099,7 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
     try:
         with _signals():
             with contextlib.suppress(SystemExit):  # argparse has shown a help
-                status = command(args, start, clock)
+                status = command(args, start)
             if sys.stdout:
                 sys.stdout.flush()  # here, where it can still be told that it went nowhere
             return status
@@ -10119,6 +10116,12 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         doing = "write to standard output" if printing else "go on"
         tell(os_failure(error, doing))
         return status or EXIT_FAILED
+
+
+def clock_from(now: Moment) -> Callable[[], float]:
+    """A clock that shows this moment now: epoch seconds as time goes by."""
+    started = time.monotonic()
+    return lambda: now.epoch + time.monotonic() - started
 
 
 def _prepare_process() -> None:
@@ -10190,8 +10193,7 @@ def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[i
         from tqdm import tqdm
     except ImportError as error:
         raise missing_library(error) from error
-    lock = threading.Lock()
-    chunks = 0
+    lock, chunks = threading.Lock(), itertools.count(1)
     shown = printable(archive, "")
     shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
     with tqdm(
@@ -10200,10 +10202,8 @@ def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[i
     ) as bar:
 
         def stored(size: int) -> None:
-            nonlocal chunks
             with lock:
-                chunks += 1
-                bar.set_postfix_str(f"{chunks} chunks", refresh=False)
+                bar.set_postfix_str(f"{next(chunks)} chunks", refresh=False)
                 bar.update(size)
 
         yield stored
@@ -10214,7 +10214,7 @@ def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[i
 # --------------------------------------------------------------------------------------------------
 
 
-def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_backup(args: Sequence[str], now: Moment) -> int:
     """`s3napback.py [-t] [-f] [-d] [-c FILE] [NAME…]`"""
     try:
         options, names = getopt.getopt(list(args), "c:fthd", ["help", "version", "log-json"])
@@ -10222,7 +10222,7 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         print_stderr(f"Unknown option: {error.opt}" if "not recognized" in error.msg else error.msg)
         print_stderr(USAGE.rstrip(), keep="\n")
         return EXIT_USAGE
-    given = {name for name, _ in options}
+    given = dict(options)
     if "-h" in given or "--help" in given:
         print(USAGE, end="")
         return EXIT_USAGE if "-h" in given else EXIT_OK  # -h: the original's status
@@ -10240,12 +10240,12 @@ def cmd_backup(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
         if "-f" in given:
             log.warning("FORCE MODE; DATA MAY BE OVERWRITTEN")
         run = RunOptions(
-            now, clock, tool_environment(os.environ), _program(), progress_bar,
+            now, clock_from(now), tool_environment(os.environ), _program(), progress_bar,
             host_name(), test="-t" in given, force="-f" in given,
             tells_jobs=as_json, log_text=tail.text,
         )
         statuses = []
-        for path in _config_paths(dict(options).get("-c", ""), names):
+        for path in _config_paths(given.get("-c", ""), names):
             statuses.append(run_watched(path, run).status)
             tail.records.clear()
         return worst_status(statuses)
@@ -10264,24 +10264,20 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
     paths = [file] if file else []
     for name in names:
         tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
-        found = next((path for path in tried if os.path.isfile(path)), None)
-        if found is None:
+        found = [path for path in tried if os.path.isfile(path)]
+        if not found:
             meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
             hint = "give the path of a config file with -c"
             if name in COMMANDS:
                 hint = f"{name} is a command if it is the first word: s3napback.py {name} ..."
             elif meant:
                 hint = f"did you mean the command {meant[0]}? Else give the path of a file with -c"
-            raise Failure(
-                f"no config for {name}: neither {tried[0]} nor {tried[1]} is there", hint,
-                status=EXIT_USAGE,
-            )
-        paths.append(found)
+            raise UsageFailure(f"no config for {name}: neither {tried[0]} nor {tried[1]} is there",
+                               hint)
+        paths.append(found[0])
     if not paths:
-        raise Failure(
-            "Unable to open file '': No such file or directory",
-            "give a config with -c FILE, or a NAME", status=EXIT_USAGE,
-        )
+        raise UsageFailure("Unable to open file '': No such file or directory",
+                           "give a config with -c FILE, or a NAME")
     return paths
 
 
@@ -10289,10 +10285,11 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
 # Options of our commands
 # --------------------------------------------------------------------------------------------------
 
-# A title and, of each option, its names, its value ("" for a switch) and its meaning.
-Options: TypeAlias = "tuple[str, Sequence[tuple[str, str, str]]]"
+# An option's name, its value ("" for a switch), its meaning; a title, and the options below it.
+Option: TypeAlias = "tuple[str, str, str]"
+OptionGroup: TypeAlias = "tuple[str, Sequence[Option]]"
 
-_BUCKET_OPTIONS: Options = ("where the archives are: -c, or -b with what it needs", (
+_BUCKET_OPTIONS: OptionGroup = ("where the archives are: -c, or -b with what it needs", (
     ("-c", "CONFIG", "a config file, or the NAME of one"),
     ("-b", "BUCKET", "the bucket, where there is no config"),
     ("-K", "FILE", "file with the lines key=... and secret=..."),
@@ -10302,132 +10299,40 @@ _BUCKET_OPTIONS: Options = ("where the archives are: -c, or -b with what it need
      " every one are meant, and NAME is as list shows it: web1/etc"),
     ("--versions-at", "WHEN", "from the older versions of a versioned bucket, as it was then"),
 ))
-_STATE_OPTIONS: Options = ("which state", (
+_PARTIAL = ("--force-partial", "", "from what is left of a chain that is not whole")
+_STATE_OPTIONS: OptionGroup = ("which state", (
     ("--at", "WHEN", '"2026-11-20" (its end), "2026-11-20 03:00", "yesterday", "3 days ago", as'
      " the local clock showed it then; without it the newest"),
-    ("--force-partial", "", "from what is left of a chain that is not whole"),
+    _PARTIAL,
 ))
-_KEY_OPTIONS: Options = ("decryption", (
+_KEY_OPTIONS: OptionGroup = ("decryption", (
     ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
     ("--passphrase-file", "FILE", "the secret key's passphrase"),
 ))
+_CONFIG = ("-c", "FILE", "the config file")
+_JSON = ("--json", "", "for programs; README.md has the form")
 _A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, Command/ldap, or one archive: /etc-3-DIFF."
 
-# Of each command: what stands behind its options, what it is for, its options. A NAME that is not
-# in brackets is needed; where no "..." is, one is the most.
-_SYNTAX: Mapping[str, tuple[str, str, Sequence[Options]]] = {
-    "list": (
-        "[NAME [--files [PATH...]]]",
-        f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
-        (("what is shown", (
-            ("--files", "", "the files of NAME, or the PATHs in it, as a restore would give them"),
-            ("--json", "", "for programs; README.md has the form"),
-        )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "find": (
-        "PATTERN... [NAME]",
-        "In which archives, and as of which moments, a file is there, and the call that restores"
-        " it. PATTERN is as in a shell: \"*.tex\", or with a slash for the whole path:"
-        " \"/home/*/thesis.tex\". The last word is NAME if it is a source, as list shows it.",
-        (("where it looks, and how it is shown", (
-            ("--in", "NAME", "in this source; then every word is a PATTERN"),
-            ("--json", "", "for programs; README.md has the form"),
-        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "diff": (
-        "NAME --at WHEN [--at WHEN]", f"What is new, gone, changed or renamed. {_A_NAME}",
-        (("which states, and how it is shown", (
-            ("--at", "WHEN...", "as of these two moments; given once: of that one and the newest"),
-            ("--force-partial", "", "from what is left of a chain that is not whole"),
-            ("--json", "", "for programs; README.md has the form"),
-        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "restore": (
-        "NAME {--to PLACE | --stdout} [PATH...]",
-        f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
-        (("where it goes", (
-            ("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new"
-             " one"),
-            ("--stdout", "", "the SQL, what a Command wrote, or the dump of the repository, to"
-             " standard output"),
-            ("--overwrite", "", "into a folder that is not empty: what was not backed up is"
-             " DELETED there"),
-            ("--thaw", "", "ask for what is frozen (Glacier); status 75 until it is there"),
-            ("--tier", "NAME", "how: Bulk, Standard (unless given) or Expedited"),
-            ("--days", "N", "for how long the thawed copies stay (7)"),
-        )), _STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "restore-script": (
-        "NAME", f"Prints a shell script that restores NAME without this program. {_A_NAME}",
-        # A key, since a DIFF with no FULL before it is read, to see whether it holds everything.
-        (_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "verify": (
-        "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
-        (("how thoroughly", (
-            ("--deep", "", "read every archive to its end, and store nothing"),
-            ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance"),
-        )), _KEY_OPTIONS, _BUCKET_OPTIONS),
-    ),
-    "check": (
-        "[NAME...]",
-        "Rehearses tonight's run: config, tools, folders, keys, bucket, sources. It makes no"
-        " archive. It stores a probe object in the bucket and deletes it, makes a bucket that is"
-        " not there and removes it again, writes to DiffDir and TempDir, and dumps the structure of"
-        " each database to nowhere. NAME is as in a backup. Exit status: 0 all is well, 3 with"
-        " warnings, 1 with errors.",
-        (("what is checked, and how it is shown", (
-            ("-c", "FILE", "the config file"),
-            ("--cron", "", "as cron runs it: by the first line of the script, in the home folder,"
-             " with cron's PATH and HOME and nothing else"),
-            ("--json", "", "for programs: a list of {level, subject, text, hint}"),
-        )),),
-    ),
-    "plan": (
-        "[NAME...]", "What is due on which day, and what can be restored after the last one: by the"
-        " calendar, as if no night failed. NAME is as in a backup.",
-        (("what is shown, and how", (
-            ("-c", "FILE", "the config file"),
-            ("--days", "N", "the days from today on (14)"),
-            ("--on", "DATE", "what can be restored after the run of that day: 2026-12-31"),
-            ("--time", "HH:MM", "of the runs (03:00): HanoiCycle counts days of UTC"),
-            ("--json", "", "for programs; README.md has the form"),
-        )),),
-    ),
-    "status": (
-        "[NAME...]",
-        "Whether each source of the configs has a backup that can be restored, and is as young as"
-        " its cycle asks for. It changes nothing. NAME is as in a backup. Exit status: 0 well,"
-        " 3 something is late, 1 there is nothing that could be restored.",
-        (("what is late, and how it is shown", (
-            ("-c", "FILE", "the config file"),
-            ("--grace", "DURATION", "how long after the hour of the run before it a backup may"
-             " come (12h)"),
-            ("--max-age", "DURATION", "what is older is late, whatever its cycle"),
-            ("--json", "", "for programs; README.md has the form"),
-            ("--nagios", "", "one line, and the status of a plugin of Nagios or Icinga"),
-        )),),
-    ),
-    "policy": (
-        "[NAME]", "The least rights of the access key of a config's backups, as an IAM policy. NAME"
-        " is as in a backup.",
-        (("which rights", (
-            ("-c", "FILE", "the config file"),
-            ("--write-only", "", "leave out reading what KMS encrypts"),
-        )),),
-    ),
-    "demo": (
-        "", "Backs up, changes, backs up again, restores and compares, in a folder of its own that"
-        " is gone afterwards. It needs no account, no config and no network.", (),
-    ),
-}
+
+class Syntax(NamedTuple):
+    """A command of ours; about: what it is for; options: its own; groups: those of several.
+
+    words: what stands behind its options. A NAME that is not in brackets is needed; where no "..."
+    is, one is the most.
+    """
+
+    run: Command
+    words: str
+    about: str
+    options: Sequence[Option] = ()
+    groups: Sequence[OptionGroup] = ()
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are a Failure (status 2)."""
 
     def error(self, message: str) -> NoReturn:
-        raise Failure(message, f"see: {self.prog} -h", status=EXIT_USAGE)
+        raise UsageFailure(message, f"see: {self.prog} -h")
 
 
 def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -10436,14 +10341,14 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[s
     An option whose value ends in "..." in its syntax may be given again: its value is a list.
     Raises Failure for what the command does not know, and SystemExit when it has shown a help.
     """
-    words, about, groups = _SYNTAX[command]
+    _, words, about, own, groups = _SYNTAX[command]
     prog = f"s3napback.py {command}"
     parser = _Parser(
         prog, f"{prog} [options] {words}".rstrip(), about, argument_default=argparse.SUPPRESS
     )
     known: list[str] = []
-    for title, options in groups:
-        group = parser.add_argument_group(title)
+    for title, options in (("", own), *groups):
+        group = parser.add_argument_group(title) if title else parser
         for option, value, meaning in options:
             how: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
             if value.endswith("..."):
@@ -10500,7 +10405,7 @@ _JS3TREAM_OPTIONS = {
 _JS3TREAM_TIME = "%Y-%m-%d %I:%M:%S"  # its clock has 12 hours and no am or pm
 
 
-def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_js3tream(args: Sequence[str], now: Moment) -> int:
     """`js3tream`: its options, its listing, its chunks; its exit status tells the truth."""
     try:
         options = js3tream_options(args)
@@ -10517,7 +10422,7 @@ def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -
     modes = [mode for mode in ("stdin", "stdout", "list", "delete") if mode in options]
     if len(modes) != 1:
         raise UsageFailure("give one of -i, -o, -l and -d", "see: js3tream -h")
-    bucket, _, name = options.get("bucket", "").partition(":")
+    bucket, _, name = key_text(options.get("bucket", "")).partition(":")
     if not bucket and modes != ["list"]:
         raise UsageFailure("no bucket given", "use -b BUCKET:PREFIX")
     _js3tream_log(logging.DEBUG if "debug" in options
@@ -10525,8 +10430,8 @@ def cmd_js3tream(args: Sequence[str], now: Moment, clock: Callable[[], float]) -
     access = _js3tream_access(options)
     if bucket:
         retries = Retries(20.0 if "neverdie" in options else 0.0, _TOOL_LOG)
-        store = open_store(bucket, access, clock, retries)
-        work = _Js3tream(store, key_text(name), options, access.connections, now)
+        store = open_store(bucket, access, clock_from(now), retries)
+        work = _Js3tream(store, name, f"{bucket}:{name}", options, access.connections, now)
         {"stdin": work.send, "stdout": work.fetch,
          "list": work.list_archives, "delete": work.delete}[modes[0]]()
     else:
@@ -10577,13 +10482,10 @@ class _Js3tream:
 
     store: Store
     name: str
+    where: str
     options: Mapping[str, str]
     parallel: int
     now: Moment
-
-    @property
-    def where(self) -> str:
-        return f"{self.store.bucket}:{self.name}"
 
     def pretends(self, text: str) -> bool:
         """Whether nothing is to be done, of which the text tells."""
@@ -10742,7 +10644,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         bucket, access = options["b"], _js3tream_access({**options, **keyfile})
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
-    store = open_store(bucket, access, lambda: now.epoch, Retries(0.0, _TOOL_LOG))
+    store = open_store(bucket, access, clock_from(now), Retries(0.0, _TOOL_LOG))
     if "versions-at" in options:
         store = PastStore(bucket, access, store.retries, parse_when(options["versions-at"], now))
     if root := folder_root(access.endpoint):
@@ -10757,7 +10659,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
                        diff_dir=diff_dir, place=place, jobs=jobs)
 
 
-def cmd_list(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_list(args: Sequence[str], now: Moment) -> int:
     """`list [NAME]`: the archives in a bucket, and the moments that can be restored."""
     options, names = read_args("list", args)
     if "files" in options:
@@ -10906,7 +10808,7 @@ def _fetching(recovery: Recovery, archives: Iterable[CatalogEntry]) -> Iterator[
     tell(f"{what} were read in {duration_text(time.monotonic() - started)}")
 
 
-def cmd_find(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_find(args: Sequence[str], now: Moment) -> int:
     """`find PATTERN… [NAME]`: in which archives, and as of which moments, a file is there."""
     options, patterns = read_args("find", args)
     name = options.get("in", patterns[-1] if len(patterns) > 1 else "")
@@ -10971,7 +10873,7 @@ def _restore_call(options: Mapping[str, Any], source: Source, at: str, path: str
     return " ".join([_program(), *map(shell_word, words)])
 
 
-def cmd_diff(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_diff(args: Sequence[str], now: Moment) -> int:
     """`diff NAME --at A --at B`: what is new, gone, changed or renamed."""
     options, (name,) = read_args("diff", args)
     moments = options.pop("at", [])
@@ -11024,7 +10926,7 @@ def _thawing(options: Mapping[str, str]) -> tuple[str, int]:
     return tier if "thaw" in options else "", days
 
 
-def cmd_restore(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore(args: Sequence[str], now: Moment) -> int:
     """`restore NAME`: a directory, a dump or a repository as it was."""
     options, (name, *members) = read_args("restore", args)
     place, overwrite = options.get("to"), "overwrite" in options
@@ -11063,7 +10965,7 @@ def cmd_restore(args: Sequence[str], now: Moment, clock: Callable[[], float]) ->
     return EXIT_WARNINGS if warnings or chain.lacking else EXIT_OK
 
 
-def cmd_restore_script(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_restore_script(args: Sequence[str], now: Moment) -> int:
     """`restore-script NAME`: a shell script that restores it without this program."""
     options, (name,) = read_args("restore-script", args)
     with _recovery(options, now) as recovery:
@@ -11076,7 +10978,7 @@ def cmd_restore_script(args: Sequence[str], now: Moment, clock: Callable[[], flo
     return EXIT_WARNINGS if chain.lacking else EXIT_OK
 
 
-def cmd_verify(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_verify(args: Sequence[str], now: Moment) -> int:
     """`verify [NAME]`: one sentence for each fault, and status 1 if there is any."""
     options, names = read_args("verify", args)
     sample = options.get("sample", "0").removesuffix("%")
@@ -11120,7 +11022,7 @@ def cmd_verify(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> 
 # check
 # --------------------------------------------------------------------------------------------------
 
-def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_check(args: Sequence[str], now: Moment) -> int:
     """`check`: tonight's run rehearsed; see `check_config` for what it stores and makes."""
     options, names = read_args("check", args)
     if "cron" in options:
@@ -11131,8 +11033,8 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
         findings = [Finding("warning", problem, "correct s3napback.logconfig", "log")
                     for problem in problems] or [Finding("ok", "can be written", subject="log")]
         _js3tream_log()
-        run = RunOptions(now, clock, tool_environment(os.environ), _program(), progress_bar,
-                         host_name())
+        run = RunOptions(now, clock_from(now), tool_environment(os.environ), _program(),
+                         progress_bar, host_name())
         for path in _config_paths(options.get("c", ""), names):
             check = check_config(path, run, Retries(0.0, _TOOL_LOG))
             findings += findings_of("config", check)
@@ -11145,7 +11047,7 @@ def cmd_check(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> i
     return EXIT_FAILED if "error" in levels else EXIT_WARNINGS if "warning" in levels else EXIT_OK
 
 
-def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_plan(args: Sequence[str], now: Moment) -> int:
     """`plan`: the calendar of a config's jobs, and what it leaves in the bucket."""
     options, names = read_args("plan", args)
     count = option_value("--days", options.get("days", "14"), partial(read_number, largest=3660))
@@ -11160,22 +11062,24 @@ def cmd_plan(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> in
     found, lines = [], list[str]()
     for path in _config_paths(options.get("c", ""), names):
         config = read_config(path)
-        settings, sizes = settings_of(config, needs_diff_dir=False), []
+        settings = settings_of(config, needs_diff_dir=False)
         plan = [forecast(job, shown, followed) for job in jobs_of(config)]
+        lines += map(str.rstrip, _plan_lines(plan, [*shown], on))
         try:
-            store = open_store(settings.bucket, access_of(settings), clock)
-            sizes = [size_of(one, store, settings.prefix, f"{today}") for one in plan]
+            store = open_store(settings.bucket, access_of(settings), clock_from(now))
+            plan = [one._replace(bytes=size_of(one, store, settings.prefix, f"{today}"))
+                    for one in plan]
+            known = [one.bytes for one in plan if one.bytes is not None]
+            rest = f"; {len(plan) - len(known)} sources not known" if plan[len(known) :] else ""
+            lines.append(f"Size then: {size_text(sum(known))} if archives stay as large{rest}")
         except Failure as failure:
             tell(f"the size then is not known: {failure}")
-        found += [{"config": path, **one._asdict(), "bytes": size}
-                  for one, size in itertools.zip_longest(plan, sizes)]
-        lines += map(str.rstrip, _plan_lines(plan, [*shown], on, sizes))
+        found += [{"config": path, **one._asdict()} for one in plan]
     show(options, {"format": 1, "on": on, "sources": found}, lines)
     return EXIT_OK
 
 
-def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
-                sizes: Sequence[int | None]) -> Iterator[str]:
+def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date) -> Iterator[str]:
     """In 80 columns the calendar, with one for each rotation, and the picture."""
     columns: dict[tuple[str, ...], str] = {}
     heads = [columns.setdefault(tuple(one.due.get(at, "-") for at in shown), f"#{len(columns) + 1}")
@@ -11198,9 +11102,6 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
         yield f"    {''.join(marks.get(at, '.') for at in days)}  {len(marks)}{reach}"
         if older := [at for at in marks if at < days[0]]:
             yield f"    and of {', '.join(older[-5:])}{' and before' if older[5:] else ''}"
-    if sizes:
-        rest = f"; {sizes.count(None)} sources not known" if None in sizes else ""
-        yield f"Size then: {size_text(sum(filter(None, sizes)))} if archives stay as large{rest}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -11211,7 +11112,7 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date,
 _NAGIOS = {EXIT_OK: (0, "OK"), EXIT_WARNINGS: (1, "WARNING"), EXIT_FAILED: (2, "CRITICAL")}
 
 
-def cmd_status(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_status(args: Sequence[str], now: Moment) -> int:
     """`status`: whether each source has a backup as young as its cycle asks for."""
     options, found, problems = dict[str, str](), dict[tuple[str, str], Standing](), list[Failure]()
     try:
@@ -11275,7 +11176,7 @@ def _nagios_text(shown: Sequence[Standing], problems: Sequence[Failure]) -> str:
     return printable(", ".join(said).replace("|", "/") + " | " * bool(data) + " ".join(data), "")
 
 
-def cmd_policy(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_policy(args: Sequence[str], now: Moment) -> int:
     """`policy`: what the access key of a config's backups must be allowed."""
     options, names = read_args("policy", args)
     for path in _config_paths(options.get("c", ""), names):
@@ -11311,7 +11212,7 @@ rm home/letters/old.txt
 """
 
 
-def cmd_demo(args: Sequence[str], now: Moment, clock: Callable[[], float]) -> int:
+def cmd_demo(args: Sequence[str], now: Moment) -> int:
     """`demo`: the life of a backup in a throwaway folder. Raises Failure where it does not pass."""
     read_args("demo", args)
     _standard_output()  # without one there is nothing to see
@@ -11333,24 +11234,25 @@ def _play(folder: str, env: Mapping[str, str], now: Moment) -> None:
     first = next(n for n in range(9) if [slots[n][1], slots[n + 1][1]] == [FULL, DIFF])
     program = f"{shlex.quote(sys.executable)} {_program()}"
     js3tream = f"{program} js3tream --endpoint file://{folder}/buckets"
+    shell = partial(_demo_shell, folder, env)
 
     print(f"A throwaway folder for everything: {folder}")
-    _demo_shell(folder, env, _DEMO_START, shown=False)
-    _demo_shell(folder, env, "gpg --batch -q --passphrase ''"
-                " --quick-generate-key demo@example.com default default\ncat demo.conf")
+    shell(_DEMO_START, shown=False)
+    shell("gpg --batch -q --passphrase '' --quick-generate-key demo@example.com default default\n"
+          "cat demo.conf")
     print("\n-- The first day: a FULL backup")
     _demo_backup(folder, env, days[first])
     print("\n-- The next day: one file changed, one deleted, one new; a DIFF holds just that")
-    _demo_shell(folder, env, _DEMO_CHANGE)
+    shell(_DEMO_CHANGE)
     _demo_backup(folder, env, days[first + 1])
     print("\n-- What is in the bucket, now that the disk is lost")
-    _demo_shell(folder, env, f"{js3tream} -l -b demo")
+    shell(f"{js3tream} -l -b demo")
     print("\n-- Recovery by hand: the FULL, then the DIFF")
     for n in (first, first + 1):
         name = archive_name(DIRECTORY, f"{folder}/home", *slots[n])
-        _demo_shell(folder, env, f"{js3tream} -o -b {shlex.quote(f'demo:{name}')}"
-                    " | gpg --batch -q -d | tar xzp --listed-incremental=/dev/null -C back")
-    _demo_shell(folder, env, f"diff -r home back{folder}/home")
+        shell(f"{js3tream} -o -b {shlex.quote(f'demo:{name}')}"
+              " | gpg --batch -q -d | tar xzp --listed-incremental=/dev/null -C back")
+    shell(f"diff -r home back{folder}/home")
     print(
         "\nPASS: what came back is what was there on the second day, the deleted file gone.\n"
         "Nothing of this is left on your disk. Where to go from here:\n"
@@ -11374,9 +11276,7 @@ def _demo_backup(folder: str, env: Mapping[str, str], day: Moment) -> None:
     handler.setFormatter(logging.Formatter("  %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    started = time.monotonic()
-    run = RunOptions(day, lambda: day.epoch + time.monotonic() - started, env, _program(),
-                     progress_bar, host_name())
+    run = RunOptions(day, clock_from(day), env, _program(), progress_bar, host_name())
     try:
         config = read_config(f"{folder}/demo.conf")
         status = run_config(config, settings_of(config), run).status
@@ -11387,24 +11287,118 @@ def _demo_backup(folder: str, env: Mapping[str, str], day: Moment) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Start
+# Commands
 # --------------------------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Command] = {
-    "list": cmd_list,
-    "restore": cmd_restore,
-    "restore-script": cmd_restore_script,
-    "find": cmd_find,
-    "diff": cmd_diff,
-    "verify": cmd_verify,
-    "check": cmd_check,
-    "plan": cmd_plan,
-    "policy": cmd_policy,
-    "status": cmd_status,
-    "js3tream": cmd_js3tream,
-    "demo": cmd_demo,
+_SYNTAX: Mapping[str, Syntax] = {
+    "list": Syntax(
+        cmd_list,
+        "[NAME [--files [PATH...]]]",
+        f"What is in the bucket, and the moments that can be restored. {_A_NAME}",
+        (("--files", "", "the files of NAME, or the PATHs in it, as a restore would give them"),
+         _JSON),
+        (_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "find": Syntax(
+        cmd_find,
+        "PATTERN... [NAME]",
+        "In which archives, and as of which moments, a file is there, and the call that restores"
+        " it. PATTERN is as in a shell: \"*.tex\", or with a slash for the whole path:"
+        " \"/home/*/thesis.tex\". The last word is NAME if it is a source, as list shows it.",
+        (("--in", "NAME", "in this source; then every word is a PATTERN"), _JSON),
+        (_KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "diff": Syntax(
+        cmd_diff,
+        "NAME --at WHEN [--at WHEN]", f"What is new, gone, changed or renamed. {_A_NAME}",
+        (("--at", "WHEN...", "as of these two moments; given once: of that one and the newest"),
+         _PARTIAL, _JSON),
+        (_KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "restore": Syntax(
+        cmd_restore,
+        "NAME {--to PLACE | --stdout} [PATH...]",
+        f"Brings back NAME, or the PATHs of a directory, as it was. {_A_NAME}",
+        (("--to", "PLACE", "a folder; for a dump a file; for a repository a place for a new one"),
+         ("--stdout", "", "the SQL, what a Command wrote, or the dump of the repository, to"
+          " standard output"),
+         ("--overwrite", "", "into a folder that is not empty: what was not backed up is DELETED"
+          " there"),
+         ("--thaw", "", "ask for what is frozen (Glacier); status 75 until it is there"),
+         ("--tier", "NAME", "how: Bulk, Standard (unless given) or Expedited"),
+         ("--days", "N", "for how long the thawed copies stay (7)")),
+        (_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "restore-script": Syntax(
+        cmd_restore_script,
+        "NAME", f"Prints a shell script that restores NAME without this program. {_A_NAME}",
+        # A key, since a DIFF with no FULL before it is read, to see whether it holds everything.
+        groups=(_STATE_OPTIONS, _KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "verify": Syntax(
+        cmd_verify,
+        "[NAME]", f"One sentence for each fault, and status 1 if there is any. {_A_NAME}",
+        (("--deep", "", "read every archive to its end, and store nothing"),
+         ("--sample", "N%", "fetch and check N percent of the chunks, chosen by chance")),
+        (_KEY_OPTIONS, _BUCKET_OPTIONS),
+    ),
+    "check": Syntax(
+        cmd_check,
+        "[NAME...]",
+        "Rehearses tonight's run: config, tools, folders, keys, bucket, sources. It makes no"
+        " archive. It stores a probe object in the bucket and deletes it, makes a bucket that is"
+        " not there and removes it again, writes to DiffDir and TempDir, and dumps the structure of"
+        " each database to nowhere. NAME is as in a backup. Exit status: 0 all is well, 3 with"
+        " warnings, 1 with errors.",
+        (_CONFIG,
+         ("--cron", "", "as cron runs it: by the first line of the script, in the home folder,"
+          " with cron's PATH and HOME and nothing else"),
+         ("--json", "", "for programs: a list of {level, subject, text, hint}")),
+    ),
+    "plan": Syntax(
+        cmd_plan,
+        "[NAME...]", "What is due on which day, and what can be restored after the last one: by the"
+        " calendar, as if no night failed. NAME is as in a backup.",
+        (_CONFIG,
+         ("--days", "N", "the days from today on (14)"),
+         ("--on", "DATE", "what can be restored after the run of that day: 2026-12-31"),
+         ("--time", "HH:MM", "of the runs (03:00): HanoiCycle counts days of UTC"),
+         _JSON),
+    ),
+    "status": Syntax(
+        cmd_status,
+        "[NAME...]",
+        "Whether each source of the configs has a backup that can be restored, and is as young as"
+        " its cycle asks for. It changes nothing. NAME is as in a backup. Exit status: 0 well,"
+        " 3 something is late, 1 there is nothing that could be restored.",
+        (_CONFIG,
+         ("--grace", "DURATION", "how long after the hour of the run before it a backup may come"
+          " (12h)"),
+         ("--max-age", "DURATION", "what is older is late, whatever its cycle"),
+         _JSON,
+         ("--nagios", "", "one line, and the status of a plugin of Nagios or Icinga")),
+    ),
+    "policy": Syntax(
+        cmd_policy,
+        "[NAME]", "The least rights of the access key of a config's backups, as an IAM policy. NAME"
+        " is as in a backup.",
+        (_CONFIG, ("--write-only", "", "leave out reading what KMS encrypts")),
+    ),
+    "demo": Syntax(
+        cmd_demo,
+        "", "Backs up, changes, backs up again, restores and compares, in a folder of its own that"
+        " is gone afterwards. It needs no account, no config and no network.",
+    ),
 }
 
+COMMANDS: Mapping[str, Command] = {
+    "js3tream": cmd_js3tream, **{name: syntax.run for name, syntax in _SYNTAX.items()},
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Start
+# --------------------------------------------------------------------------------------------------
 
 def _with_libraries() -> None:
     """Where the libraries are missing and a `.venv` beside the script has them, starts over in it.
@@ -11413,12 +11407,10 @@ def _with_libraries() -> None:
     """
     import importlib.util
 
-    folder = os.path.dirname(os.path.realpath(__file__))
-    python = os.path.join(folder, ".venv", "bin", "python")
-    inside = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(folder, ".venv"))
-    if not inside and importlib.util.find_spec("apacheconfig") is None and os.access(
-        python, os.X_OK
-    ):
+    venv = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), ".venv"))
+    python, is_in_it = os.path.join(venv, "bin", "python"), os.path.realpath(sys.prefix) == venv
+    is_missing = importlib.util.find_spec("apacheconfig") is None
+    if is_missing and not is_in_it and os.access(python, os.X_OK):
         os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
