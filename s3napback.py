@@ -67,7 +67,7 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -4390,10 +4390,6 @@ class History:
 
     Pure. Archives that say what they continue are linked by that, whatever their dates; only what
     is unmarked is ordered by date.
-
-    archives: oldest first.
-    moments: the whole epoch second as of which each stands.
-    intact: whether each can be restored: nothing is missing of it, nor of what it continues.
     """
 
     def __init__(self, found: Iterable[CatalogEntry]) -> None:
@@ -4402,9 +4398,9 @@ class History:
         moments = _moments_of(dated, previous)
         order = sorted(range(len(dated)), key=lambda n: (moments[n], n))
         place = {n: at for at, n in enumerate(order)}
-        self.archives = [dated[n] for n in order]
-        self.moments = [moments[n] for n in order]
-        self.intact = [n in intact for n in order]
+        self.archives = [dated[n] for n in order]  # oldest first
+        self.moments = [moments[n] for n in order]  # epoch seconds as of which each stands
+        self.intact = [n in intact for n in order]  # nothing is missing of it, or of what it needs
         self._previous = {place[n]: place[before] for n, before in previous.items()}
 
     def rows(self) -> Iterator[tuple[CatalogEntry, int, bool]]:
@@ -4449,7 +4445,7 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
     starts: set[int] = set()
     # Archives, by what they continue: a state that one of the others leads to, else the index of
     # an archive, else nothing.
-    waiting: dict[int | str | None, list[int]] = {}
+    waiting: dict[int | str | None, list[int]] = defaultdict(list)
     previous: dict[int, int] = {}
     reached: set[int] = set()
     intact: set[int] = set()
@@ -4462,21 +4458,20 @@ def _linked(dated: Sequence[CatalogEntry]) -> tuple[dict[int, int], set[int]]:
                 starts.add(n)
             else:
                 key = one.continues if one.continues in ends else by_date[n]
-                waiting.setdefault(key, []).append(n)
+                waiting[key].append(n)
         if is_broken:
             intact = set(reached)
             starts.update(waiting.pop(None, []))
         level = starts | reached
         while level:
             reached |= level
-            opened: dict[int | str, list[int]] = {}
+            opened: dict[int | str, list[int]] = defaultdict(list)
             for n in sorted(level):
-                for end in (n, dated[n].after):
-                    if end in waiting:
-                        opened.setdefault(end, []).append(n)
+                opened[n].append(n)
+                opened[dated[n].after].append(n)
             level = set()
             for key, group in opened.items():
-                for n in waiting.pop(key):
+                for n in waiting.pop(key, ()):
                     # Of several that end alike, the one that was last made before it.
                     previous[n] = group[max(0, bisect.bisect_left(group, n) - 1)]
                     level.add(n)
@@ -5155,10 +5150,7 @@ def _new_file(folder: str) -> Iterator[str]:
 
 class DiffDir:
     """DiffDir: per name, what its last stored backup saw. Nothing else touches these files.
-
-    folder: DiffDir with a slash at its end.
-    moment: stamps what is written.
-    """
+    folder: ends in a slash; moment: stamps what is written."""
 
     def __init__(self, folder: str, moment: Moment) -> None:
         self._folder, self._moment = folder, moment
@@ -6333,13 +6325,10 @@ def _marks(
     """What the last chunk of an archive says of it."""
     marks = {
         "made": began, "status": "warnings" if warnings else "ok", "day": run.today.isoformat(),
-        "host": run.options.host, "kind": plan.kind,
+        "host": run.options.host, "kind": plan.kind, "state": state,
+        "prefix": urllib.parse.quote(run.settings.prefix),
     }
-    if state:
-        marks["state"] = state
-    if run.settings.prefix:
-        marks["prefix"] = urllib.parse.quote(run.settings.prefix)
-    return {META + name: text for name, text in marks.items()}
+    return {META + name: text for name, text in marks.items() if text}
 
 
 def _announce(run: Run, plan: Plan) -> None:
