@@ -7109,8 +7109,8 @@ class Layer:
         below: list[str] = []
         if path in self._above:
             below = [p for p in self.paths if p != path and is_within(p, {path})]
+        self._awaited.discard(path)
         if not folder:
-            self._awaited.discard(path)
             self.gone.update(below)
         elif dumpdir and (wanted or below or b"\0T" in dumpdir):  # renames may be of any directory
             self._note_folder(path, dumpdir, wanted, below)
@@ -7127,9 +7127,9 @@ class Layer:
         for wanted_below in below:
             inner = start + wanted_below[len(start) :].partition("/")[0]
             kind = names.get(inner[len(start) :])
-            if kind is None or (kind != "D" and inner != wanted_below):
+            if kind is None:
                 self.gone.add(wanted_below)
-            if inner == wanted_below and kind in ("Y", "D"):
+            elif kind != "N":  # what takes the place of a folder may have been unreadable
                 self._awaited.add(inner)
             if inner == wanted_below or kind != "D":
                 self._untold.discard(wanted_below)
@@ -7140,7 +7140,6 @@ class Layer:
             self._dumpdirs.write(dumpdir)
         if self.paths:
             self._untold.discard(path)
-            self._awaited.discard(path)
             self._awaited.update(start + name for name, kind in names.items() if kind != "N")
             if len(self._awaited) > _MAX_AWAITED:
                 self._awaited = {_NEVER}
@@ -7915,6 +7914,7 @@ class Unpacker:
 
         with os_failures("put in place what was unpacked"):
             absent = [path for path in self._paths if not is_there(path)]
+            self._tree.lock()
             found = set(self._paths).difference(absent) if self._paths else {""}
             for path in found:
                 if not is_within(path, found - {path}):
@@ -8302,7 +8302,7 @@ def _from_index(path: str, layer: Layer) -> bytes:
     for folder in folders.splitlines():
         name, entries = map(os.fsencode, json.loads(folder))
         layer.note(member_path(name) or "", entries + b"\0", folder=True, link=None)
-    return listing[1:] + b"\n"
+    return (listing + b"\n")[1:]
 
 
 def _from_archive(recovery: Recovery, one: CatalogEntry, layer: Layer) -> bytes:

@@ -379,6 +379,18 @@ def test_new_gone_changed_and_renamed(site: Site, capsys: Capture) -> None:
     assert [changes[f"{top}/changed"][side]["size"] for side in ("before", "after")] == [7, 12]
 
 
+def test_an_index_of_an_archive_without_a_member_is_read(site: Site, capsys: Capture) -> None:
+    site.jobs = f"Directory {site.data}/f*"  # files only, and none of them has changed
+    assert site.run("-f", now=NIGHT) == 0
+    assert site.run("-f", now=NIGHT + timedelta(days=1)) == 0
+    assert len(indexes(site)) == 2
+    words = "list", f"{site.data}/f*", "--files"
+    assert f"{site.data}/file" in call(site, capsys, *words)[0]
+    text, error = call(site, capsys, "find", "file")
+    assert "2 moments" in text
+    assert not error
+
+
 def test_an_index_is_private_and_no_part_of_the_bucket(site: Site) -> None:
     assert site.run() == 0
     (path,) = indexes(site)

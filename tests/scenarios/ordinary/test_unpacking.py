@@ -149,6 +149,29 @@ def test_what_was_below_a_file_of_today_does_not_come_back(site: Site, capsys: A
         assert not list((site.folder / wanted.replace("/", "-")).rglob("b"))
 
 
+def test_a_path_below_what_could_not_be_read_is_as_the_whole_has_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid():
+        leave_out("to make tar an ordinary user needs root")
+    for name in ("a", "b"):
+        (site.data / name).mkdir()
+        (site.data / name / "file").write_text("old")
+    assert site.run("-f", now=NIGHT.replace(day=21)) == 0
+    for name, mode in (("a", 0), ("b", 0o600)):
+        shutil.rmtree(site.data / name)
+        (site.data / name).write_text("a file now")
+        (site.data / name).chmod(mode)
+    rights = "-dac_override,-dac_read_search"
+    fake_tool(site, monkeypatch, "tar", f'exec setpriv --bounding-set={rights} "$REAL" "$@"')
+    assert site.run("-f", now=NIGHT.replace(day=22)) == 3
+    place = site.restored()
+    assert (place / "a" / "file").read_text() == "old"
+    assert (place / "b").read_text() == "a file now"
+    assert (site.restored(f"{site.data}/a/file") / "a" / "file").read_text() == "old"
+    assert site.restore(site.folder / "none", f"{site.data}/b/file") == 1
+
+
 @pytest.mark.parametrize("wanted", ["whole", "path"])
 def test_a_home_that_was_deleted_does_not_come_back(site: Site, wanted: str, capsys: Any) -> None:
     homes = site.folder / "home"
@@ -383,6 +406,10 @@ def test_an_ordinary_user_restores_folders_that_are_locked(site: Site) -> None:
             assert not (back / "locked" / "gone").exists()
             assert not [name for name in os.listdir(place) if name.startswith(".s3napback")]
         assert stat.S_IMODE((Path(f"{folder}/back0{home.data}") / "locked").stat().st_mode) == 0o500
+        one, none = f"{home.data}/locked", f"{home.data}/locked/none"
+        done = run_as(user, "restore", "-c", conf, str(home.data), "--to", f"{folder}/b", one, none)
+        assert done.returncode == 1, done.stderr
+        assert stat.S_IMODE(Path(f"{folder}/b{one}").stat().st_mode) == 0o500
 
 
 def test_a_full_disk_is_a_failure_all_the_same(site: Site, capsys: Any) -> None:
