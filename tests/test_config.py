@@ -320,6 +320,11 @@ def test_good_settings_are_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_comment_behind_a_compressor_is_none_of_its_words(tmp_path: Path) -> None:
+    settings = s3napback.settings_of(config_with(tmp_path, Compressor="zstd -3 # fast"))
+    assert settings.compressor == "zstd -3"
+
+
 @pytest.mark.parametrize("path", ["", "/nonexistent.conf", "/", "/x\0y"])
 def test_a_config_that_cannot_be_read_is_a_failure(path: str) -> None:
     with pytest.raises(Failure, match="Unable to open file") as caught:
@@ -330,6 +335,14 @@ def test_a_config_that_cannot_be_read_is_a_failure(path: str) -> None:
 def test_an_include_that_includes_itself_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"x\.conf, line 2: .*includes itself"):
         parse(f"# me\nInclude {tmp_path}/x.conf\n", tmp_path)
+
+
+def test_what_is_not_read_is_told_by_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "b.conf").write_text("<Cycle x>\n")
+    config = parse(f"Include {tmp_path}/b.conf\n</Cycle>\n\n# all of it\nBucket b\n", tmp_path)
+    assert not config.lines("Bucket")
+    (warning,) = s3napback.config_warnings(config)
+    assert warning.startswith(f"{tmp_path}/x.conf:5: not read from here on")
 
 
 def test_includes_are_read_in_the_order_of_their_names(
