@@ -2247,6 +2247,44 @@ def check_exit_statuses(results: Sequence[StageResult]) -> list[str]:
 # --------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _starting(argv: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        hint = "install it, or set PATH in the crontab"
+        raise Failure(f"{argv[0]} is not on PATH", hint) from error
+    except OSError as error:
+        raise os_failure(error, f"start {os.path.basename(argv[0])}") from error
+
+
+def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> None:
+    """Makes room in a pipe, so that its two ends wait for each other less often."""
+    with contextlib.suppress(OSError):  # a small pipe is slower, not wrong, and a file is none
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def write_all(output: IO[bytes], data: Piece) -> None:
+    """Writes all of it; an unbuffered file may take less at once. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[output.write(view) :]
+
+
+def temp_file() -> IO[bytes]:
+    """An unnamed file in the system's folder for such. Raises Failure."""
+    folder = temp_folder()
+    with os_failures(f"make a temporary file in {folder}"):
+        return tempfile.TemporaryFile(dir=folder)
+
+
+def temp_folder() -> str:
+    """The system's folder for temporary files. Raises Failure where there is none."""
+    hint = "make room in one of them, or set TMPDIR in the crontab to one that can be written"
+    with os_failures("find a place for temporary files", hint):
+        return tempfile.gettempdir()
+
+
 class Pipeline:
     """Stages that run, each reading what the one before it writes; the end is read from here.
 
@@ -2470,33 +2508,6 @@ def check_compressor(compressor: str, env: Mapping[str, str]) -> None:
         raise Failure(f"Compressor {compressor} cannot be used: {why}", hint, status=EXIT_USAGE)
 
 
-def widen_pipe(pipe: IO[bytes] | io.RawIOBase) -> None:
-    """Makes room in a pipe, so that its two ends wait for each other less often."""
-    with contextlib.suppress(OSError):  # a small pipe is slower, not wrong, and a file is none
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-def write_all(output: IO[bytes], data: Piece) -> None:
-    """Writes all of it; an unbuffered file may take less at once. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[output.write(view) :]
-
-
-def temp_file() -> IO[bytes]:
-    """An unnamed file in the system's folder for such. Raises Failure."""
-    folder = temp_folder()
-    with os_failures(f"make a temporary file in {folder}"):
-        return tempfile.TemporaryFile(dir=folder)
-
-
-def temp_folder() -> str:
-    """The system's folder for temporary files. Raises Failure where there is none."""
-    hint = "make room in one of them, or set TMPDIR in the crontab to one that can be written"
-    with os_failures("find a place for temporary files", hint):
-        return tempfile.gettempdir()
-
-
 # --------------------------------------------------------------------------------------------------
 # Short commands
 # --------------------------------------------------------------------------------------------------
@@ -2508,17 +2519,6 @@ _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKE
 def tool_environment(env: Mapping[str, str]) -> dict[str, str]:
     """The environment for tools: ours, without the secrets that only we need."""
     return {name: value for name, value in env.items() if name not in _AWS_SECRETS}
-
-
-@contextlib.contextmanager
-def _starting(argv: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        hint = "install it, or set PATH in the crontab"
-        raise Failure(f"{argv[0]} is not on PATH", hint) from error
-    except OSError as error:
-        raise os_failure(error, f"start {os.path.basename(argv[0])}") from error
 
 
 @dataclass(frozen=True)
@@ -2557,11 +2557,8 @@ def run_tool(
     except subprocess.TimeoutExpired as error:
         tool = os.path.basename(argv[0])
         raise Failure(f"{tool} does not answer within {timeout} s", "try it by hand") from error
-    return ToolResult(
-        done.returncode,
-        done.stdout.decode("utf-8", "surrogateescape"),
-        done.stderr.decode("utf-8", "backslashreplace"),
-    )
+    errors = done.stderr.decode("utf-8", "backslashreplace")
+    return ToolResult(done.returncode, os.fsdecode(done.stdout), errors)
 
 
 # How long a hook may go on, and what is to be tidied, once a signal asks for the end; how long a
@@ -2588,36 +2585,39 @@ def run_hook(
             )
         started = time.monotonic()
         end = started + seconds
-        printed = {pipe: b"" for pipe in (process.stdout, process.stderr) if pipe}
-        poll = select.poll()
-        for pipe in printed:
-            os.set_blocking(pipe.fileno(), False)
-            poll.register(pipe, select.POLLIN)
+        pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+        printed, poll = {pipe.fileno(): b"" for pipe in pipes}, select.poll()
+        for number in printed:
+            poll.register(number, select.POLLIN)
+
+        def read(milliseconds: int) -> None:
+            for number, _ in poll.poll(milliseconds):
+                block = os.read(number, _MAX_OUTPUT)
+                printed[number] = (printed[number] + block)[-_MAX_OUTPUT:]
+                if not block:
+                    poll.unregister(number)
+
         while process.poll() is None and time.monotonic() < end:
-            for number, event in poll.poll(20):
-                pipe = next(one for one in printed if one.fileno() == number)
-                printed[pipe] = (printed[pipe] + (pipe.read(_MAX_OUTPUT) or b""))[-_MAX_OUTPUT:]
-                if event == select.POLLHUP:  # closed, and nothing is left in it
-                    poll.unregister(pipe)
+            read(20)
             if _held_signal:
                 end = min(end, time.monotonic() + last_seconds)
         took, is_late = time.monotonic() - started, process.returncode is None
         if is_late:
             end_session(process)
-        said, levels = "", (logging.INFO, logging.WARNING)
-        for (pipe, output), level in zip(printed.items(), levels, strict=True):
-            with pipe:
-                output += pipe.read(_MAX_OUTPUT) or b""
-            said = output[-_MAX_OUTPUT:].decode("utf-8", "backslashreplace")
-            for line in said.splitlines()[-_MAX_LINES:]:
+        read(0)
+        for pipe in pipes:
+            pipe.close()
+        output, errors = (text.decode("utf-8", "backslashreplace") for text in printed.values())
+        for text, level in ((output, logging.INFO), (errors, logging.WARNING)):
+            for line in text.splitlines()[-_MAX_LINES:]:
                 tool_log.log(level, "%s", line)
     if is_late:
         hint = "HookTimeout gives it more time" if took >= seconds else ""
         raise Failure(f"{name} did not end within {duration_text(took)}", hint)
     if process.returncode:
-        errors = (" ".join(said.split())[-500:],) if said.strip() else ()
         status = EXIT_LOCKED if process.returncode == EXIT_LOCKED else EXIT_FAILED
-        why = StageResult(Stage((name,)), process.returncode, errors)
+        last = " ".join(errors.split())[-500:]
+        why = StageResult(Stage((name,)), process.returncode, (last,) if last else ())
         raise Failure(str(why), status=status)
 
 
@@ -2801,10 +2801,8 @@ class Buffer:
     """
 
     def __init__(self, room: int, folder: str | None = None) -> None:
-        self._room, self._size = room, 0
-        self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
+        self._room = room
         self._file: io.FileIO | None = None
-        self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
         if room > _MAX_IN_MEMORY:
             self._doing = f"keep a chunk on its way in {folder or temp_folder()}"
             with os_failures(self._doing):
@@ -2812,13 +2810,14 @@ class Buffer:
                     buffering=0, dir=folder
                 )
             self._memory = memoryview(bytearray(_PIECE))
-            return
-        # Unlike a bytearray's, these pages cost nothing until something is in them. Large ones save
-        # a quarter of an upload's time.
-        memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without large pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        self._memory = memoryview(memory)
+        else:
+            # Unlike a bytearray's, these pages cost nothing until something is in them. Large ones
+            # save a quarter of an upload's time.
+            memory = mmap.mmap(-1, room or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = memoryview(memory)
+        self.clear()
 
     @staticmethod
     def of(data: bytes | bytearray | Buffer) -> Buffer:
@@ -2863,17 +2862,17 @@ class Buffer:
             while self._unwritten and self._file:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
-            failure = os_failure(error, self._doing)
             raise DiskFull(
-                failure.message,
+                os_failure(error, self._doing).message,
                 f"{self._room} bytes may be needed there: set TempDir to a larger disk"
                 " (without a config, the variable TMPDIR), or a smaller ChunkSize",
             ) from error
 
     def clear(self) -> None:
         """Empties it, and gives a file's room back."""
-        self._size, self._unwritten = 0, memoryview(b"")
-        self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
+        self._size = 0
+        self._unwritten = memoryview(b"")  # read from the source, and not yet in the file
+        self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0  # of its first bytes
         if self._file:
             self._file.seek(0)
             self._file.truncate()
@@ -3735,20 +3734,14 @@ class BucketFacts:
     unknown: tuple[str, ...]  # what the service does not tell
 
 
-class S3Store:
-    """A bucket of Amazon S3 or of a service that speaks its protocol, through boto3.
+class S3Client:
+    """Requests about a bucket, through boto3. Its client is made at the first one: to import boto3
+    takes its time."""
 
-    The client is made at the first request; boto3 is imported there, since it takes its time.
-    """
-
-    def __init__(self, bucket: str, access: Access, retries: Retries | None = None) -> None:
-        self.bucket = bucket
-        self.retries = retries or Retries()
-        self._access = access
+    def __init__(self, bucket: str, access: Access) -> None:
+        self.bucket, self._access = bucket, access
         self._made: Any = None
         self._making = threading.Lock()
-        self._knows_batches, self._tried = True, False
-        self._class = {"StorageClass": access.storage_class} if access.storage_class else {}
 
     @property
     def _client(self) -> Any:
@@ -3761,10 +3754,6 @@ class S3Store:
         """The answer to a request; doing: what it does, to which the bucket's name is added."""
         with self._errors(f"{doing} bucket {self.bucket}", operation):
             return getattr(self._client, operation)(Bucket=self.bucket, **parameters)
-
-    def _named(self, key: str) -> dict[str, str]:
-        """What a request to read an object names it by."""
-        return {"Key": key}
 
     @contextlib.contextmanager
     def _errors(self, doing: str, operation: str) -> Iterator[None]:
@@ -3801,6 +3790,26 @@ class S3Store:
         except (boto.BotoCoreError, ValueError) as error:
             raise Failure(f"cannot {doing}: {error}") from error
 
+    def account_buckets(self) -> list[tuple[str, float]]:
+        """See `list_buckets`."""
+        with self._errors("list the buckets of the account", "list_buckets"):
+            found = self._client.list_buckets()["Buckets"]
+        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
+
+
+class S3Store(S3Client):
+    """A bucket of Amazon S3, or of a service that speaks its protocol."""
+
+    def __init__(self, bucket: str, access: Access, retries: Retries | None = None) -> None:
+        super().__init__(bucket, access)
+        self.retries = retries or Retries()
+        self._knows_batches, self._tried = True, False
+        self._storage_class = {"StorageClass": access.storage_class} if access.storage_class else {}
+
+    def _named(self, key: str) -> dict[str, str]:
+        """What a request to read an object names it by."""
+        return {"Key": key}
+
     @retried
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
         data = Buffer.of(data)
@@ -3811,7 +3820,7 @@ class S3Store:
             ContentMD5=base64.b64encode(bytes.fromhex(digest)).decode(),
             ContentType="application/octet-stream",
             # Other classes bill a minimum duration, or cannot be copied.
-            **({} if is_staged(key) else self._class), **self._access.encryption,
+            **({} if is_staged(key) else self._storage_class), **self._access.encryption,
         )
         etag = _etag_as_md5(answer)
         if etag and etag != digest:
@@ -3882,7 +3891,7 @@ class S3Store:
     def copy(self, source: str, target: str) -> None:
         self._request(
             f"copy {source} to {target} in", "copy_object", Key=target,
-            CopySource={"Bucket": self.bucket, "Key": source}, **self._class,
+            CopySource={"Bucket": self.bucket, "Key": source}, **self._storage_class,
             **self._access.encryption,
         )
 
@@ -3952,12 +3961,6 @@ class S3Store:
     @retried
     def remove(self) -> None:
         self._request("remove", "delete_bucket")
-
-    def account_buckets(self) -> list[tuple[str, float]]:
-        """See `list_buckets`."""
-        with self._errors("list the buckets of the account", "list_buckets"):
-            found = self._client.list_buckets()["Buckets"]
-        return sorted((item["Name"], item["CreationDate"].timestamp()) for item in found)
 
     def _told(self, operation: str) -> dict[str, Any] | None:
         """The answer to a question about the bucket, None where the service does not tell."""
@@ -4070,7 +4073,7 @@ def list_buckets(access: Access) -> list[tuple[str, float]]:
     """(name, time of creation in epoch seconds) of every bucket of the account, by name."""
     root = folder_root(access.endpoint)
     if root is None:
-        return S3Store("", access).account_buckets()
+        return S3Client("", access).account_buckets()
     with os_failures(f"list {root}"), os.scandir(root) as entries:
         return sorted((entry.name, entry.stat().st_mtime) for entry in entries if entry.is_dir())
 
@@ -4763,8 +4766,11 @@ class Upload:
         self._send(number, chunk, {**self._metadata, **closing, **marks})
         sent = dict(sorted(self._sent.items()))
         objects = confirm_or_undo(self._store, self._archive, sent, self._id)
-        if self._staged:
-            _undo_if_unmarked(self._store, sent)
+        if self._staged and f"{META}chunks" not in (self._store.head([*sent][-1]) or {}):
+            self._store.delete([*sent])  # the old archive is in its place
+            raise Failure("the service keeps no user metadata (x-amz-meta-…), by which a new"
+                          " archive is told from an old one",
+                          "take SafeReplace out of the config, or use another service")
         strange = {item.key for item in objects} - sent.keys() - {i.key for i in self._old_chunks}
         if strange:
             raise Failure(f"another machine stores {self._archive} at the same time: {min(strange)}"
@@ -4788,9 +4794,9 @@ class Upload:
             delete_chunks(self._store, [item for item in self._old_chunks if item.key not in sent
                                         and (self._count == 0 or is_staged(item.key))])
         except Failure as failure:
-            what = "put the new backup in its place; it waits beside it" if self._staged else (
-                "delete old backup"
-            )
+            what = "delete old backup"
+            if self._staged:
+                what = "put the new backup in its place; it waits beside it"
             self._log.error("Could not %s: %s", what, failure)
             return None
         return objects
@@ -4915,16 +4921,6 @@ def _unlisted_failure(
         return Failure(f"{text}; the service strips the leading slash of keys",
                        "set Prefix to a word: it then comes before the slash")
     return Failure(text, "run verify: where the service lists late, it may be there by then")
-
-
-def _undo_if_unmarked(store: Store, sent: Mapping[str, tuple[int, str]]) -> None:
-    """Raises Failure, and takes back what was sent, where the service keeps no user metadata."""
-    if f"{META}chunks" not in (store.head(list(sent)[-1]) or {}):
-        store.delete(list(sent))  # the old archive is in its place
-        raise Failure(
-            "the service keeps no user metadata (x-amz-meta-…), by which a new archive is told"
-            " from an old one", "take SafeReplace out of the config, or use another service",
-        )
 
 
 def finish_replacement(
