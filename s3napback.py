@@ -4752,9 +4752,8 @@ class Upload:
         marks: what the last chunk says besides. Raises Failure where the bucket does not list what
         was stored, or lists what somebody else stored meanwhile.
         """
-        for future in self._running:
-            future.result()
-        self._running.clear()
+        while self._running:
+            self._wait_for_one()
         assert self._last is not None
         number, chunk = self._count, self._last
         size = number * self._chunk_size + len(chunk)
@@ -5007,9 +5006,8 @@ def download(
     for large chunks room in the folder (see `Buffer`). progress: told the bytes of each chunk.
     to_the_end: else the first chunk comes alone, then two at a time, and so on, for whoever may
     need no more. Raises Failure for a chunk that is not the one listed. One that lost its mark (a
-    tool that copies large objects in parts does not copy metadata), or whose ETag is no MD5, is
-    proved by the archive's own digest, before the last chunk is handed on; among a part of them by
-    nothing.
+    copy in parts has no metadata), or whose ETag is no MD5, is proved by the archive's own digest,
+    before the last chunk is handed on; where only some are asked for, by nothing.
     """
     whole = archive.complete and len(archive.chunks) == archive.count
     room = max((item.size for item in archive.chunks), default=0)
