@@ -1409,16 +1409,14 @@ def days_until(last: date, count: int, at: str, moment: Moment) -> dict[str, Day
 
 
 class Forecast(NamedTuple):
-    """What a job makes on each day, and what is there of it after the run of one. due, kept: day in
-    ISO 8601 → "SLOT-MODE" of it. restorable: the days of what is there that can be restored. bytes:
-    how much that is, see `size_of`; None where nobody knows."""
+    """What a job makes on each day, and what is there of it after the run of one."""
 
     kind: str
     name: str
-    due: Mapping[str, str]
-    kept: Mapping[str, str]
-    restorable: Sequence[str]
-    bytes: int | None = None
+    due: Mapping[str, str]  # day in ISO 8601 → "SLOT-MODE" of it
+    kept: Mapping[str, str]  # the same, of what is there then
+    restorable: Sequence[str]  # the days of it that can be restored
+    bytes: int | None = None  # see `size_of`
 
 
 def forecast(job: Job, shown: Mapping[str, Day], followed: Mapping[str, Day]) -> Forecast:
@@ -9206,8 +9204,7 @@ VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT
 
 
 class Standing(NamedTuple):
-    """How a source stands. archive, host, age: the newest that can be restored, the machine and the
-    seconds since it began. due_last, due_next: local days. unfinished: what is not whole."""
+    """How a source stands."""
 
     kind: str
     name: str
@@ -9215,12 +9212,12 @@ class Standing(NamedTuple):
     bytes: int
     verdict: str = "never"
     why: str = ""
-    archive: str = ""
-    host: str = ""
-    age: int | None = None
-    due_last: date | None = None
+    archive: str = ""  # the newest that can be restored
+    host: str = ""  # that made it
+    age: int | None = None  # seconds since it began
+    due_last: date | None = None  # local days
     due_next: date | None = None
-    unfinished: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()  # what is not whole, and why
 
 
 def judge(
@@ -9688,8 +9685,7 @@ class _Mail(_Appender, logging.handlers.BufferingHandler):
         if sendmail and not self._server:
             words = (sendmail, "-t", "-oi")
             done = run_tool(words, os.environ, input=mail.as_bytes(), timeout=self._TIMEOUT)
-            if done.status:
-                raise Failure(f"{sendmail} ended with status {done.status}")
+            done.required(sendmail)
             return
         host, _, port = (self._server or "localhost").partition(":")
         port = port or options.get("port", "25")
@@ -9764,13 +9760,13 @@ class Levels(NamedTuple):
 
 
 class Appender(NamedTuple):
-    """make: of its options, a handler; where: FILE:LINE; filters: what its messages must pass."""
+    """Of its options, `make` makes a handler."""
 
     make: AppenderMaker
-    where: str
+    where: str  # FILE:LINE
     options: Mapping[str, str]
     formatter: PatternFormatter
-    filters: Sequence[Levels]
+    filters: Sequence[Levels]  # which its messages must pass
 
 
 # How properties begin that need no `log4perl.` before them.
@@ -9779,25 +9775,19 @@ _BARE = ("rootLogger", "logger.", "category.", "appender.")
 
 class LogConfig:
     """What a logconfig says. name: of the file, for the problems; env: of `${VARIABLE}`s that the
-    file gives no value. Whatever the text is, it raises nothing.
+    file gives no value. Whatever the text is, it raises nothing."""
 
-    loggers: dotted name ("" for the root) → (level, names of appenders), both as far as given;
-    appenders: those that can be used, by name; closed: loggers whose messages do not go on to
-    their parents; problems: sentences.
-    """
-
-    def __init__(
-        self, text: str = "", name: str = "", env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, text: str = "", name: str = "", env: Mapping[str, str] = {}) -> None:
         self._name = name
         # What is understood is taken out of the entries; what is left in them at the end was not.
         self._entries: dict[str, str] = {}  # by their names without `log4perl.`
         self._lines: dict[str, int] = {}  # where they stand
+        # Dotted name ("" for the root) → (level, names of appenders), both as far as given.
         self.loggers: dict[str, tuple[int | None, Sequence[str]]] = {}
-        self.appenders: dict[str, Appender] = {}
-        self.closed: set[str] = set()
-        self.problems: list[str] = []
-        self._read_properties(text, dict(env or {}))
+        self.closed: set[str] = set()  # whose messages do not go on to their parents
+        self.appenders: dict[str, Appender] = {}  # those that can be used, by name
+        self.problems: list[str] = []  # sentences
+        self._read_properties(text, dict(env))
         self._read_loggers()
         self._threshold = self._levels("threshold", "")
         self._utc = _is_on(self._entries.pop("utcDateTimes", ""))
@@ -10298,17 +10288,14 @@ _A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, Command/ldap, or one archiv
 
 
 class Syntax(NamedTuple):
-    """A command of ours; about: what it is for; options: its own; groups: those of several.
-
-    words: what stands behind its options. A NAME that is not in brackets is needed; where no "..."
-    is, one is the most.
-    """
+    """A command of ours. Of its words, a NAME that is not in brackets is needed; where no "..." is,
+    one is the most."""
 
     run: Command
-    words: str
+    words: str  # what stands behind its options
     about: str
-    options: Sequence[Option] = ()
-    groups: Sequence[OptionGroup] = ()
+    options: Sequence[Option] = ()  # its own
+    groups: Sequence[OptionGroup] = ()  # those that others have, too
 
 
 class _Parser(argparse.ArgumentParser):
@@ -10365,8 +10352,7 @@ def option_value(option: str, text: str, read: Callable[[str], T]) -> T:
 
 
 def show(options: Mapping[str, Any], value: Any, lines: Iterable[str]) -> None:
-    """What a command has found: with --json the value, else the lines as a terminal may see them.
-    """
+    """Prints what was found: with --json the value, else the lines as a terminal may see them."""
     if "json" in options:
         print(json.dumps(value, indent=1, default=str))
         return
@@ -10408,9 +10394,9 @@ def cmd_js3tream(args: Sequence[str], now: Moment) -> int:
     bucket, _, name = key_text(options.get("bucket", "")).partition(":")
     if not bucket and modes != ["list"]:
         raise UsageFailure("no bucket given", "use -b BUCKET:PREFIX")
-    _js3tream_log(logging.DEBUG if "debug" in options
-                  else logging.INFO if "verbose" in options else logging.WARNING)
-    access = _js3tream_access(options)
+    _open_tool_log(logging.DEBUG if "debug" in options
+                   else logging.INFO if "verbose" in options else logging.WARNING)
+    access = _access_by_options(options)
     if bucket:
         retries = Retries(20.0 if "neverdie" in options else 0.0, _TOOL_LOG)
         store = open_store(bucket, access, clock_from(now), retries)
@@ -10437,7 +10423,7 @@ def js3tream_options(args: Sequence[str]) -> dict[str, str]:
     return {names.get(option, option.lstrip("-")): value for option, value in found}
 
 
-def _js3tream_access(options: Mapping[str, str]) -> Access:
+def _access_by_options(options: Mapping[str, str]) -> Access:
     key, secret = options.get("key"), options.get("secret")
     endpoint = options.get("endpoint") or None
     if "keyfile" in options and folder_root(endpoint) is None:
@@ -10450,8 +10436,8 @@ def _js3tream_access(options: Mapping[str, str]) -> Access:
     )
 
 
-def _js3tream_log(level: int = logging.WARNING) -> None:
-    """Messages go to standard error."""
+def _open_tool_log(level: int = logging.WARNING) -> None:
+    """Messages of all commands but the backup go to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PatternFormatter("%m"))
     _TOOL_LOG.handlers[:] = [handler]
@@ -10604,7 +10590,7 @@ def _standard_output() -> IO[bytes]:
 @contextlib.contextmanager
 def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
     """What -c, or -b with what it needs, and the keys' options say, within the block."""
-    _js3tream_log()
+    _open_tool_log()
     prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
     jobs, own, place, diff_dir, temp_dir = list[Job](), list[str](), "", "", ""
     if "c" in options:
@@ -10624,7 +10610,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         own.append(diff_dir)
     elif "b" in options:
         keyfile = {"keyfile": options["K"]} if "K" in options else {}
-        bucket, access = options["b"], _js3tream_access({**options, **keyfile})
+        bucket, access = options["b"], _access_by_options({**options, **keyfile})
     else:
         raise UsageFailure("no bucket given", "use -c CONFIG or -b BUCKET")
     store = open_store(bucket, access, clock_from(now), Retries(0.0, _TOOL_LOG))
@@ -11015,7 +11001,7 @@ def cmd_check(args: Sequence[str], now: Moment) -> int:
         close_log()
         findings = [Finding("warning", problem, "correct s3napback.logconfig", "log")
                     for problem in problems] or [Finding("ok", "can be written", subject="log")]
-        _js3tream_log()
+        _open_tool_log()
         run = RunOptions(now, clock_from(now), tool_environment(os.environ), _program(),
                          progress_bar, host_name())
         for path in _config_paths(options.get("c", ""), names):

@@ -386,7 +386,7 @@ def test_a_mail_by_sendmail(
 ) -> None:
     sendmail = tmp_path / "sendmail"
     sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/mail; cat >> {tmp_path}/mail\n'
-                        f"exit {status}\n")
+                        f'echo "queue is full" >&2\nexit {status}\n')
     sendmail.chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda name, path="": str(sendmail))
     opened("log4perl.rootLogger = INFO, M\n" + appender(
@@ -394,7 +394,7 @@ def test_a_mail_by_sendmail(
     log.info("żółć")
     s3napback.close_log()
     assert (tmp_path / "mail").read_text().startswith("-t -oi\nTo: a@example.com\nFrom: root@")
-    failed = f"cannot send the log to a@example.com: {sendmail} ended with status 1"
+    failed = f"cannot send the log to a@example.com: {sendmail}: queue is full"
     assert (failed in capsys.readouterr().err) == bool(status)
 
 
