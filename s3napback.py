@@ -10583,7 +10583,7 @@ def _standard_output() -> IO[bytes]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Recovery
+# Recovery: list, find, diff, restore, restore-script, verify
 # --------------------------------------------------------------------------------------------------
 
 
@@ -10988,8 +10988,9 @@ def cmd_verify(args: Sequence[str], now: Moment) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# check
+# Tonight and after: check, plan
 # --------------------------------------------------------------------------------------------------
+
 
 def cmd_check(args: Sequence[str], now: Moment) -> int:
     """`check`: tonight's run rehearsed; see `check_config` for what it stores and makes."""
@@ -11074,7 +11075,7 @@ def _plan_lines(plan: Sequence[Forecast], shown: Sequence[str], on: date) -> Ite
 
 
 # --------------------------------------------------------------------------------------------------
-# status
+# Who watches, and who grants: status, policy
 # --------------------------------------------------------------------------------------------------
 
 # Exit status → that of a plugin, and its word (Monitoring Plugins Development Guidelines).
@@ -11155,7 +11156,7 @@ def cmd_policy(args: Sequence[str], now: Moment) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# demo
+# Demo
 # --------------------------------------------------------------------------------------------------
 
 # What the demo backs up, and how; what happens to it on the second day.
