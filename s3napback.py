@@ -578,12 +578,13 @@ JOB_DIRECTIVES = {
     "ExcludeFrom": (DIRECTORY,),
 }
 
-# What is a job or holds some; a list; yes or no; a shell's command; all directives by lower case.
-_JOBS_AND_CYCLES = ("Cycle", *KINDS)
-_LISTS = {*KINDS, *HOOKS, "ExcludeFrom", *(name for name, row in _FIELDS.items()
-                                           if row.default == ())}
+_JOBS_AND_CYCLES = ("Cycle", *KINDS)  # what is a job or holds some
+_LISTS = {*KINDS, *HOOKS, "ExcludeFrom",
+          *(name for name, row in _FIELDS.items() if row.default == ())}
 _SWITCHES = {name for name, row in _FIELDS.items() if isinstance(row.default, bool)}
 _SHELL_COMMANDS = ("Run", *HOOKS)
+
+# All directives, by lower case.
 _KNOWN = {
     name.lower(): name for name in (*_JOBS_AND_CYCLES, "Include", *SETTINGS, *JOB_DIRECTIVES)
 }
@@ -1879,7 +1880,7 @@ def links_among(names: Sequence[str]) -> Iterator[str]:
     stored = [os.path.realpath(path) for path in paths if not os.path.islink(path)]
     for link in filter(os.path.islink, paths):
         target = os.path.realpath(link)
-        if all(_within(target, place) is None for place in stored):
+        if all(name_in(target, place) is None for place in stored):
             yield (f"{link} is a symbolic link: nothing of {target}, to which it leads, is stored;"
                    f" name {target} in the config")
 
@@ -1895,12 +1896,13 @@ def tags_among(names: Sequence[str], job: Job) -> Iterator[str]:
         if job.exclude_caches:
             cache = os.path.join(folder, "CACHEDIR.TAG")
             with contextlib.suppress(OSError), open(cache, "rb") as file:
-                tags += ["CACHEDIR.TAG"] * (file.read(len(_CACHE)) == _CACHE)
+                if file.read(len(_CACHE)) == _CACHE:
+                    tags.append("CACHEDIR.TAG")
         for tag in tags:
             yield f"nothing of {folder} is stored but {tag}, by which all else is left out"
 
 
-def _within(path: str, folder: str) -> str | None:
+def name_in(path: str, folder: str) -> str | None:
     """What a path is called in a folder, "" for the folder itself; None where it is not in it."""
     start = folder.rstrip("/") + "/"
     return path[len(start) :] if f"{path}/".startswith(start) else None
@@ -1920,7 +1922,7 @@ def names_within(names: Sequence[str], path: str) -> list[str]:
     """What tar calls a path that lies in one of a job's names, however either is written."""
     real = os.path.realpath(path)
     return [f"{name.rstrip('/')}/{rest}" for name in names
-            if (rest := _within(real, os.path.realpath(path_of(name))))]
+            if (rest := name_in(real, os.path.realpath(path_of(name))))]
 
 
 class Mount(NamedTuple):
@@ -1951,13 +1953,13 @@ def mounts_of(names: Sequence[str], one_file_system: bool = False) -> list[tuple
     within: list[tuple[str, Mount]] = []
     for name in names:
         real = os.path.realpath(path_of(name))
-        home = [one for one in known if _within(real, one.place) is not None][-1:]
+        home = [one for one in known if name_in(real, one.place) is not None][-1:]
         for mount in home:
             (within if mount.place == real else outside).append((name, mount))
         devices = [mount.device for mount in home]  # none is known in a chroot without a mount
         read = [one for one in known if not one_file_system or one.device in devices]
         within += [(f"{name.rstrip('/')}/{rest}", mount) for mount in read
-                   if (rest := _within(mount.place, real))]
+                   if (rest := name_in(mount.place, real))]
     return outside + within
 
 
@@ -8958,7 +8960,7 @@ def _directory_source(job: Job, diff_dir: DiffDir, env: Mapping[str, str]) -> It
     survey = inspect_names(names, diff_dir.last_seen(job.name))
     read = mounts_of(names, job.one_file_system)
     others = [place for place, mount in mounts_of(names) if (place, mount) not in read]
-    if outer := [p for p in others if not any(_within(p, o) for o in others)]:
+    if outer := [p for p in others if not any(name_in(p, o) for o in others)]:
         yield _ok(f"by OneFileSystem what is in {', '.join(outer)} is left out")
     for text in survey.faults:
         yield _error(text, "mount it, or see who may read it")
