@@ -6090,6 +6090,9 @@ class RunReport:
 # Hooks
 # --------------------------------------------------------------------------------------------------
 
+# Characters of a fact in an environment, which can hold 128 kB (execve(2)).
+_MAX_FACT = 4000
+
 
 @dataclass(frozen=True)
 class Hooks:
@@ -6148,10 +6151,6 @@ class Hooks:
                     break
                 self.log.warning("%s", failure)
         return failure
-
-
-# Characters of a fact in an environment, which can hold 128 kB (execve(2)).
-_MAX_FACT = 4000
 
 
 # --------------------------------------------------------------------------------------------------
