@@ -10473,10 +10473,14 @@ class _Js3tream:
         _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self.name)
         if sys.stdin is None:
             raise UsageFailure("standard input is closed: there is nothing to send")
-        is_bucket = self.store.exists()
+        try:  # one request tells both
+            is_there = any(archive_objects(self.store, self.name)) if self.name else False
+            is_bucket = bool(self.name) or self.store.exists()
+        except NotFound:
+            is_there = is_bucket = False
         if is_bucket and not self.name:
             raise Failure(f"bucket {bucket} exists already", "give a prefix: -b BUCKET:PREFIX")
-        if is_bucket and archive_objects(self.store, self.name):
+        if is_there:
             raise Failure(f"{self.where} exists already", "delete it first, with js3tream -d")
         if self.pretends("nothing is stored"):
             return
