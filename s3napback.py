@@ -8268,13 +8268,15 @@ def contents(
     path = index_of(recovery, one)
     try:
         listing = _from_index(path, layer) if path else _from_archive(recovery, one, layer)
-        lines = list(_lines_with(words, listing)) if words else listing.splitlines()
+        lines = [*_lines_with(words, listing)] if words else listing.splitlines()
         if words and not one.self_contained:
             lines += re.findall(rb"^[^d\n].*", listing, re.MULTILINE)
-        for line in [line for line in lines if words and line.startswith(b"h")]:
-            lines += _lines_with([target for _, target in _hard_link_ways(line)], listing)
+        if words:
+            links = [line for line in lines if line.startswith(b"h")]
+            targets = {target for line in links for _, target in _hard_link_ways(line)}
+            lines += _lines_with(targets, listing)
         members: dict[str, Member] = {}
-        for line in sorted(lines, key=lambda line: line.startswith(b"h")):
+        for line in sorted(dict.fromkeys(lines), key=lambda line: line.startswith(b"h")):
             where, member = listed_member(line, one.archive.name, members)
             members[where] = member
         return layer, members
