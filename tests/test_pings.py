@@ -182,7 +182,8 @@ def test_a_ping_that_does_not_arrive_is_a_warning_after_three_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watcher.behaviour = behaviour
-    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 0.1)
+    if behaviour in ("dead", "drip"):
+        monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 0.1)
     began = time.monotonic()
     assert pinged.run() == 0
     assert time.monotonic() - began < 3
