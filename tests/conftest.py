@@ -409,7 +409,7 @@ def s3_server(s3_session: S3Server) -> S3Server:
 def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Healthchecks]:
     """A server that plays healthchecks, for a program that soon loses patience with it."""
     monkeypatch.setattr(s3napback, "_PING_PAUSES", (0.0, 0.02, 0.05))
-    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 1.0)
+    monkeypatch.setattr(s3napback, "_WATCH_TIMEOUT", 5.0)
     with Healthchecks.running() as server:
         yield server
 
@@ -757,10 +757,14 @@ NOBODY = 65534
 
 
 def run_as_nobody(
-    site: Site, *words: str, now: datetime = NIGHT, locale: str = "C.UTF-8"
+    site: Site, *words: str, now: datetime = NIGHT, locale: str = "C.UTF-8", change: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """A run of a site by an ordinary user, to whom all but what a test takes from him belongs."""
-    code = "import s3napback, sys; sys.exit(s3napback.main(sys.argv[2:], now=float(sys.argv[1])))"
+    """A run of a site by an ordinary user, to whom all but what a test takes from him belongs.
+
+    change: a statement of Python that changes the module before
+    """
+    code = (f"import s3napback, sys; {change}\n"
+            "sys.exit(s3napback.main(sys.argv[2:], now=float(sys.argv[1])))")
     done = subprocess.run(
         [*_as_nobody(), "-c", code, str(now.timestamp()), *words, "-c", str(site.write())],
         capture_output=True, text=True, errors="replace", cwd="/",

@@ -139,7 +139,7 @@ def test_a_path_is_listed_by_the_rules_of_a_restore(site: Site, capsys: Capture)
         f"{site.data}/sub", f"{site.data}/sub/x"
     ]
     _, error = call(site, capsys, "list", str(site.data), "--files", "/no/such", status=1)
-    assert "not in the backup as of 2026-11-23 03:00:00 +0000: no/such" in error
+    assert re.search(r"not in the backup as of 2026-11-23 03:0\d:\d\d \+0000: no/such", error)
 
 
 def test_hard_links_are_followed_whatever_they_are_called(site: Site, capsys: Capture) -> None:

@@ -104,7 +104,10 @@ class Intruded:
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("puts", [1, 2, 3, 4])
-@pytest.mark.parametrize("others", [1500, 2500, 4500])
+@pytest.mark.parametrize(
+    ("bucket", "others"), [("folder", 1500), ("folder", 2500), ("folder", 4500), ("S3", 2500)],
+    indirect=["bucket"],
+)
 def test_two_machines_in_one_slot_are_not_both_well(
     bucket: Store, puts: int, others: int, safe: bool
 ) -> None:
