@@ -7952,7 +7952,8 @@ def check_place(
             raise UsageFailure("a directory needs --to DIR")
         if os.path.realpath(place) == "/" and place != "/":
             raise UsageFailure(f"{place} is the root folder", "write --to / to mean it")
-        if not overwrite and os.path.exists(place) and not is_fresh(place):
+        # A file in its place is told even with --overwrite, before anything is thawed.
+        if os.path.exists(place) and not is_fresh(place) and not overwrite:
             raise UsageFailure(f"{place} is not empty", "restore into an empty folder; --overwrite"
                                " deletes there what was not backed up")
     elif kind:
