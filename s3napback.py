@@ -7030,6 +7030,11 @@ def parse_dumpdir(data: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
     return names, renames
 
 
+def ways_to(path: str) -> Iterator[str]:
+    """The folders that lead to a path, the outermost first, and itself."""
+    return itertools.accumulate(path.split("/"), "{}/{}".format)
+
+
 class NeedsMore(Exception):
     """What is wanted of a directory is not told by what was read: it needs the archives in their
     order, or all of what they hold."""
@@ -7055,7 +7060,7 @@ class Layer:
         self._wanted, self._folders = {*paths, *extra}, tuple(f"{path}/" for path in paths)
         self._above = {""}  # the folders that have one of the paths in them
         for path in paths:
-            self._above.update(itertools.accumulate(path.split("/")[:-1], "{}/{}".format))
+            self._above.update(ways_to(os.path.dirname(path)))
         self._places: dict[str, tuple[int, int]] = {}  # directory → its dumpdir in the file
         # Last names of paths that a file to be noted is at, and of those that it is in or at.
         self._ends = {os.fsencode(os.path.basename(path)) for path in self._above} | {b""}
@@ -7161,7 +7166,7 @@ class Given:
 
     def add(self, layer: Layer) -> set[str]:
         """Takes the next archive in; the paths that it takes away, since they are not given to tar
-        any more.
+        any more, nor is anything else in them.
 
         A file that was given is not in an archive if it has not changed, nor is a directory that
         could not be read. Where the archive does not tell the names, only such files are kept.
@@ -7170,8 +7175,9 @@ class Given:
         kept = self.files if layer.names is None else given & layer.names
         gone = {path for path in given - kept - layer.files if not is_within(path, layer.tops)}
         self.tops = layer.tops | (self.tops & kept)
-        self.files |= layer.files
-        return gone
+        self.files = (self.files | layer.files) - gone
+        left = {way for path in self.tops | self.files for way in ways_to(path)} if gone else ()
+        return {next((way for way in ways_to(path) if way not in left), path) for path in gone}
 
 
 def rename_origins(
@@ -8345,9 +8351,9 @@ class FileList:
         """With the next archive, as `contents` gives it."""
         given, folders = copy.deepcopy(self._given), self._renamed(layer.renames)
         gone = given.add(layer)
-        above_all = (itertools.accumulate(above.split("/"), "{}/{}".format) for above in folders)
         # A search may know a file without the folders that it is in.
-        outer = by_folder(dict.fromkeys(path for paths in above_all for path in paths if path))
+        outer = by_folder(dict.fromkeys(
+            path for above in folders for path in ways_to(above) if path))
         for above in folders.keys() | outer.keys():
             if (names := layer.names_in(above)) is not None:
                 known = folders.get(above, {}).keys() | outer.get(above, {}).keys()

@@ -195,6 +195,21 @@ def test_a_home_that_was_deleted_does_not_come_back(site: Site, wanted: str, cap
     assert (Path(f"{site.folder}/then{homes}") / "bert" / "docs" / "file").exists()
 
 
+def test_of_what_is_given_to_tar_no_more_no_empty_folder_is_left(site: Site, capsys: Any) -> None:
+    homes = site.folder / "home"
+    for name in ("anna/a", "anna/b", "bert/a"):
+        (homes / name).mkdir(parents=True)
+    site.jobs = f"Directory {homes}/*/*"
+    for number, gone in enumerate((None, homes / "anna/b", homes / "bert/a")):
+        if gone:
+            gone.rmdir()
+        assert site.run("-f", now=NIGHT.replace(day=21 + number)) == 0
+    back = site.restored(name=f"{homes}/*/*").parents[1]
+    assert [str(path.relative_to(back)) for path in back.rglob("*")] == ["anna", "anna/a"]
+    assert site.restore(site.folder / "part", f"{homes}/bert", name=f"{homes}/*/*") == 1
+    assert "not in the backup" in capsys.readouterr().err
+
+
 def test_files_given_by_name_are_kept_while_they_do_not_change(site: Site) -> None:
     for name in ("kept", "changed"):
         (site.data / name).write_text("one")
