@@ -5565,7 +5565,7 @@ class IndexDraft:
         with pipe:
             while count := pipe.readinto(room):
                 self._write(memoryview(room)[:count])
-                select.select([], [], [], 0.02)  # tar writes line by line; not to be woken by each
+                time.sleep(0.02)  # tar writes line by line; to be woken by each is more work
 
     def _write(self, data: Piece) -> None:
         try:

@@ -21,7 +21,7 @@ def check(site: Site) -> int:
         ("Parallel 2 # at once", "first counts, 2: # is not used; a comment has a line of its own"),
         ("Compressor gzip\nCompressor xz", "Compressor has one value, and the first counts, gzip"),
         ("Frequency 1\nFrequency 2", "Frequency has one value, and the first counts, 1: 2 is not"),
-        ("<Cycle a>\nDiffs 6\nDiffs 3\n</Cycle>",
+        ("<Cycle a>\nFrequency 400\nDiffs 6\nDiffs 3\nMySQL x\n</Cycle>",
          "Diffs has one value, and the first counts, 6: 3"),
         ("<MySQL x>\nFrequency 400\nUseTempFile no\nUseTempFile yes\n</MySQL>",
          "UseTempFile has one value, and the first counts, 0: 1 is not used"),
