@@ -659,13 +659,16 @@ _MAX_FILES = 1000
 def split_words(text: str) -> list[str]:
     """The values in what follows a directive's name or a block's tag.
 
-    Raises Failure for a quote that does not end.
+    Raises Failure for a quote that does not end, and for blanks only.
 
     >>> split_words("/a 'b c'd --w='x y'")
     ['/a', 'b c', 'd', "--w='x", "y'"]
     """
     if not re.search("[\"']", text):
-        return re.findall(r"\S+", text, re.ASCII)
+        words = re.findall(r"\S+", text, re.ASCII)
+        if not words:  # behind the name a backslash joined the line to an empty one
+            raise UsageFailure("no value found for directive")
+        return words
     words = []
     position = 0
     # Kept quirk: Perl takes a rest of "0" for false, and it is lost.

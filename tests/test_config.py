@@ -337,6 +337,15 @@ def test_an_include_that_includes_itself_is_a_failure(tmp_path: Path) -> None:
         parse(f"# me\nInclude {tmp_path}/x.conf\n", tmp_path)
 
 
+@pytest.mark.parametrize("line", ["Fulls", "Bucket", "Exclude", "Include"])
+def test_a_line_that_a_backslash_leaves_with_blanks_alone_is_a_failure(
+    line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Failure, match=r"x\.conf, line 2: no value found for directive") as caught:
+        parse(f"{line} \t\\\n\nDirectory /x\n", tmp_path)
+    assert caught.value.status == 2
+
+
 def test_what_is_not_read_is_told_by_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "b.conf").write_text("<Cycle x>\n")
     config = parse(f"Include {tmp_path}/b.conf\n</Cycle>\n\n# all of it\nBucket b\n", tmp_path)
