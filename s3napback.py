@@ -5075,7 +5075,7 @@ def _fetch_chunk(
 # An archive has the mark `s3napback-state`: of a Directory "FROM:TO", the position from which it
 # goes on ("-" for nothing) and the one to which it leads; of a repository "FIRST:LAST", revisions.
 
-# Names of drafts of diff files, and of sidecars; a diff file's starts with that of its job.
+# How the names of drafts and sidecars begin and end. Those of diff files begin with their job's.
 _DRAFT_START, _DRAFT_END, _SIDECAR_END = ".s3napback-", ".draft", ".chain"
 
 # What an index begins with, bytes: the id of its archive's upload, and a newline; see `IndexDraft`.
@@ -5550,16 +5550,17 @@ class IndexDraft:
             self._file = open(self._path, "wb", 0)  # noqa: SIM115 - until `close`
             self._file.write(bytes(INDEX_HEAD))
             self._write(json.dumps(names).encode() + b"\n")
+            # What the thread needs is made before it: it must not end before tar does.
+            room = bytearray(_PIPE_BYTES)
             reader, writer = os.pipe()
             pipe = os.fdopen(reader, "rb", 0)
             widen_pipe(pipe)
-            # What the thread needs is made before it: it must not end before tar does.
-            args = pipe, bytearray(_PIPE_BYTES)
-            thread = threading.Thread(target=self._copy, args=args, daemon=True)
-            thread.start()
-            self._pipe.callback(thread.join)
+            thread = threading.Thread(target=self._copy, args=(pipe, room), daemon=True)
+            # The thread closes its end; where it could not be started, that is done here.
+            self._pipe.callback(lambda: thread.join() if thread.ident else pipe.close())
             self._pipe.callback(os.close, writer)
-            if os.path.exists(f"/dev/fd/{writer}"):
+            thread.start()
+            if self._file and os.path.exists(f"/dev/fd/{writer}"):
                 return writer
         self._give_up()
         return -1

@@ -499,6 +499,28 @@ def test_a_last_snapshot_that_cannot_be_read_again_costs_the_index_alone(
     assert len(indexes(site)) == 1
 
 
+@pytest.mark.parametrize("lacking", ["thread", "room"])
+def test_a_run_without_an_index_asks_tar_for_no_lines_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "index"
+    path.touch()
+    with monkeypatch.context() as patch:
+        if lacking == "thread":
+            patch.setattr("threading.Thread.start", refused)
+        else:
+            patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+        before = os.listdir("/proc/self/fd")
+        index = s3napback.IndexDraft(str(path))
+        assert index.begin(["/etc"]) == -1
+        index.close()
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert path.read_bytes() == b""
+
+
 def test_where_tar_cannot_be_given_a_descriptor_there_is_no_index(
     site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
