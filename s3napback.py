@@ -2315,6 +2315,9 @@ class Pipeline:
                     self._start(number)
                 if stage.shell:
                     self._require_output(number)
+            for feeder in self._feeders.values():  # one that is at work has to be waited for
+                with signals_held():
+                    feeder.start()
             return self
         except BaseException:
             self.__exit__()
@@ -2329,7 +2332,8 @@ class Pipeline:
                 process.kill()
             process.wait()
         for feeder in self._feeders.values():
-            feeder.join()
+            if feeder.ident:
+                feeder.join()
         for process in self._processes:
             for pipe in filter(None, (process.stdin, process.stdout)):
                 pipe.close()
@@ -2359,7 +2363,6 @@ class Pipeline:
             widen_pipe(pipe)
         if feed is not None:
             feeder = threading.Thread(target=self._feed, args=(number, feed), daemon=True)
-            feeder.start()
             self._feeders[number] = feeder
 
     def _require_output(self, number: int) -> None:

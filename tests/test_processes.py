@@ -3,6 +3,7 @@
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -215,6 +216,16 @@ def test_a_pipeline_that_cannot_start_whole_leaves_nothing() -> None:
     with pytest.raises(Failure, match="no-such is not on PATH"):
         s3napback.Pipeline(stages, os.environ).__enter__()
     assert not processes_of("sleep 98764")
+
+
+def test_a_pipeline_that_cannot_start_whole_waits_for_no_output() -> None:
+    """A wrapper around mysqldump may leave a process behind that has its pipe open."""
+    dump = s3napback.Stage(("sh", "-c", "sleep 20 & sleep 20"), watched=True)
+    stages = [dump, sh("cat"), s3napback.Stage(("no-such",))]
+    started = time.monotonic()
+    with pytest.raises(Failure, match="no-such is not on PATH"):
+        s3napback.Pipeline(stages, os.environ).__enter__()
+    assert time.monotonic() - started < 10
 
 
 def test_the_last_bytes_of_a_watched_stage_are_kept() -> None:
