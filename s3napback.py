@@ -8556,7 +8556,7 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
     for sentence in not_backed_up(config, jobs):
         yield _error(sentence)
     yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
-    diff_dir = DiffDir(settings.diff_dir, run.now)
+    diff_dir, is_usable = DiffDir(settings.diff_dir, run.now), True
     for subject, findings in (
         ("jobs", _jobs(settings, jobs, run.now)), ("TZ", _time_zone(env.get("TZ", ""))),
         ("tools", _tools(settings, jobs, env)), ("databases", _roles(jobs)),
@@ -8564,18 +8564,23 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
         ("DiffDir", _room_in_diff_dir(settings.diff_dir, diff_dir)),
         ("TempDir", _room_in_temp_dir(settings, jobs)), ("hooks", _hooks(settings, jobs, env)),
         ("S3Keyfile", _key_file(settings)),
-        ("bucket", _bucket(settings, jobs, run, diff_dir, retries)),
+        ("bucket", _bucket(settings, run.clock, retries)),
         ("PingURL", _ping_urls(settings.ping_urls)),
         ("MetricsFile", _metrics_file(settings.metrics_file)),
         *(("GpgRecipient", _recipient(one, settings.gpg_keyring, run))
           for one in settings.gpg_recipients or [None]),
     ):
-        yield from findings_of(subject, findings)
+        for one in findings_of(subject, findings):
+            is_usable = is_usable and (subject, one.level) != ("bucket", "error")
+            yield one
+    store = is_usable and open_store(settings.bucket, access_of(settings), run.clock, retries)
     for job in jobs:
         for one in findings_of(f"{job.kind} {job.name}", _source(job, diff_dir, env)):
             if one.level == "error" and RUN_BEFORE in dict((*settings.hooks, *job.hooks)):
                 one = _ok(f"before RunBefore has run: {one.text}", subject=one.subject)
             yield one
+        if store:
+            yield from _history(Run(settings, run, diff_dir, store, ""), job)
 
 
 def _jobs(settings: Settings, jobs: Sequence[Job], now: Moment) -> Iterator[Finding]:
@@ -8732,10 +8737,9 @@ def _key_file(settings: Settings) -> Iterator[Finding]:
 
 
 def _bucket(
-    settings: Settings, jobs: Sequence[Job], options: RunOptions, diff_dir: DiffDir,
-    retries: Retries,
+    settings: Settings, clock: Callable[[], float], retries: Retries
 ) -> Iterator[Finding]:
-    store = open_store(settings.bucket, access_of(settings), options.clock, retries)
+    store = open_store(settings.bucket, access_of(settings), clock, retries)
     is_there = store.exists()
     if isinstance(store, S3Store) and (skew := store.skew()) is not None:
         yield _clock(skew)
@@ -8754,12 +8758,6 @@ def _bucket(
         yield _room(os.path.join(root, store.bucket), _LITTLE_TEMP_ROOM)
     if is_there:
         yield from _probe(store, settings.prefix, settings.safe_replace)
-    run = Run(settings, options, diff_dir, store, "")
-    for job in jobs:
-        with contextlib.suppress(Failure):  # what is not there to be read is told of the source
-            for kind, name in _sources_of(job):
-                findings = _found_in_bucket(run, Plan(job, kind, name), is_there=is_there)
-                yield from findings_of(f"{kind} {name}", findings)
 
 
 def _clock(skew: float) -> Finding:
@@ -8838,12 +8836,18 @@ def _sources_of(job: Job) -> list[tuple[str, str]]:
     return [(job.kind, job.name)]
 
 
-def _found_in_bucket(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Finding]:
+def _history(run: Run, job: Job) -> Iterator[Finding]:
+    with contextlib.suppress(Failure):  # what is not there to be read is told of the source
+        for kind, name in _sources_of(job):
+            yield from findings_of(f"{kind} {name}", _found_in_bucket(run, Plan(job, kind, name)))
+
+
+def _found_in_bucket(run: Run, plan: Plan) -> Iterator[Finding]:
     """What the bucket has of a source from another host; a diff file of the Perl script."""
-    by_date = sorted(
-        run.archives_of(plan) if is_there else (),
-        key=lambda one: max(item.modified for item in one[2]),
-    )
+    found = list[tuple[str, str, list[StoredObject]]]()
+    with contextlib.suppress(NotFound):  # the first run makes the bucket
+        found += run.archives_of(plan)
+    by_date = sorted(found, key=lambda one: max(item.modified for item in one[2]))
     for archive, _, objects in by_date[-1:]:
         last = resolve_archive(archive, objects, run.store.head)
         host = last.metadata.get("host", "") if last else ""
@@ -8862,6 +8866,7 @@ def _found_in_bucket(run: Run, plan: Plan, *, is_there: bool) -> Iterator[Findin
             )
             yield _ok("the diff file is the Perl script's: the next archive holds everything, once:"
                       f" about {size_text(size)}")
+
 
 # Seconds that those who watch have for an answer, however slowly they send it.
 _WATCH_TIMEOUT = 10.0
@@ -11029,7 +11034,9 @@ def cmd_check(args: Sequence[str], now: Moment) -> int:
         for path in _config_paths(options.get("c", ""), names):
             check = check_config(path, run, Retries(0.0, _TOOL_LOG))
             findings += findings_of("config", check)
-    show(options, [vars(one) for one in findings], (
+    rows = [{"level": one.level, "subject": one.subject, "text": one.text, "hint": one.hint}
+            for one in findings]
+    show(options, rows, (
         f"{one.level:8} {one.subject}: "
         + (f"{one.text.removesuffix('.')}: {one.hint}" if one.hint else one.text)
         for one in findings

@@ -75,6 +75,21 @@ def test_the_worst_finding_is_the_status(site: Site, capsys: Capture) -> None:
     assert "the first run makes it" in capsys.readouterr().out
 
 
+def test_what_the_bucket_has_of_a_source_is_told_beside_it(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "host_name", lambda: "web1")
+    site.jobs = f"Directory {site.data}\n<Command x>\nRun \"echo x\"\n</Command>"
+    assert site.run() == 0
+    monkeypatch.setattr(s3napback, "host_name", lambda: "web2")
+    assert s3napback.main(["check", "--json", "-c", str(site.write())], now=NIGHT) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [list(one) for one in found] == [["level", "subject", "text", "hint"]] * len(found)
+    subjects = [f"Directory {site.data}", "Command x"]
+    assert [one["subject"] for one in found[-4:]] == [subjects[n] for n in (0, 0, 1, 1)]
+    assert ["of the host web1" in one["text"] for one in found[-4:]] == [False, True] * 2
+
+
 def test_a_bad_call_of_check_is_told(site: Site, capsys: Capture) -> None:
     assert s3napback.main(["check", "-h"]) == 0
     assert "usage: s3napback.py check" in capsys.readouterr().out
