@@ -10419,10 +10419,14 @@ def cmd_js3tream(args: Sequence[str], now: Moment) -> int:
     _open_tool_log(logging.DEBUG if "debug" in options
                    else logging.INFO if "verbose" in options else logging.WARNING)
     access = _access_by_options(options)
+    # As the original: a wrong size is refused even where none is needed.
+    chunk_size = option_value("-z", options.get("size", str(JS3TREAM_CHUNK_SIZE)),
+                              partial(read_number, largest=MAX_CHUNK))
     if bucket:
         retries = Retries(20.0 if "neverdie" in options else 0.0, _TOOL_LOG)
         store = open_store(bucket, access, clock_from(now), retries)
-        work = _Js3tream(store, name, f"{bucket}:{name}", options, access.connections, now)
+        work = _Js3tream(store, name, f"{bucket}:{name}", options, chunk_size,
+                         access.connections, now)
         {"stdin": work.send, "stdout": work.fetch,
          "list": work.list_archives, "delete": work.delete}[modes[0]]()
     else:
@@ -10475,6 +10479,7 @@ class _Js3tream:
     name: str
     where: str
     options: Mapping[str, str]
+    chunk_size: int
     parallel: int
     now: Moment
 
@@ -10487,8 +10492,6 @@ class _Js3tream:
     def send(self) -> None:
         """-i: standard input becomes an archive, of a name that is free."""
         bucket, tag = self.store.bucket, self.options.get("tag", "")
-        chunk_size = option_value("-z", self.options.get("size", str(JS3TREAM_CHUNK_SIZE)),
-                                  partial(read_number, largest=MAX_CHUNK))
         if not tag.isascii() or not tag.isprintable():
             raise UsageFailure("the tag must be printable ASCII: S3 keeps no other")
         _TOOL_LOG.info("Sending standard input to bucket %s, prefix %s", bucket, self.name)
@@ -10511,7 +10514,7 @@ class _Js3tream:
         source: io.RawIOBase = sys.stdin.buffer.raw  # type: ignore[union-attr]
         _prepare_stream(source)
         with Upload(
-            self.store, self.name, (), chunk_size=chunk_size, parallel=self.parallel,
+            self.store, self.name, (), chunk_size=self.chunk_size, parallel=self.parallel,
             metadata={"tag": tag} if tag else {}, log=_TOOL_LOG,
             progress=lambda size: _TOOL_LOG.debug("Stored a chunk of %d bytes", size),
         ) as upload:

@@ -203,6 +203,8 @@ def test_a_closed_input_is_an_error(tmp_path: Path) -> None:
         (("-o", "-b", "b:x", "extra"), 2, "unexpected argument extra"),
         (("-i", "-b", "b:x", "-z", "0"), 2, "-z 0 is not a whole number from 1"),
         (("-i", "-b", "b:x", "-z", "5M"), 2, "-z 5M is not a whole number"),
+        (("-o", "-b", "b:x", "-z", "5M"), 2, "-z 5M is not a whole number"),
+        (("-l", "-z", "5M"), 2, "-z 5M is not a whole number"),
         (("-i", "-b", "b:x", "-t", "ż"), 2, "tag must be printable ASCII"),
         (("-i", "-b", "b:x", "-k", "KEY"), 2, "-k and -s go together"),
         (("-o", "-b", "b:nothing"), 1, "there is no archive b:nothing"),
