@@ -11060,12 +11060,12 @@ def cmd_plan(args: Sequence[str], now: Moment) -> int:
         shown, followed = days_until(last, count, at, now), days_until(on, 4 * 366, at, now)
     except (ValueError, OverflowError, TypeError) as error:
         raise UsageFailure(f"no day, or no time: {error}", "see: s3napback.py plan -h") from error
-    found, lines = [], list[str]()
+    found = []
     for path in _config_paths(options.get("c", ""), names):
         config = read_config(path)
         settings = settings_of(config, needs_diff_dir=False)
         plan = [forecast(job, shown, followed) for job in jobs_of(config)]
-        lines += map(str.rstrip, _plan_lines(plan, [*shown], on))
+        lines = [*map(str.rstrip, _plan_lines(plan, [*shown], on))]
         try:
             store = open_store(settings.bucket, access_of(settings), clock_from(now))
             plan = [one._replace(bytes=size_of(one, store, settings.prefix, f"{today}"))
@@ -11076,7 +11076,9 @@ def cmd_plan(args: Sequence[str], now: Moment) -> int:
         except Failure as failure:
             tell(f"the size then is not known: {failure}")
         found += [{"config": path, **one._asdict()} for one in plan]
-    show(options, {"format": 1, "on": on, "sources": found}, lines)
+        if "json" not in options:  # at once: the next config may not be readable
+            show(options, None, lines)
+    show(options, {"format": 1, "on": on, "sources": found}, ())
     return EXIT_OK
 
 

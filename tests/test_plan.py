@@ -11,6 +11,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from conftest import NIGHT, Capture, Site, program
 
+import s3napback
+
 SIMPLE = "Diffs 3\nFulls 2"
 
 
@@ -258,6 +260,15 @@ def test_a_config_without_a_rotation_is_told_with_its_line(site: Site, capsys: C
     site.jobs = block("Directory", "/srv/a", "Frequency 0")
     assert site.run("plan") == 2
     assert f"{site.conf}:7: Illegal modulus zero" in capsys.readouterr().err
+
+
+def test_a_config_that_cannot_be_read_keeps_no_calendar_before_it_back(
+    site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3napback, "CONFIG_DIR", str(site.folder))
+    (site.folder / "bad.conf").write_text("Bucket b\nTypo x\n")
+    assert s3napback.main(["plan", "-c", str(site.write()), "bad"], now=NIGHT) == 2
+    assert "2026-12-06 Sun" in capsys.readouterr().out
 
 
 def test_it_runs_where_nothing_of_the_machine_is_there(site: Site) -> None:
