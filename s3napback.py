@@ -9561,10 +9561,9 @@ class _Screen(_Appender):
         stream = sys.stderr if level in self._stderr else sys.stdout
         if stream is None:
             return
-        text = self.format(record)
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
         with contextlib.suppress(OSError, ValueError):  # closed: there is no one to tell
+            text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
             if level in self._colors and stream.isatty():
                 text = f"\x1b[{self._colors[level]}m{text}\x1b[0m"
             bars = sys.modules.get("tqdm")
