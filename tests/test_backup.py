@@ -274,6 +274,7 @@ def test_a_repository_whose_chain_is_torn_is_stored_whole(
     assert run(["svnlook", "youngest", str(back)]).strip() == "3"
 
 
+@pytest.mark.slow
 def test_a_dump_that_waits_for_the_bucket_is_named(
     s3_site: Site, s3_server: Any, mariadb: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -419,6 +419,7 @@ def test_a_command_that_is_ended_by_a_signal_says_so(
     assert "ended by SIGTERM" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_output_of_list_ends_without_a_traceback(site: Site) -> None:
     for n in range(60):
         (site.folder / f"d{n}").mkdir()

@@ -212,6 +212,7 @@ def test_an_empty_name_is_none(text: str, tmp_path: Path) -> None:
     assert caught.value.where == f"{tmp_path}/x.conf:1"
 
 
+@pytest.mark.slow
 def test_a_long_config_takes_time_in_proportion(tmp_path: Path) -> None:
     text = "".join(f"Directory /d{number}\n" for number in range(8000)) + "Foo" + ' "a"' * 40000
     before = time.process_time()

@@ -573,6 +573,7 @@ def test_list_tells_stale_cut_left_over_and_encrypted(tmp_path: Path) -> None:
     assert lines["/c-1-FULL"].endswith("and 1 chunks left over from another upload")
 
 
+@pytest.mark.slow
 def test_a_secret_key_may_have_a_passphrase(
     tmp_path: Path, short_folder: Callable[[str], Path]
 ) -> None:

@@ -822,6 +822,7 @@ def slow_service() -> Iterator[str]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_chunk_may_take_longer_than_any_timeout(
     slow_service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_another_hosts_archive_stays_an_error_where_run_before_is_to_run(site: S
     assert f"error    Directory {site.data}: " in check.stdout
 
 
+@pytest.mark.slow
 def test_a_dump_that_starts_before_midnight_is_made_every_night(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

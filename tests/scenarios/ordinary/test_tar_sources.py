@@ -293,6 +293,7 @@ def test_a_name_mounted_at_another_comes_back_under_both(site: Site, bind: Bind)
 # ---- holes ----
 
 
+@pytest.mark.slow
 def test_holes_take_no_room_and_come_back_as_holes(site: Site) -> None:
     image = site.data / "image"
     with open(image, "wb") as file:

@@ -84,6 +84,7 @@ def three_nights(site: Site, *changes: Any) -> None:
 # ---- a part of an archive is restored by what is needed of it ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["a/one", "a", "b/link"])
 def test_what_follows_the_wanted_paths_in_an_archive_is_not_read(
     site: Site, wanted: str, capsys: Any
