@@ -10239,6 +10239,9 @@ def cmd_backup(args: Sequence[str], now: Moment) -> int:
             tells_jobs=as_json, log_text=tail.text,
         )
         statuses = []
+        for lost in {file for option, file in options if option == "-c"} - {given.get("-c")}:
+            log.warning("-c is given twice, and %s is not run: the last one counts", lost)
+            statuses.append(EXIT_WARNINGS)
         for path in _config_paths(given.get("-c", ""), names):
             statuses.append(run_watched(path, run).status)
             tail.records.clear()
@@ -10326,6 +10329,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageFailure(message, f"see: {self.prog} -h")
 
 
+class _Once(argparse.Action):
+    """Of an option that is given again argparse would forget the first value."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"option {option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
 def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """(the options that were given, by name; the other words) of a call of one of our commands.
 
@@ -10341,7 +10356,9 @@ def read_args(command: str, args: Sequence[str]) -> tuple[dict[str, Any], list[s
     for title, options in (("", own), *groups):
         group = parser.add_argument_group(title) if title else parser
         for option, value, meaning in options:
-            how: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            how: dict[str, Any] = {"metavar": value, "action": _Once}
+            if not value:
+                how = {"action": "store_true"}
             if value.endswith("..."):
                 how = {"metavar": value.rstrip("."), "action": "append"}
             group.add_argument(option, dest=option.lstrip("-"), help=meaning, **how)

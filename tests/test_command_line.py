@@ -361,6 +361,13 @@ def test_of_two_configs_the_worst_status_counts(
     assert "unable to parse line" in capsys.readouterr().err
 
 
+def test_a_config_that_another_c_takes_the_place_of_is_told(site: Site, capsys: Capture) -> None:
+    """The last one counts, as in the original; the other would be missed by nobody."""
+    assert s3napback.main(["-c", "lost.conf", "-c", str(site.write())], now=NIGHT) == 3
+    assert len(site.archives()) == 1
+    assert "-c is given twice, and lost.conf is not run" in capsys.readouterr().err
+
+
 def test_a_run_from_cron_needs_no_terminal_and_little_environment(site: Site) -> None:
     """The README's call, in the environment that cron gives."""
     done = subprocess.run(

@@ -464,6 +464,8 @@ def test_a_plugin_that_cannot_know_says_unknown(
         (["--maximum"], "option --maximum not recognized"),
         ([], "give a config with -c FILE, or a NAME"),
         (["no-such-config"], "no config for no-such-config"),
+        (["-c", "one.conf", "-c", "two.conf"], "option -c is given twice"),
+        (["--grace", "1d", "--grace=2d"], "option --grace is given twice"),
     ],
 )
 def test_a_wrong_call_is_one_sentence(words: list[str], message: str, capsys: Capture) -> None:
