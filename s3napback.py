@@ -10794,6 +10794,16 @@ def _shown(one: Member, now: Moment) -> str:
     return f"{size_text(one.size)} of {_time_of(one, now)}"
 
 
+def _change_text(old: Member, new: Member, now: Moment) -> str:
+    """What a file was, and is; of its mode, owner and link what is not the same."""
+    both = [(one, _shown(one, now)) for one in (old, new)]
+    if old[:2] != new[:2]:
+        both = [(one, f"{one.mode} {one.owner} {text}") for one, text in both]
+    if old.link != new.link:
+        both = [(one, f"{text} -> {one.link}" if one.link else text) for one, text in both]
+    return ", then ".join(text for _, text in both)
+
+
 def _files_at(
     recovery: Recovery, name: str, options: Mapping[str, Any], now: Moment
 ) -> tuple[Chain, dict[str, Member]]:
@@ -10908,7 +10918,7 @@ def cmd_diff(args: Sequence[str], now: Moment) -> int:
     show(options, value, (
         f"{what:8} /{path}" + (
             f" -> /{target}" if what == "renamed" else
-            f", {_shown(old[path], now)}, then {_shown(new[path], now)}" if what == "changed" else
+            f", {_change_text(old[path], new[path], now)}" if what == "changed" else
             ""
         ) for path, what, target in found
     ))

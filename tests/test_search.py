@@ -344,7 +344,14 @@ def test_new_gone_changed_and_renamed(site: Site, capsys: Capture) -> None:
         (site.data / name).write_text(name)
         os.utime(site.data / name, (1e9, 1e9))
     (site.data / "folder").mkdir()
+    (site.data / "link").symlink_to("here")
+    os.utime(site.data / "link", (1e9, 1e9), follow_symlinks=False)
+    (site.data / "mode").chmod(0o644)
     assert site.run() == 0
+    owner = (site.data / "mode").owner() + "/" + (site.data / "mode").group()
+    (site.data / "link").unlink()
+    (site.data / "link").symlink_to("there")
+    os.utime(site.data / "link", (1e9, 1e9), follow_symlinks=False)
     (site.data / "gone").unlink()
     (site.data / "old name").rename(site.data / "folder" / "new name")
     for name in ("twin1", "twin2"):  # which is which is not known but by the name
@@ -360,7 +367,10 @@ def test_new_gone_changed_and_renamed(site: Site, capsys: Capture) -> None:
         f"changed  {top}/changed, 7 bytes of 2001-09-09 01:46:40, then 12 bytes of 2033-05-18"
         " 03:33:20",
         f"gone     {top}/gone",
-        f"changed  {top}/mode, 4 bytes of 2001-09-09 01:46:40, then 4 bytes of 2001-09-09 01:46:40",
+        f"changed  {top}/link, 0 bytes of 2001-09-09 01:46:40 -> here,"
+        " then 0 bytes of 2001-09-09 01:46:40 -> there",
+        f"changed  {top}/mode, -rw-r--r-- {owner} 4 bytes of 2001-09-09 01:46:40,"
+        f" then -rw------- {owner} 4 bytes of 2001-09-09 01:46:40",
         f"new      {top}/new",
         f"renamed  {top}/old name -> {top}/folder/new name",
         f"renamed  {top}/twin1 -> {top}/folder/twin1",
