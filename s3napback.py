@@ -21,7 +21,7 @@ How the data flows; the numbers are the sections below:
 
 Sections: 1 this manual, 2 Vocabulary, 3 Errors, 4 Config, 5 Cycles and slots, 6 Names, 7 Sources,
 8 Processes, 9 Buffers, 10 Stores, 11 Archives, 12 Transfer, 13 DiffDir, 14 Backup, 15 Recovery,
-16 Search, 17 Check, 18 Watch, 19 Log, 20 Command line. Nothing uses a section below its own;
+16 Search, 17 Watch, 18 Check, 19 Log, 20 Command line. Nothing uses a section below its own;
 main is last.
 """
 
@@ -8489,7 +8489,365 @@ def differences(
 
 
 # ==================================================================================================
-# 17. Check
+# 17. Watch
+# ==================================================================================================
+
+# --------------------------------------------------------------------------------------------------
+# Pings and metrics
+# --------------------------------------------------------------------------------------------------
+
+# Seconds that those who watch have for an answer, however slowly they send it.
+_WATCH_TIMEOUT = 10.0
+
+
+def in_time(call: Callable[..., T], *args: Any) -> T:
+    """What a call returns. Raises what it raises, and TimeoutError where it takes too long."""
+    future = ThreadPoolExecutor(1).submit(call, *args)
+    if not wait([future], _WATCH_TIMEOUT).done:  # the program's end waits for no thread
+        raise TimeoutError(f"no answer within {_WATCH_TIMEOUT:.0f} s")
+    return future.result()
+
+
+def send_request(url: str, body: bytes | None, method: str | None = None) -> None:
+    """Sends a POST, or without a body a GET. Raises OSError or HTTPException where nobody answers,
+    and HTTPError, which has a code, where the answer is no success."""
+    from urllib import request
+
+    headers = {"User-Agent": f"s3napback/{__version__}", "Content-Type": "text/plain"}
+    opener = request.OpenerDirector()  # what build_opener makes follows redirects to ftp:
+    for handler in (
+        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.UnknownHandler,
+        request.HTTPRedirectHandler, request.HTTPErrorProcessor, request.HTTPDefaultErrorHandler,
+    ):
+        opener.add_handler(handler())
+    opener.open(request.Request(url, body, headers, method=method), timeout=_WATCH_TIMEOUT).close()
+
+
+def no_answer(error: Exception) -> str:
+    """Why `send_request` had none, or none that is good, in one line."""
+    reason = getattr(error, "reason", error)
+    return " ".join(str(getattr(reason, "strerror", "") or reason).split())
+
+
+# What a signal adds to the path of a PingURL (healthchecks, "Pinging API").
+_START, _SUCCESS, _FAIL = "/start", "", "/fail"
+
+_PING_PAUSES = (0.0, 1.0, 3.0)  # seconds before each try
+
+
+def ping_target(url: str, signal: str, run_id: str) -> str:
+    """Where a signal goes; "" for a start and a URL with %s, which stands for up or down.
+
+    >>> ping_target("https://hc.example.com/5f?create=1", "/fail", "7")
+    'https://hc.example.com/5f/fail?create=1&rid=7'
+    """
+    if "%s" in url:
+        return "" if signal == _START else url.replace("%s", "down" if signal == _FAIL else "up")
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.rstrip("/") + signal if signal else parts.path
+    return parts._replace(path=path, query=f"{parts.query}&rid={run_id}".lstrip("&")).geturl()
+
+
+def ping(url: str, signal: str, run_id: str, body: bytes = b"") -> None:
+    """Sends a signal, by three tries; that it did not arrive is a warning."""
+    target, why = ping_target(url, signal, run_id), ""
+    for pause in _PING_PAUSES if target else ():
+        time.sleep(pause)
+        try:
+            return in_time(send_request, target, None if "%s" in url else body)
+        except Exception as error:
+            why = f"{getattr(error, 'code', '')} {no_answer(error)}".strip()
+    if why:  # only the host is shown: whoever knows the whole URL can send signals
+        log.warning("PingURL at %s: the ping%s did not arrive: %s",
+                    urllib.parse.urlsplit(url).netloc, signal and f" {signal}", why)
+
+
+# All are gauges, named by Prometheus' "Metric and label naming".
+_METRICS = {
+    "job_last_success_timestamp_seconds": "When all of it was last known to be stored.",
+    "job_last_run_timestamp_seconds": "When it was last stored, or that failed.",
+    "job_status": "What came of that: 0 stored, 3 stored with warnings, 1 failed.",
+    "job_bytes": "How much was stored then.",
+    "job_duration_seconds": "How long that took.",
+    "run_timestamp_seconds": "When the last run of the config ended.",
+    "run_status": "Its exit status.",
+    "run_jobs": "How many of its jobs came to that.",
+}
+_STATUSES = {"ok": EXIT_OK, "warnings": EXIT_WARNINGS, "failed": EXIT_FAILED}
+_SAMPLE = re.compile(r's3napback_(\w+)\{(config="(?:[^"\\]|\\.)*".*)\} ([0-9.e+-]+)')
+
+
+def labels_text(**labels: str) -> str:
+    """As they stand between the braces (Prometheus, "Exposition formats")."""
+    escaped = partial(re.sub, r'["\\]', r"\\\g<0>")
+    return ",".join(f'{name}="{escaped(printable(text, ""))}"' for name, text in labels.items())
+
+
+def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
+    """What a MetricsFile says after a run of one config. What was not run keeps its values, and
+    what the config does not name any more goes. Raises ValueError where the old text is none."""
+    samples: dict[tuple[str, str], float] = {}
+    for line in old.split("\n"):
+        if match := _SAMPLE.fullmatch(line):
+            samples[match[1], match[2]] = float(match[3])
+        elif line and not line.startswith("# "):
+            raise ValueError(line)
+    own = labels_text(config=config)
+    jobs = {labels_text(config=config, kind=one.kind, name=one.name): one
+            for one in report.outcomes}
+    # A SubversionDir that cannot be read stands for its repositories, whose names are not known.
+    unread = {labels for labels, one in jobs.items()
+              if one.kind == SUBVERSION and one.status == "failed" and not one.archive}
+    for name, labels in list(samples):
+        is_kept = labels in jobs or labels.rpartition("/")[0] + '"' in unread
+        if jobs and labels.startswith(f"{own},kind=") and not is_kept:
+            del samples[name, labels]
+    samples["run_timestamp_seconds", own] = now = round(now, 3)
+    samples["run_status", own] = report.status
+    for status in (*_STATUSES, "skipped"):
+        count = sum(one.status == status for one in report.outcomes)
+        samples["run_jobs", labels_text(config=config, status=status)] = count
+    for labels, one in jobs.items():
+        # Due, and skipped without a reason: it was stored today already, or nothing is new.
+        is_there = one.status == "skipped" and bool(one.archive) and not one.error
+        if is_there or one.status in ("ok", "warnings"):
+            samples["job_last_success_timestamp_seconds", labels] = now
+        if one.status in _STATUSES:
+            samples["job_last_run_timestamp_seconds", labels] = now
+            samples["job_status", labels] = _STATUSES[one.status]
+            samples["job_bytes", labels] = one.bytes
+            samples["job_duration_seconds", labels] = one.seconds
+    text = ""
+    for metric, meaning in _METRICS.items():
+        text += f"# HELP s3napback_{metric} {meaning}\n# TYPE s3napback_{metric} gauge\n"
+        text += "".join(f"s3napback_{name}{{{labels}}} {value:.15g}\n"
+                        for (name, labels), value in sorted(samples.items()) if name == metric)
+    return text
+
+
+def write_metrics(path: str, config: str, report: RunReport, now: float) -> None:
+    """Brings a MetricsFile up to date. Raises OSError, and leaves it as it was."""
+    folder, old, config = os.path.dirname(os.path.abspath(path)), "", os.path.abspath(config)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the run of another config may be at it
+        with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
+            old = file.read()
+        try:
+            text = metrics_text(old, config, report, now)
+        except ValueError:
+            log.warning("MetricsFile %s is damaged: it is begun anew", path)
+            text = metrics_text("", config, report, now)
+        with _new_file(folder) as temp:
+            _write_durably(temp, [text.encode()])
+            os.chmod(temp, 0o644)  # node_exporter is another user
+            os.replace(temp, path)
+    finally:
+        os.close(handle)
+
+
+def run_watched(path: str, options: RunOptions) -> RunReport:
+    """The run of a config as `run_config`, and what is told of it to those who watch.
+
+    Raises no Failure: what keeps one config from running is logged, and keeps no other back.
+    """
+    import uuid
+
+    started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor(100)
+    config, settings, urls, pings, end = None, None, list[str](), list[Future[None]](), b""
+
+    def send(signal: str, body: bytes = b"") -> list[Future[None]]:
+        return [pool.submit(ping, url, signal, run_id, body) for url in urls if not options.test]
+
+    try:
+        with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
+            urls = [url for _, line in ConfigFile.open(path).lines
+                    if re.match(r"(?i)\s*PingURL\s", line) for url in re.findall(_PING_URL, line)]
+        config = read_config(path)
+        urls = [url for url in config.listed("PingURL") if is_ping_url(url)]
+        settings = settings_of(config)
+        pings = send(_START)
+        report = run_config(config, settings, options)
+    except Failure as failure:
+        log.critical("%s", failure)
+        report = RunReport.of(failure)
+    except BaseException as error:
+        report = RunReport.of(error)
+        end = f"{report.error}\n".encode()
+        raise
+    finally:
+        report = replace(report, seconds=time.monotonic() - started)
+        with signals_held():
+            if config:
+                lines = [(ON_FAILURE, line) for line in config.lines(ON_FAILURE)]
+                seconds = settings.hook_timeout if settings else Settings.hook_timeout
+                Hooks(lines, path, options, seconds, log).after(report, Outcome("", "", "", ""))
+            file = settings.metrics_file if settings else None
+            if file and options.test:
+                log.info("MetricsFile %s: would be written", file)
+            elif file and report.status != EXIT_LOCKED:  # the run at work writes its own
+                try:
+                    in_time(write_metrics, file, path, report, options.clock())
+                except OSError as error:
+                    log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
+            for url in urls if options.test else ():
+                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
+            wait(pings)
+            signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
+            wait(send(signal, options.log_text() + end))
+    return report
+
+
+# --------------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------------
+
+# What `status` says of a source → the exit status that it asks for; the worst last, where a screen
+# ends. "unnamed" is in a bucket, and no job's.
+VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT_WARNINGS,
+            "broken": EXIT_FAILED, "never": EXIT_FAILED}
+
+
+class Standing(NamedTuple):
+    """How a source stands."""
+
+    kind: str
+    name: str
+    where: str
+    bytes: int
+    verdict: str = "never"
+    why: str = ""
+    archive: str = ""  # the newest that can be restored
+    host: str = ""  # that made it
+    age: int | None = None  # seconds since it began
+    due_last: date | None = None  # local days
+    due_next: date | None = None
+    unfinished: tuple[str, ...] = ()  # what is not whole, and why
+
+
+def judge(
+    source: Standing, cycle: CycleSpec, found: Sequence[CatalogEntry], now: Moment, grace: float,
+    max_age: float = math.inf, unstored: float | None = None,
+) -> Standing:
+    """A source with its verdict, by its archives. Raises Failure for a cycle without rotation.
+
+    It is late when its cycle asked for a run after its newest archive, and since the same hour of
+    that day `grace` seconds have passed. max_age: seconds. unstored: when the first revision of a
+    repository was committed that is in no archive, epoch seconds, inf for none. Where that is not
+    known only FULLs are asked for: there is no DIFF without a revision.
+    """
+    history = History(one if one.made <= now.epoch else one.by_the_buckets_clock() for one in found)
+    whole = [n for n, one in enumerate(history.archives) if not one.fault]
+    good = [n for n in whole if history.intact[n]]
+    newest = history.archives[good[-1]] if good else None
+    since = newest.made if newest else now.epoch if unstored is None else unstored
+    day = newest.archive.made_on(now) if newest else ""
+    # A run may come to it after midnight: then the next one does so a day after its own.
+    delay = grace + 86400 * (day < now.date(since).isoformat())
+    missed = next((
+        at for at in backup_days(cycle, Moment(since, now.zone), 1)
+        if at.date().isoformat() > day and (
+            source.kind != SUBVERSION or (unstored is not None and unstored <= at.epoch)
+            or slot_and_mode(cycle, at.day, dumps=False)[1] == FULL)
+    ), None)
+    is_late = missed is not None and missed.epoch + delay < now.epoch
+    last, following = (
+        next((at.date() for at in backup_days(cycle, Moment(at, now.zone), step)), None)
+        for at, step in ((now.epoch, -1), (now.epoch + 86400, 1))
+    )
+    verdict, why = "ok", ""
+    if not found:
+        verdict = "never" if is_late or unstored is None else "ok"
+    elif not newest or good[-1] != whole[-1]:
+        place = whole[-1] if whole else len(found) - 1
+        verdict, why = "broken", _why_broken(history.chain(place), history.archives[:place])
+    elif newest.made - now.epoch > 3600:  # by the bucket's clock, too; they differ a little
+        verdict, why = "late", "its newest is dated in the future: a machine's clock is wrong"
+    elif is_late or now.epoch - newest.made > max_age:
+        verdict = "late"
+    elif newest.status == "warnings":
+        verdict = "warnings"
+    if not last and not following:
+        verdict, why = max("late", verdict, key=[*VERDICTS].index), "no day is its cycle's"
+    return source._replace(
+        verdict=verdict, why=why, due_last=last, due_next=following, archive=str(newest or ""),
+        host=newest.archive.metadata.get("host", "") if newest else "",
+        age=round(now.epoch - newest.made) if newest else None,
+    )
+
+
+def first_unstored(repository: str, after: str, env: Mapping[str, str]) -> float | None:
+    """When the revision behind that one ("": the first) was committed, epoch seconds; inf where
+    there is none yet, None where the repository does not tell."""
+    with contextlib.suppress(Failure, ValueError):
+        revision = int(after or -1) + 1
+        if youngest_revision(repository, env) < revision:
+            return math.inf
+        text = revision_identity(repository, revision, env).rpartition(" ")[2]
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
+    return None
+
+
+def _names_of(job: Job, listed: Iterable[Source]) -> list[str]:
+    """Names of a job's sources: of a SubversionDir also those that only the bucket has any more."""
+    if job.kind != SUBVERSION_DIR:
+        return [job.name]
+    names = [one.name for one in listed
+             if one.kind == SUBVERSION and os.path.dirname(one.name) == job.name]
+    with contextlib.suppress(Failure):
+        names += repositories_in(job.name)
+    return names or [job.name]
+
+
+def standings(
+    recovery: Recovery, now: Moment, grace: float, max_age: float
+) -> Iterator[tuple[str, Standing]]:
+    """(what its archives' names begin with, how it stands) of each source of the config's jobs, and
+    of what else is in its bucket. Changes nothing. Raises Failure.
+
+    One listing, and one HEAD for each archive that looks cut off, and for the others of a source
+    from the newest on, until all is well.
+    """
+    store, prefix = recovery.store, recovery.prefix
+    listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
+    sources = group_by_source(listed, recovery.kinds)
+    there = {archive_start(*source): found for source, found in sources.items()}
+    named = {archive_start(job.kind, stored_name(job.kind, name), prefix): (job, name)
+             for job in recovery.jobs for name in _names_of(job, sources)}
+
+    def ask(one: CatalogEntry, kind: str) -> CatalogEntry:
+        objects = archive_objects(store, str(one)) if one.leftovers else one.archive.chunks
+        archive = resolve_archive(str(one), objects, store.head) or one.archive
+        return replace(one, archive=archive, kind=kind or one.kind)
+
+    def look(start: str) -> Standing:
+        by_age = sorted(there.get(start, ()), key=lambda one: -one.archive.modified)
+        job, name = named.get(start, (None, start.removesuffix("-")))
+        kind, where = (job.kind.removesuffix("Dir"), job.where) if job else ("", store.bucket)
+        size = sum(one.archive.size for one in by_age)
+        standing = Standing(kind, name, where, size, "unnamed", f"{len(by_age)} archive(s)")
+        found = [ask(one, kind) for one in by_age if one.fault]
+        if job:
+            verdict = partial(judge, standing, job.cycle, now=now, grace=grace, max_age=max_age)
+            with failures_at(where):
+                standing = verdict(found)
+            for one in by_age:
+                if VERDICTS[standing.verdict] != EXIT_OK and not one.fault:
+                    found.append(ask(one, kind))
+                    standing = verdict(found)
+            after = next((one.after for one in found if str(one) == standing.archive), "")
+            if kind == SUBVERSION and (after or not found):
+                standing = verdict(found, unstored=first_unstored(name, after, recovery.env))
+        cut = tuple(f"{one}: {one.fault}" for one in found if one.fault)
+        return standing._replace(unfinished=cut)
+
+    with workers(store, _CATALOGUE_PARALLEL, "status") as pool:
+        starts = {**there, **named}
+        yield from zip(starts, pool.map(look, starts), strict=True)
+
+
+# ==================================================================================================
+# 18. Check
 # ==================================================================================================
 
 # What cron gives a job (Debian's cron, crontab(5)); a PATH in the crontab is not known here.
@@ -8868,39 +9226,6 @@ def _found_in_bucket(run: Run, plan: Plan) -> Iterator[Finding]:
                       f" about {size_text(size)}")
 
 
-# Seconds that those who watch have for an answer, however slowly they send it.
-_WATCH_TIMEOUT = 10.0
-
-
-def in_time(call: Callable[..., T], *args: Any) -> T:
-    """What a call returns. Raises what it raises, and TimeoutError where it takes too long."""
-    future = ThreadPoolExecutor(1).submit(call, *args)
-    if not wait([future], _WATCH_TIMEOUT).done:  # the program's end waits for no thread
-        raise TimeoutError(f"no answer within {_WATCH_TIMEOUT:.0f} s")
-    return future.result()
-
-
-def send_request(url: str, body: bytes | None, method: str | None = None) -> None:
-    """Sends a POST, or without a body a GET. Raises OSError or HTTPException where nobody answers,
-    and HTTPError, which has a code, where the answer is no success."""
-    from urllib import request
-
-    headers = {"User-Agent": f"s3napback/{__version__}", "Content-Type": "text/plain"}
-    opener = request.OpenerDirector()  # what build_opener makes follows redirects to ftp:
-    for handler in (
-        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.UnknownHandler,
-        request.HTTPRedirectHandler, request.HTTPErrorProcessor, request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
-    opener.open(request.Request(url, body, headers, method=method), timeout=_WATCH_TIMEOUT).close()
-
-
-def no_answer(error: Exception) -> str:
-    """Why `send_request` had none, or none that is good, in one line."""
-    reason = getattr(error, "reason", error)
-    return " ".join(str(getattr(reason, "strerror", "") or reason).split())
-
-
 def _ping_urls(urls: Sequence[str]) -> Iterator[Finding]:
     for url in urls:
         # Not the URL itself: to healthchecks any request for it is a signal, a HEAD, too.
@@ -9036,331 +9361,6 @@ def check_as_cron(script: str, file: str, names: Sequence[str]) -> Iterator[Find
         yield _warning(f"{file} is not a whole path, and cron starts in {user.pw_dir}",
                        f"in the crontab, write {os.path.abspath(file)}", "cron")
     yield from findings
-
-
-# ==================================================================================================
-# 18. Watch
-# ==================================================================================================
-
-# --------------------------------------------------------------------------------------------------
-# Pings and metrics
-# --------------------------------------------------------------------------------------------------
-
-# What a signal adds to the path of a PingURL (healthchecks, "Pinging API").
-_START, _SUCCESS, _FAIL = "/start", "", "/fail"
-
-_PING_PAUSES = (0.0, 1.0, 3.0)  # seconds before each try
-
-
-def ping_target(url: str, signal: str, run_id: str) -> str:
-    """Where a signal goes; "" for a start and a URL with %s, which stands for up or down.
-
-    >>> ping_target("https://hc.example.com/5f?create=1", "/fail", "7")
-    'https://hc.example.com/5f/fail?create=1&rid=7'
-    """
-    if "%s" in url:
-        return "" if signal == _START else url.replace("%s", "down" if signal == _FAIL else "up")
-    parts = urllib.parse.urlsplit(url)
-    path = parts.path.rstrip("/") + signal if signal else parts.path
-    return parts._replace(path=path, query=f"{parts.query}&rid={run_id}".lstrip("&")).geturl()
-
-
-def ping(url: str, signal: str, run_id: str, body: bytes = b"") -> None:
-    """Sends a signal, by three tries; that it did not arrive is a warning."""
-    target, why = ping_target(url, signal, run_id), ""
-    for pause in _PING_PAUSES if target else ():
-        time.sleep(pause)
-        try:
-            return in_time(send_request, target, None if "%s" in url else body)
-        except Exception as error:
-            why = f"{getattr(error, 'code', '')} {no_answer(error)}".strip()
-    if why:  # only the host is shown: whoever knows the whole URL can send signals
-        log.warning("PingURL at %s: the ping%s did not arrive: %s",
-                    urllib.parse.urlsplit(url).netloc, signal and f" {signal}", why)
-
-
-# All are gauges, named by Prometheus' "Metric and label naming".
-_METRICS = {
-    "job_last_success_timestamp_seconds": "When all of it was last known to be stored.",
-    "job_last_run_timestamp_seconds": "When it was last stored, or that failed.",
-    "job_status": "What came of that: 0 stored, 3 stored with warnings, 1 failed.",
-    "job_bytes": "How much was stored then.",
-    "job_duration_seconds": "How long that took.",
-    "run_timestamp_seconds": "When the last run of the config ended.",
-    "run_status": "Its exit status.",
-    "run_jobs": "How many of its jobs came to that.",
-}
-_STATUSES = {"ok": EXIT_OK, "warnings": EXIT_WARNINGS, "failed": EXIT_FAILED}
-_SAMPLE = re.compile(r's3napback_(\w+)\{(config="(?:[^"\\]|\\.)*".*)\} ([0-9.e+-]+)')
-
-
-def labels_text(**labels: str) -> str:
-    """As they stand between the braces (Prometheus, "Exposition formats")."""
-    escaped = partial(re.sub, r'["\\]', r"\\\g<0>")
-    return ",".join(f'{name}="{escaped(printable(text, ""))}"' for name, text in labels.items())
-
-
-def metrics_text(old: str, config: str, report: RunReport, now: float) -> str:
-    """What a MetricsFile says after a run of one config. What was not run keeps its values, and
-    what the config does not name any more goes. Raises ValueError where the old text is none."""
-    samples: dict[tuple[str, str], float] = {}
-    for line in old.split("\n"):
-        if match := _SAMPLE.fullmatch(line):
-            samples[match[1], match[2]] = float(match[3])
-        elif line and not line.startswith("# "):
-            raise ValueError(line)
-    own = labels_text(config=config)
-    jobs = {labels_text(config=config, kind=one.kind, name=one.name): one
-            for one in report.outcomes}
-    # A SubversionDir that cannot be read stands for its repositories, whose names are not known.
-    unread = {labels for labels, one in jobs.items()
-              if one.kind == SUBVERSION and one.status == "failed" and not one.archive}
-    for name, labels in list(samples):
-        is_kept = labels in jobs or labels.rpartition("/")[0] + '"' in unread
-        if jobs and labels.startswith(f"{own},kind=") and not is_kept:
-            del samples[name, labels]
-    samples["run_timestamp_seconds", own] = now = round(now, 3)
-    samples["run_status", own] = report.status
-    for status in (*_STATUSES, "skipped"):
-        count = sum(one.status == status for one in report.outcomes)
-        samples["run_jobs", labels_text(config=config, status=status)] = count
-    for labels, one in jobs.items():
-        # Due, and skipped without a reason: it was stored today already, or nothing is new.
-        is_there = one.status == "skipped" and bool(one.archive) and not one.error
-        if is_there or one.status in ("ok", "warnings"):
-            samples["job_last_success_timestamp_seconds", labels] = now
-        if one.status in _STATUSES:
-            samples["job_last_run_timestamp_seconds", labels] = now
-            samples["job_status", labels] = _STATUSES[one.status]
-            samples["job_bytes", labels] = one.bytes
-            samples["job_duration_seconds", labels] = one.seconds
-    text = ""
-    for metric, meaning in _METRICS.items():
-        text += f"# HELP s3napback_{metric} {meaning}\n# TYPE s3napback_{metric} gauge\n"
-        text += "".join(f"s3napback_{name}{{{labels}}} {value:.15g}\n"
-                        for (name, labels), value in sorted(samples.items()) if name == metric)
-    return text
-
-
-def write_metrics(path: str, config: str, report: RunReport, now: float) -> None:
-    """Brings a MetricsFile up to date. Raises OSError, and leaves it as it was."""
-    folder, old, config = os.path.dirname(os.path.abspath(path)), "", os.path.abspath(config)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # the run of another config may be at it
-        with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as file:
-            old = file.read()
-        try:
-            text = metrics_text(old, config, report, now)
-        except ValueError:
-            log.warning("MetricsFile %s is damaged: it is begun anew", path)
-            text = metrics_text("", config, report, now)
-        with _new_file(folder) as temp:
-            _write_durably(temp, [text.encode()])
-            os.chmod(temp, 0o644)  # node_exporter is another user
-            os.replace(temp, path)
-    finally:
-        os.close(handle)
-
-
-def run_watched(path: str, options: RunOptions) -> RunReport:
-    """The run of a config as `run_config`, and what is told of it to those who watch.
-
-    Raises no Failure: what keeps one config from running is logged, and keeps no other back.
-    """
-    import uuid
-
-    started, run_id, pool = time.monotonic(), str(uuid.uuid4()), ThreadPoolExecutor(100)
-    config, settings, urls, pings, end = None, None, list[str](), list[Future[None]](), b""
-
-    def send(signal: str, body: bytes = b"") -> list[Future[None]]:
-        return [pool.submit(ping, url, signal, run_id, body) for url in urls if not options.test]
-
-    try:
-        with contextlib.suppress(OSError, Failure):  # perhaps it cannot be parsed
-            urls = [url for _, line in ConfigFile.open(path).lines
-                    if re.match(r"(?i)\s*PingURL\s", line) for url in re.findall(_PING_URL, line)]
-        config = read_config(path)
-        urls = [url for url in config.listed("PingURL") if is_ping_url(url)]
-        settings = settings_of(config)
-        pings = send(_START)
-        report = run_config(config, settings, options)
-    except Failure as failure:
-        log.critical("%s", failure)
-        report = RunReport.of(failure)
-    except BaseException as error:
-        report = RunReport.of(error)
-        end = f"{report.error}\n".encode()
-        raise
-    finally:
-        report = replace(report, seconds=time.monotonic() - started)
-        with signals_held():
-            if config:
-                lines = [(ON_FAILURE, line) for line in config.lines(ON_FAILURE)]
-                seconds = settings.hook_timeout if settings else Settings.hook_timeout
-                Hooks(lines, path, options, seconds, log).after(report, Outcome("", "", "", ""))
-            file = settings.metrics_file if settings else None
-            if file and options.test:
-                log.info("MetricsFile %s: would be written", file)
-            elif file and report.status != EXIT_LOCKED:  # the run at work writes its own
-                try:
-                    in_time(write_metrics, file, path, report, options.clock())
-                except OSError as error:
-                    log.warning("%s", os_failure(error, f"write MetricsFile {file}"))
-            for url in urls if options.test else ():
-                log.info("PingURL at %s: would be told", urllib.parse.urlsplit(url).netloc)
-            wait(pings)
-            signal = _SUCCESS if report.status in (EXIT_OK, EXIT_WARNINGS) else _FAIL
-            wait(send(signal, options.log_text() + end))
-    return report
-
-
-# --------------------------------------------------------------------------------------------------
-# Verdicts
-# --------------------------------------------------------------------------------------------------
-
-# What `status` says of a source → the exit status that it asks for; the worst last, where a screen
-# ends. "unnamed" is in a bucket, and no job's.
-VERDICTS = {"unnamed": EXIT_OK, "ok": EXIT_OK, "warnings": EXIT_OK, "late": EXIT_WARNINGS,
-            "broken": EXIT_FAILED, "never": EXIT_FAILED}
-
-
-class Standing(NamedTuple):
-    """How a source stands."""
-
-    kind: str
-    name: str
-    where: str
-    bytes: int
-    verdict: str = "never"
-    why: str = ""
-    archive: str = ""  # the newest that can be restored
-    host: str = ""  # that made it
-    age: int | None = None  # seconds since it began
-    due_last: date | None = None  # local days
-    due_next: date | None = None
-    unfinished: tuple[str, ...] = ()  # what is not whole, and why
-
-
-def judge(
-    source: Standing, cycle: CycleSpec, found: Sequence[CatalogEntry], now: Moment, grace: float,
-    max_age: float = math.inf, unstored: float | None = None,
-) -> Standing:
-    """A source with its verdict, by its archives. Raises Failure for a cycle without rotation.
-
-    It is late when its cycle asked for a run after its newest archive, and since the same hour of
-    that day `grace` seconds have passed. max_age: seconds. unstored: when the first revision of a
-    repository was committed that is in no archive, epoch seconds, inf for none. Where that is not
-    known only FULLs are asked for: there is no DIFF without a revision.
-    """
-    history = History(one if one.made <= now.epoch else one.by_the_buckets_clock() for one in found)
-    whole = [n for n, one in enumerate(history.archives) if not one.fault]
-    good = [n for n in whole if history.intact[n]]
-    newest = history.archives[good[-1]] if good else None
-    since = newest.made if newest else now.epoch if unstored is None else unstored
-    day = newest.archive.made_on(now) if newest else ""
-    # A run may come to it after midnight: then the next one does so a day after its own.
-    delay = grace + 86400 * (day < now.date(since).isoformat())
-    missed = next((
-        at for at in backup_days(cycle, Moment(since, now.zone), 1)
-        if at.date().isoformat() > day and (
-            source.kind != SUBVERSION or (unstored is not None and unstored <= at.epoch)
-            or slot_and_mode(cycle, at.day, dumps=False)[1] == FULL)
-    ), None)
-    is_late = missed is not None and missed.epoch + delay < now.epoch
-    last, following = (
-        next((at.date() for at in backup_days(cycle, Moment(at, now.zone), step)), None)
-        for at, step in ((now.epoch, -1), (now.epoch + 86400, 1))
-    )
-    verdict, why = "ok", ""
-    if not found:
-        verdict = "never" if is_late or unstored is None else "ok"
-    elif not newest or good[-1] != whole[-1]:
-        place = whole[-1] if whole else len(found) - 1
-        verdict, why = "broken", _why_broken(history.chain(place), history.archives[:place])
-    elif newest.made - now.epoch > 3600:  # by the bucket's clock, too; they differ a little
-        verdict, why = "late", "its newest is dated in the future: a machine's clock is wrong"
-    elif is_late or now.epoch - newest.made > max_age:
-        verdict = "late"
-    elif newest.status == "warnings":
-        verdict = "warnings"
-    if not last and not following:
-        verdict, why = max("late", verdict, key=[*VERDICTS].index), "no day is its cycle's"
-    return source._replace(
-        verdict=verdict, why=why, due_last=last, due_next=following, archive=str(newest or ""),
-        host=newest.archive.metadata.get("host", "") if newest else "",
-        age=round(now.epoch - newest.made) if newest else None,
-    )
-
-
-def first_unstored(repository: str, after: str, env: Mapping[str, str]) -> float | None:
-    """When the revision behind that one ("": the first) was committed, epoch seconds; inf where
-    there is none yet, None where the repository does not tell."""
-    with contextlib.suppress(Failure, ValueError):
-        revision = int(after or -1) + 1
-        if youngest_revision(repository, env) < revision:
-            return math.inf
-        text = revision_identity(repository, revision, env).rpartition(" ")[2]
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
-    return None
-
-
-def _names_of(job: Job, listed: Iterable[Source]) -> list[str]:
-    """Names of a job's sources: of a SubversionDir also those that only the bucket has any more."""
-    if job.kind != SUBVERSION_DIR:
-        return [job.name]
-    names = [one.name for one in listed
-             if one.kind == SUBVERSION and os.path.dirname(one.name) == job.name]
-    with contextlib.suppress(Failure):
-        names += repositories_in(job.name)
-    return names or [job.name]
-
-
-def standings(
-    recovery: Recovery, now: Moment, grace: float, max_age: float
-) -> Iterator[tuple[str, Standing]]:
-    """(what its archives' names begin with, how it stands) of each source of the config's jobs, and
-    of what else is in its bucket. Changes nothing. Raises Failure.
-
-    One listing, and one HEAD for each archive that looks cut off, and for the others of a source
-    from the newest on, until all is well.
-    """
-    store, prefix = recovery.store, recovery.prefix
-    listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
-    sources = group_by_source(listed, recovery.kinds)
-    there = {archive_start(*source): found for source, found in sources.items()}
-    named = {archive_start(job.kind, stored_name(job.kind, name), prefix): (job, name)
-             for job in recovery.jobs for name in _names_of(job, sources)}
-
-    def ask(one: CatalogEntry, kind: str) -> CatalogEntry:
-        objects = archive_objects(store, str(one)) if one.leftovers else one.archive.chunks
-        archive = resolve_archive(str(one), objects, store.head) or one.archive
-        return replace(one, archive=archive, kind=kind or one.kind)
-
-    def look(start: str) -> Standing:
-        by_age = sorted(there.get(start, ()), key=lambda one: -one.archive.modified)
-        job, name = named.get(start, (None, start.removesuffix("-")))
-        kind, where = (job.kind.removesuffix("Dir"), job.where) if job else ("", store.bucket)
-        size = sum(one.archive.size for one in by_age)
-        standing = Standing(kind, name, where, size, "unnamed", f"{len(by_age)} archive(s)")
-        found = [ask(one, kind) for one in by_age if one.fault]
-        if job:
-            verdict = partial(judge, standing, job.cycle, now=now, grace=grace, max_age=max_age)
-            with failures_at(where):
-                standing = verdict(found)
-            for one in by_age:
-                if VERDICTS[standing.verdict] != EXIT_OK and not one.fault:
-                    found.append(ask(one, kind))
-                    standing = verdict(found)
-            after = next((one.after for one in found if str(one) == standing.archive), "")
-            if kind == SUBVERSION and (after or not found):
-                standing = verdict(found, unstored=first_unstored(name, after, recovery.env))
-        cut = tuple(f"{one}: {one.fault}" for one in found if one.fault)
-        return standing._replace(unfinished=cut)
-
-    with workers(store, _CATALOGUE_PARALLEL, "status") as pool:
-        starts = {**there, **named}
-        yield from zip(starts, pool.map(look, starts), strict=True)
 
 
 # ==================================================================================================
