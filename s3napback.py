@@ -1628,6 +1628,11 @@ def stored_name(kind: str, name: str) -> str:
     return name
 
 
+def source_start(kind: str, name: str, prefix: str) -> str:
+    """What the names of all archives of a source begin with; `name` is as in a config."""
+    return archive_start(kind, stored_name(kind, name), prefix)
+
+
 # ==================================================================================================
 # 7. Sources
 # ==================================================================================================
@@ -4201,7 +4206,7 @@ def archives_of(
 def size_of(one: Forecast, store: Store, prefix: str, today: str) -> int | None:
     """Bytes of what is there then, by one listing: an archive will be as large as it is, one that
     is made from today on and is not there yet as the newest of its mode; None without one."""
-    start = archive_start(one.kind, stored_name(one.kind, one.name), prefix)
+    start = source_start(one.kind, one.name, prefix)
     of_dump = f"-{FULL}" if one.kind in DUMPS else ""  # which their names do not have
     listed = sorted((max(item.modified for item in objects), mode, archive,
                      sum(item.size for item in objects))
@@ -5701,8 +5706,7 @@ class Run:
 
     def start_of(self, plan: Plan) -> str:
         """What the names of all archives of a plan's source begin with."""
-        name = stored_name(plan.kind, plan.name)
-        return archive_start(plan.kind, name, self.settings.prefix)
+        return source_start(plan.kind, plan.name, self.settings.prefix)
 
     def archives_of(self, plan: Plan) -> Iterator[tuple[str, str, list[StoredObject]]]:
         """(archive, mode, its chunks) of all that the bucket has of a plan's source."""
@@ -8812,7 +8816,7 @@ def standings(
     listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
     sources = group_by_source(listed, recovery.kinds)
     there = {archive_start(*source): found for source, found in sources.items()}
-    named = {archive_start(job.kind, stored_name(job.kind, name), prefix): (job, name)
+    named = {source_start(job.kind, name, prefix): (job, name)
              for job in recovery.jobs for name in _names_of(job, sources)}
 
     def ask(one: CatalogEntry, kind: str) -> CatalogEntry:
@@ -8946,7 +8950,7 @@ def _jobs(settings: Settings, jobs: Sequence[Job], now: Moment) -> Iterator[Find
     due = 0
     for job in jobs:
         subject = f"{job.kind} {job.name}"
-        start = archive_start(job.kind, stored_name(job.kind, job.name), settings.prefix)
+        start = source_start(job.kind, job.name, settings.prefix)
         other = first.setdefault(start, job)
         if other is not job:
             yield _error(f"{job.where}: the job at {other.where} writes to the same archives",
