@@ -2095,10 +2095,15 @@ def is_openpgp(start: bytes) -> bool:
     return bool(_OPENPGP.match(start))
 
 
+def ring_words(keyring: str | None) -> tuple[str, ...]:
+    """gpg's words for a keyring besides its own."""
+    return ("--keyring", keyring) if keyring else ()
+
+
 def gpg_stage(recipients: Sequence[str], keyring: str | None, *, shown: bool = False) -> Stage:
     """Encryption for the recipients: the secret key of any of them opens it. The data is compressed
     already, so gpg does not do it again. shown: as the original's line, for test mode."""
-    words = ["gpg", "--batch", *(("--keyring", keyring) if keyring else ())]
+    words = ["gpg", "--batch", *ring_words(keyring)]
     words += [] if shown else ["-z", "0"]
     for recipient in recipients:
         words += ["-r", recipient]
@@ -2676,6 +2681,16 @@ def revision_identity(repository: str, revision: int, env: Mapping[str, str]) ->
     return " ".join(result.output.strip() for result in results if not result.status)
 
 
+def with_further_keyring(settings: Settings, env: Mapping[str, str]) -> Settings:
+    """The settings without a GpgKeyring that gpg opens anyway: given twice, a keybox is an error to
+    it ("File exists"), and what it encrypted comes with a status of 2."""
+    home = env.get("GNUPGHOME") or expand_home("~/.gnupg", env)
+    own, ring = os.path.join(home, "pubring.kbx"), expand_home(settings.gpg_keyring or "", env)
+    place = ring if "/" in ring else os.path.join(home, ring)
+    is_own = os.path.realpath(place) == os.path.realpath(own)
+    return replace(settings, gpg_keyring=None) if is_own else settings
+
+
 # How a key or subkey ended, by its validity (doc/DETAILS of GnuPG, field 2).
 _ENDED = {"e": "expired", "r": "is revoked", "d": "is disabled", "i": "is invalid"}
 
@@ -2698,10 +2713,9 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
         if not keyring.startswith(("/", "~")):
             hint = f"write the whole path: a relative one begins in {os.getcwd()}"
     elif keys := _public_keys(recipient, keyring, env):
-        why, hint = _key_fault(recipient, keys, _last_line(result.errors))
+        why, hint = _key_fault(recipient, keyring, keys, _last_line(result.errors))
     else:
-        ring = ("--keyring", keyring) if keyring else ()
-        listing = run_tool(("gpg", "--batch", *ring, "--list-public-keys"), env)
+        listing = run_tool(("gpg", "--batch", *ring_words(keyring), "--list-public-keys"), env)
         known = listing.output.strip() or "an empty keyring"
         why, hint = f"GPG recipient {recipient} not found in {known}", (
             "gpg --import the public key as the user that runs this; a name with blanks stands in"
@@ -2709,6 +2723,8 @@ def check_recipient(recipient: str, keyring: str | None, env: Mapping[str, str])
         if listing.status:  # its folder may be read-only, and a trust database due for an update
             why = f"gpg cannot list its keys: {_last_line(listing.errors)}"
             hint = "as the user that runs this: gpg --check-trustdb"
+            if keyring and "Invalid packet" in listing.errors:
+                hint = f"is {keyring} a keyring? gpg --import makes one of a file with a key"
     raise Failure(why, hint, status=EXIT_USAGE)
 
 
@@ -2717,12 +2733,12 @@ def _last_line(messages: str) -> str:
 
 
 def _key_fault(
-    recipient: str, keys: Sequence[Mapping[str, Any]], reason: str
+    recipient: str, keyring: str | None, keys: Sequence[Mapping[str, Any]], reason: str
 ) -> tuple[str, str]:
     """Why gpg does not encrypt with a recipient's keys, and what to do. reason: gpg's own words."""
     key = next(filter(encryption_keys, keys), keys[0])
     name, trust = f"the key {key['keyid']} of GPG recipient {recipient}", key.get("trust", "")
-    edit = f"run: gpg --edit-key {key['keyid']}"
+    edit = f"run: {edit_key(key, keyring)}"
     if trust == "e":
         return f"{name} expired on {_day_of(key)}", f"{edit} expire"
     if trust == "r":
@@ -2741,6 +2757,11 @@ def _key_fault(
     return (f"{name} has no subkey for encryption" + (f" that is valid: {ends}" if ends else ""),
             f"where the secret key is: gpg --quick-add-key {key['fingerprint']}; then import the"
             " public key here again")
+
+
+def edit_key(key: Mapping[str, str], keyring: str | None) -> str:
+    """The command in which a key is changed, but for its last word."""
+    return shlex.join(("gpg", *ring_words(keyring), "--edit-key", key["keyid"]))
 
 
 def encryption_keys(key: Mapping[str, Any]) -> list[Mapping[str, str]]:
@@ -2769,7 +2790,7 @@ def _public_keys(
 
         gpg = gnupg.GPG(
             gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
-            options=["--keyring", keyring] if keyring else None,
+            options=list(ring_words(keyring)),
             env=dict(env),
         )
         return list(gpg.list_keys(keys=recipient))
@@ -6433,6 +6454,7 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
     Raises Failure for what keeps the whole config from running; a job that fails is logged and
     counted, and the others still run.
     """
+    settings = with_further_keyring(settings, options.env)
     jobs = list(map(with_patterns_read, jobs_of(config)))
     unserved = not_backed_up(config, jobs)
     for warning in (*config_warnings(config), *unserved):
@@ -8914,7 +8936,8 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
     # First: a directive that is missing is often there, with a typo in it.
     for warning in config_warnings(config):
         yield _warning(warning)
-    settings, jobs, env = settings_of(config), jobs_of(config), run.env
+    env = run.env
+    settings, jobs = with_further_keyring(settings_of(config), env), jobs_of(config)
     for sentence in not_backed_up(config, jobs):
         yield _error(sentence)
     yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
@@ -9276,7 +9299,7 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
     if _end_of(ending) - run.now.epoch < _SOON * 86400:
         what = "key" if ending is key else "subkey"
         yield _warning(f"the {what} {ending['keyid']} of {recipient} expires on"
-                       f" {_day_of(ending)}", f"run: gpg --edit-key {key['keyid']} expire")
+                       f" {_day_of(ending)}", f"run: {edit_key(key, keyring)} expire")
     else:
         yield _ok(f"gpg encrypts for {recipient} with {key['keyid']}")
 

@@ -346,6 +346,23 @@ def test_a_keyring_of_its_own_is_used(
     site.settings["GpgKeyring"] = str(site.folder / "absent.gpg")
     said = recipient_failure(site, monkeypatch, home, capsys)
     assert "absent.gpg does not exist" in said
+    (site.folder / "absent.gpg").write_text(public)
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert "absent.gpg a keyring? gpg --import makes one" in said
+    (home / "gpg.conf").unlink()
+    site.settings["GpgKeyring"] = str(ring)
+    said = recipient_failure(site, monkeypatch, home, capsys)
+    assert f"is not trusted (run: gpg --keyring {ring} --edit-key" in said
+
+
+@pytest.mark.parametrize("written", ["{}/pubring.kbx", "pubring.kbx"])
+def test_the_keyring_that_gpg_opens_anyway_is_none_besides(
+    site: Site, monkeypatch: pytest.MonkeyPatch, gpg_home: Any, written: str
+) -> None:
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    ring = written.format(gpg_home.home)
+    site.settings |= {"GpgRecipient": gpg_home.recipient, "GpgKeyring": ring}
+    assert site.run() == 0
 
 
 def test_a_keyring_that_gnupg_ignores_is_told(
