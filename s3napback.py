@@ -8829,14 +8829,19 @@ def standings(
     recovery: Recovery, now: Moment, grace: float, max_age: float
 ) -> Iterator[tuple[str, Standing]]:
     """(what its archives' names begin with, how it stands) of each source of the config's jobs, and
-    of what else is in its bucket. Changes nothing. Raises Failure.
+    of what else is in its bucket. Changes nothing. Raises Failure, after all of the jobs where it
+    is the bucket that is not there.
 
     One listing, and one HEAD for each archive that looks cut off, and for the others of a source
     from the newest on, until all is well.
     """
     store, prefix = recovery.store, recovery.prefix
     listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
-    sources = group_by_source(listed, recovery.kinds)
+    fault, sources = None, dict[Source, list[CatalogEntry]]()
+    try:
+        sources = group_by_source(listed, recovery.kinds)
+    except NotFound as failure:
+        fault = failure
     there = {archive_start(*source): found for source, found in sources.items()}
     named = {source_start(job.kind, name, prefix): (job, name)
              for job in recovery.jobs for name in _names_of(job, sources)}
@@ -8870,6 +8875,8 @@ def standings(
     with workers(store, _CATALOGUE_PARALLEL, "status") as pool:
         starts = {**there, **named}
         yield from zip(starts, pool.map(look, starts), strict=True)
+    if fault:
+        raise fault
 
 
 # ==================================================================================================

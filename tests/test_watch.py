@@ -437,7 +437,7 @@ def test_a_plugin_of_nagios_says_one_line_with_its_data(site: Site, capsys: Capt
 @pytest.mark.parametrize(
     ("directive", "value"),
     [pytest.param("S3Endpoint", "http://127.0.0.1:1", marks=pytest.mark.slow),
-     ("ChunkSize", "many"), ("Bucket", "not-there")],
+     ("ChunkSize", "many")],
 )
 def test_a_plugin_that_cannot_know_says_unknown(
     site: Site, capsys: Capture, directive: str, value: str
@@ -518,6 +518,16 @@ def test_what_no_job_names_is_told_with_what_it_costs(site: Site, capsys: Captur
     assert [(one["verdict"], one["kind"], one["name"], one["bytes"]) for one in sources[:2]] == [
         ("unnamed", "", "MySQL/old", 2500), ("unnamed", "", "a stream", 10)]
     assert len(sources) == 3
+
+
+def test_a_bucket_that_is_gone_has_none_of_the_jobs_backups(site: Site, capsys: Capture) -> None:
+    assert s3napback.main(["status", "-c", str(site.write())], now=NIGHT) == 1
+    shown = capsys.readouterr()
+    assert "does not exist" in shown.err
+    assert re.search(rf"^never .* Directory {site.data}$", shown.out, re.MULTILINE)
+    status, said, _ = nagios(capsys, "-c", str(site.conf))
+    assert status == 2
+    assert re.match("S3NAPBACK CRITICAL: bucket .* does not exist .*, 1 never", said)
 
 
 def test_archives_without_end_are_told(site: Site, capsys: Capture) -> None:
