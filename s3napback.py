@@ -650,10 +650,8 @@ _QUOTED_WORD = re.compile(r"""("[^\\"]*(?:\\.[^\\"]*)*"|'[^\\']*(?:\\.[^\\']*)*'
 
 _BOOLEANS = {"yes": "1", "on": "1", "true": "1", "no": "0", "off": "0", "false": "0"}
 
-# Bounds that only keep a mistake (a device as config file) from filling the memory.
-_MAX_CONFIG = 16 * 1024**2  # bytes
-_MAX_DEPTH = 100
-_MAX_FILES = 1000
+# Bytes: it only keeps a mistake (a device as config file) from filling the memory.
+_MAX_CONFIG = 16 * 1024**2
 
 
 def split_words(text: str) -> list[str]:
@@ -685,17 +683,15 @@ def split_words(text: str) -> list[str]:
 def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """(number, text) of each line that says something; one that ends with a backslash goes on in
     the next one, and has the number of its last."""
-    physical = text.removesuffix("\n").split("\n")
     logical = ""
-    for number, line in enumerate(physical, 1):
+    for number, line in enumerate(f"{text}\n".split("\n"), 1):
         line = line.strip(_BLANKS)
         if line.startswith("#"):
             logical = ""  # kept quirk: what was joined so far goes with the comment
             continue
         logical += line
-        goes_on = logical.endswith("\\")
-        logical = logical.removesuffix("\\")
-        if goes_on and number < len(physical):
+        if logical.endswith("\\"):
+            logical = logical.removesuffix("\\")
             continue
         if logical:
             yield number, logical
@@ -714,12 +710,9 @@ class ConfigFile:
     @staticmethod
     def open(path: str) -> ConfigFile:
         """Reads a file whole. Raises OSError, or Failure for one that cannot be a config."""
-        try:
-            with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read(_MAX_CONFIG + 1)
-        except ValueError as error:  # a NUL byte in the path
-            raise FileNotFoundError(2, "No such file or directory", path) from error
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(_MAX_CONFIG + 1)
         if len(data) > _MAX_CONFIG:
             raise UsageFailure(f"more than {_MAX_CONFIG} bytes", "is this a config file?", path)
         lines = logical_lines(data.decode("utf-8", "surrogateescape"))
@@ -739,21 +732,12 @@ class ConfigFile:
 
 
 def _brace_alternatives(pattern: str) -> list[str]:
-    """What a pattern with {a,b} stands for, by the rules of Perl's File::Glob."""
-    head, brace, rest = pattern.partition("{")
-    if not brace:
+    """What a pattern with {a,b} stands for, in csh's order."""
+    match = re.fullmatch(r"([^{]*)\{([^{}]*)\}(.*)", pattern)
+    if not match:
         return [pattern]
-    depth, parts = 1, [""]
-    for position, char in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(char, 0)
-        if depth == 0:
-            tail = rest[position + 1 :]
-            return [one for part in parts for one in _brace_alternatives(head + part + tail)]
-        if char == "," and depth == 1:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [head]  # kept quirk: a brace that is open ends the pattern
+    tails = _brace_alternatives(match[3])
+    return [match[1] + part + tail for part in match[2].split(",") for tail in tails]
 
 
 def _glob_files(pattern: str) -> list[str]:
@@ -761,13 +745,8 @@ def _glob_files(pattern: str) -> list[str]:
     files = []
     for word in re.findall(r"\S+", pattern, re.ASCII):  # kept quirk: blanks separate patterns
         for alternative in _brace_alternatives(os.path.expanduser(word)):
-            if not re.search(r"[*?\[]", alternative):
-                files.append(re.sub(r"\\(.)", r"\1", alternative))
-                continue
-            plain = re.sub(r"\\(.)", lambda match: glob.escape(match[1]), alternative)
-            files += sorted(
-                glob.glob(plain), key=lambda name: (os.fsencode(name).lower(), os.fsencode(name))
-            )
+            found = glob.glob(alternative) if re.search(r"[*?\[]", alternative) else [alternative]
+            files += sorted(found, key=lambda name: (os.fsencode(name).lower(), os.fsencode(name)))
     return files
 
 
@@ -802,13 +781,13 @@ class _Reader:
         # Kept quirk: a block that opens in one file and ends in another leaves each level with
         # the file that it was reading, and what remains of another one is skipped.
         self._stack = list(self.sources)
-        self._read_level(None, 0)
+        self._read_level(None)
         for source in self.sources:
             if source.next_line():
                 self._warn(source, "not read from here on, because a block begins in one file and"
                                    " ends in another")
 
-    def _read_level(self, tag: str | None, depth: int) -> None:
+    def _read_level(self, tag: str | None) -> None:
         """Reads to the end of the block `tag`, or of the config."""
         source = self._stack[-1]
         while True:
@@ -827,21 +806,19 @@ class _Reader:
                     raise source.error(f"Unexpected end to block '{match[1]}' found{waiting}")
                 return
             if match := _OPEN.fullmatch(line):
-                self._read_block(match[1], match[2], source, depth)
+                self._read_block(match[1], match[2], source)
             elif match := _DIRECTIVE.fullmatch(line):
                 source = self._read_directive(match[1], match[2], source)
             else:
                 raise source.error("unable to parse line")
 
-    def _read_block(self, tag: str, text: str, source: ConfigFile, depth: int) -> None:
-        if depth == _MAX_DEPTH:
-            raise source.error(f"more than {_MAX_DEPTH} blocks inside each other")
+    def _read_block(self, tag: str, text: str, source: ConfigFile) -> None:
         self._check_name(tag, source)
         with failures_at(source.place):
             arguments = [] if text in ("", "0") else split_words(text)
         # The comment is there because the library gives an empty block no list of nodes.
         self.canonical += [f"<{tag.lower()} {_encode(source.place, *arguments)}>", "#"]
-        self._read_level(tag.lower(), depth + 1)
+        self._read_level(tag.lower())
         self.canonical.append(f"</{tag.lower()}>")
 
     def _read_directive(self, name: str, text: str | None, source: ConfigFile) -> ConfigFile:
@@ -886,8 +863,6 @@ class _Reader:
                 # Kept quirk: after the last file of an Include, the others are looked for beside
                 # that file, by the path that the config gave it.
                 includer, place = path, f"{path} line "
-                if len(self.sources) > _MAX_FILES:
-                    raise source.error(f"more than {_MAX_FILES} included files")
         return going_on
 
     def _open_included(
