@@ -1215,21 +1215,9 @@ class Moment:
         return datetime.fromtimestamp(at, timezone.utc).astimezone(self.zone)
 
     def epoch_of(self, wall: datetime) -> float:
-        """Epoch seconds of the last moment at which the local clock showed no more than `wall`.
-
-        Where the clock showed an hour twice, that is in the second one; where it left an hour out,
-        that is the moment before it. wall: without a zone.
-        """
-        low, high = sorted(wall.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1))
-        if self.local(high).replace(tzinfo=None) <= wall:
-            return high
-        while high - low > 1:  # between the two the clock was put forward
-            middle = (low + high) / 2
-            if self.local(middle).replace(tzinfo=None) > wall:
-                high = middle
-            else:
-                low = middle
-        return low
+        """Epoch seconds at which the local clock shows `wall`, which has no zone: the second time
+        where it shows an hour twice; in place of one that it leaves out, the hour before it."""
+        return wall.replace(tzinfo=self.zone, fold=1).timestamp()
 
     def date(self, epoch: float | None = None) -> date:
         """Local date."""
@@ -1280,8 +1268,6 @@ def slot_and_mode(cycle: CycleSpec, day: Day, dumps: bool) -> tuple[int, str]:
         raise UsageFailure(
             f'CycleType "{cycle.cycle_type}" is unknown', f"use {' or '.join(CYCLE_TYPES)}"
         )
-    if cycle.frequency == 0:
-        raise UsageFailure("Illegal modulus zero", ROTATION_HINT)
     try:
         if cycle.cycle_type == "SimpleCycle":
             chain = 1 if dumps else cycle.diffs + 1  # a FULL and its DIFFs
