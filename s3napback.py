@@ -9400,9 +9400,9 @@ _LAYOUTS = {"": _DEFAULT_PATTERN, "PatternLayout": "%m%n", "PatternLayout::Multi
 
 _CONVERSION = re.compile(r"%(-?)(\d{0,5})(?:\.(\d{1,5}))?([a-zA-Z%])(?:\{([^}]*)\})*")
 
-# SimpleDateFormat's quotes and letters (Java); log4perl knows them without FwWkK. Of each letter,
-# what strftime calls it.
-_DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDFwWakKzZ])\3*)|(.)", re.DOTALL)
+# SimpleDateFormat's quotes and letters (Java), those that log4perl knows. Of each letter, what
+# strftime calls it.
+_DATE_PART = re.compile(r"'((?:''|[^'])*)'|(([GyMdhHmsSeEDazZ])\3*)|(.)", re.DOTALL)
 _DATE_CODES = {"y": "%y", "M": "%m", "d": "%d", "h": "%I", "H": "%H", "m": "%M", "s": "%S",
                "D": "%j", "a": "%p", "Z": "%z", "z": "%Z", "G": "AD"}
 _DATE_NAMES = {"": "yyyy/MM/dd HH:mm:ss", "ABSOLUTE": "HH:mm:ss,SSS",
@@ -9429,9 +9429,6 @@ class PatternFormatter(logging.Formatter):
         for match in _CONVERSION.finditer(self._pattern):
             if match[4] not in "cCdFHlLmMnpPrRtTxX%":
                 self.unknown.append(match[0])
-            for part in _DATE_PART.finditer(match[5] or "") if match[4] == "d" else ():
-                if part[0] == "'" or (part[3] or "-") in "FwWkK":
-                    self.unknown.append(f"{part[0]} of {match[0]}")
 
     def format(self, record: logging.LogRecord) -> str:
         message = without_controls(record.getMessage())
@@ -9640,11 +9637,6 @@ class _LogFile(
         if unknown := set(patterns) - set(_PERIODS):
             raise ValueError(f"DatePattern {unknown.pop()} is unknown")
         self._periods = " ".join(_PERIODS[pattern] for pattern in patterns)
-        self._zone: tzinfo | None = None
-        if options.get("TZ"):
-            from dateutil import tz
-
-            self._zone = tz.gettz(options["TZ"])
         logging.handlers.WatchedFileHandler.__init__(
             self, path, encoding="utf-8", errors="surrogateescape"
         )
@@ -9655,10 +9647,9 @@ class _LogFile(
         self.reopenIfNeeded()  # another run, or logrotate, has moved it
         self.stream = self.stream or self._open()  # its folder was away, and is back
         file = os.stat(self.baseFilename)
-        periods = {datetime.fromtimestamp(at, self._zone).strftime(self._periods)
+        periods = {datetime.fromtimestamp(at).strftime(self._periods)
                    for at in (file.st_mtime, record.created)}
-        # An empty file is not rotated for one long line (Python before 3.12 does).
-        return file.st_size > 0 and (len(periods) > 1 or bool(super().shouldRollover(record)))
+        return len(periods) > 1 or bool(super().shouldRollover(record))
 
     def doRollover(self) -> None:
         try:
@@ -9721,9 +9712,9 @@ class _Syslog(_Appender, logging.handlers.SysLogHandler):
         if facility not in self.facility_names:
             raise ValueError(f"facility {facility} is unknown")
         where = "/dev/log" if where == "unix" else where
-        if where.startswith("/") and not os.path.exists(where):
+        if not os.path.exists(where):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-        super().__init__(where if where.startswith("/") else ("localhost", 514), facility)
+        super().__init__(where, facility)
         self.ident = options.get("ident", "s3napback") + ": "
 
 
@@ -9743,7 +9734,7 @@ _CLASSES: Mapping[str, tuple[AppenderMaker, Sequence[str]]] = {
     "Log::Dispatch::File": (_LogFile, _TO_FILE),
     "Log::Dispatch::FileRotate": (
         partial(_LogFile, size="10_000_000"),
-        ("filename", "mode", "umask", "size", "max", "DatePattern", "TZ"),
+        ("filename", "mode", "umask", "size", "max", "DatePattern"),
     ),
     "Log::Dispatch::Email::MailSender": (
         partial(_Mail, server="localhost"),
