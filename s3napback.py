@@ -2114,6 +2114,8 @@ _TOOL_HINTS = (
     ("key decryption failed: (no passphrase|no pinentry|inappropriate ioctl|operation cancelled"
      "|timeout|end of file|no such device)",
      "the secret key has a passphrase, and none was given: use --passphrase-file FILE"),
+    ("ignore-mdc-error", "an old gpg encrypted it without integrity protection: write"
+     " ignore-mdc-error into gpg.conf, restore, and take it out again"),
 )
 
 # Bytes of one message: PATH_MAX (4096), each byte of it in octal, and what is said of it.
@@ -2157,6 +2159,11 @@ class StageResult:
         return cls(stage, status, tuple(lines), tail)
 
     @property
+    def messages(self) -> list[str]:
+        """Those of its lines that say something: tar's last one is that there were errors."""
+        return [line for line in self.stderr_lines if "due to previous errors" not in line]
+
+    @property
     def unrecoverable(self) -> bool:
         """Whether tar says that it gave up in the middle (its manual, "Exit status of tar")."""
         return any("Error is not recoverable" in text for text in self.stderr_lines)
@@ -2190,7 +2197,7 @@ class StageResult:
         how = f"ended with status {self.status}"
         if self.status < 0:
             how = f"was ended by {signal.Signals(-self.status).name}"
-        return ": ".join([f"{self.stage.tool} {how}", *self.stderr_lines[-1:]])
+        return ": ".join([f"{self.stage.tool} {how}", *self.messages[-1:]])
 
 
 def check_exit_statuses(results: Sequence[StageResult]) -> list[str]:
@@ -3281,7 +3288,8 @@ class FolderStore:
             raise NotFound(f"bucket {self.bucket} does not exist in {self._root}")
         with os_failures(f"list {self._folder}"):
             for key, path in sorted(self._walk(self._folder, "")):
-                if not key.startswith(prefix):
+                # A file of another name for the key is none of ours (`aws s3 sync` made it, say).
+                if not key.startswith(prefix) or path != self.path_of(key):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     info = os.stat(path)
@@ -7539,6 +7547,10 @@ _TAR_PASSED_OVER = re.compile(
     "|Input/output error|Read-only file system|Cannot allocate memory|Too many open files)$)"
 )
 
+# Where a file system has no ACLs tar says so of each file, also of the many that have none; of one
+# that has, it says that the attribute of that name cannot be set.
+_TAR_NO_ACLS = re.compile("tar: acl_(set|delete_def)_file_at: .*: Operation not supported$")
+
 
 def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> list[str]:
     """Lets tar unpack a stream into a folder; what it could not do, a sentence each.
@@ -7554,13 +7566,13 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
         for _ in unpacking.blocks():
             pass
         (end,) = unpacking.results()
-    said = [line for line in end.stderr_lines if "due to previous errors" not in line]
+    said = [line for line in end.messages if not _TAR_NO_ACLS.match(line)]
     fatal = [line for line in said if not _TAR_PASSED_OVER.search(line)]
     if end.status and (end.status not in (1, 2) or end.unrecoverable or fatal or not said):
-        why = (fatal or said or ["it said nothing"])[0]
+        why = tuple((fatal or said)[:1])
         # tar's words for a disk that is full in the middle of its block.
-        hint = "free some room there" if ": Wrote only " in why else end.hint
-        raise Failure(f"tar ended with status {end.status}: {why}", hint)
+        hint = "free some room there" if ": Wrote only " in "".join(why) else end.hint
+        raise Failure(str(replace(end, stderr_lines=why)), hint)
     return [line.removeprefix("tar: ") for line in said]
 
 
@@ -7628,6 +7640,12 @@ class Workspace:
         return spare
 
 
+# What keeps a `Merger` from one entry, and from no other: a right that is lacking, a mount, what a
+# program that works in the folder has made or taken away since it was listed.
+_PASSED_OVER = (errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY,
+                errno.ENOTDIR, errno.EISDIR)
+
+
 class Merger:
     """Moves entries from tree to tree, each by one rename: it is at any moment the old one or the
     new one.
@@ -7663,8 +7681,8 @@ class Merger:
             ):
                 if only and there is None:
                     raise self._in_the_way(path)
-                if new is None or there is None:  # moved as a whole
-                    continue
+                if new is None or there is None:  # somebody took it away meanwhile
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 info, coming, present = os.fstat(new), entries_of(new), entries_of(there)
                 kept = self._kept_in(path) if target is self._place else set()
                 for name in [only] if only else coming:
@@ -7687,7 +7705,7 @@ class Merger:
                     continue
                 for name in present.keys() - coming.keys() - names:
                     inner = f"{path}/{name}" if path else name
-                    with self._or_told(inner):
+                    with self._or_told(inner), contextlib.suppress(FileNotFoundError):
                         self._discard(name, there, target, inner, name in kept)
                 mode = source.modes.get(path, stat.S_IMODE(info.st_mode))
                 copy_attributes(new, there, info, mode)
@@ -7758,11 +7776,12 @@ class Merger:
 
     @contextlib.contextmanager
     def _or_told(self, path: str) -> Iterator[None]:
-        """What this user may not do is told, and the rest goes on."""
+        """What this user may not do, and what others changed meanwhile, is told, and the rest goes
+        on."""
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
+            if error.errno not in _PASSED_OVER:
                 raise
             place = os.path.join(self._place.top, path)
             self.warnings.append(f"{place} could not be brought back whole: {error.strerror}")
@@ -7959,6 +7978,8 @@ def check_place(
     elif kind:
         if members:
             raise UsageFailure(f"{members[0]}: only a directory has parts")
+        if place and kind != SUBVERSION and os.path.exists(place) and not os.path.isfile(place):
+            raise UsageFailure(f"{place} is no file", "name a new file, or use --stdout")
         if place and os.path.exists(place) and (kind == SUBVERSION or not overwrite):
             hint = "name a new place" if kind == SUBVERSION else "--overwrite replaces it"
             raise UsageFailure(f"{place} exists already", hint)
@@ -8062,7 +8083,10 @@ def write_dump(recovery: Recovery, chain: Chain, output: IO[bytes]) -> None:
 
 
 def _refuse_unreadable(start: bytes) -> None:
-    """Raises Failure for a dump that begins as no text does."""
+    """Raises Failure for a dump that is empty, or begins as no text does."""
+    if not start:
+        raise Failure("the dump is empty: the program that should have made it failed",
+                      "restore an older one: --at")
     if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", start):
         raise Failure("it is compressed in a way that is not known here",
                       "js3tream -o gives its bytes as they are stored")
@@ -8390,7 +8414,8 @@ def files_of(recovery: Recovery, chain: Chain) -> dict[str, Member]:
 def pattern_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether a path matches one of some shell patterns: one with a slash the path, from its
     beginning if the pattern begins with one, else from any directory on; another one the last name
-    in it. As in find(1), `*` matches a slash, too."""
+    in it. As in find(1), `*` matches a slash, too. A slash at the end says nothing."""
+    patterns = [one.rstrip("/") or one for one in patterns]
     names = [fnmatch.translate(one) for one in patterns if "/" not in one]
     paths = [fnmatch.translate(one if one[0] == "/" else f"*/{one}")
              for one in patterns if "/" in one]

@@ -280,11 +280,11 @@ def leave_out(reason: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def tmpfs(place: Path, options: str) -> Iterator[Path]:
+def tmpfs(place: Path, options: str, kind: str = "tmpfs") -> Iterator[Path]:
     """A small or otherwise limited file system at a folder, which is there already."""
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    mount = ["mount", "-t", kind, "-o", options, kind, str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
-        leave_out("mounting a tmpfs needs root")
+        leave_out(f"mounting a {kind} needs root")
     try:
         yield place
     finally:

@@ -1,5 +1,6 @@
 """Section 15 and its commands: from a bucket and a key to the data again."""
 
+import base64
 import gzip
 import hashlib
 import json
@@ -415,13 +416,66 @@ def test_a_dump_that_was_cut_before_it_was_stored(tmp_path: Path) -> None:
     store = s3napback.open_store("b", s3napback.Access(f"file://{tmp_path}"), lambda: 1e9)
     store.create()
     sql = b"-- MariaDB dump 10.19\nCREATE TABLE t (n INT);\n"
-    for name, text in (("cut", sql), ("whole", sql + b"-- Dump completed\n")):
+    for name, text in (("cut", sql), ("whole", sql + b"-- Dump completed\n"), ("empty", b"")):
         store.put(f"MySQL/{name}-0:{0:020d}", gzip.compress(text), {})
     done = command("verify", "-b", "b", "--endpoint", f"file://{tmp_path}", "--deep")
     assert done.returncode == 1
     assert done.stdout == (
         b"MySQL/cut-0: the dump has no closing line: it was cut before it was stored\n"
+        b"MySQL/empty-0: the dump is empty: the program that should have made it failed"
+        b" (restore an older one: --at)\n"
     )
+    done = command("restore", "MySQL/empty", "-b", "b", "--endpoint", f"file://{tmp_path}", "--to",
+                   f"{tmp_path}/sql")
+    assert (done.returncode, b"the dump is empty" in done.stderr) == (1, True)
+    assert not (tmp_path / "sql").exists()
+
+
+def test_a_dump_takes_the_place_of_a_file_alone(site: Site, capsys: Capture) -> None:
+    """As root, --overwrite would make a file of /dev/null."""
+    site.jobs = '<Command dump>\nRun "echo data"\n</Command>'
+    assert site.run() == 0
+    os.mkfifo(site.folder / "pipe")
+    for place in (site.folder / "pipe", site.data, f"{site.data}/"):
+        before = os.stat(place)
+        for words in ([], ["--overwrite"]):
+            assert site.restore(place, *words, name="Command/dump") == 2
+            said = capsys.readouterr().err
+            assert f"{place} is no file (name a new file, or use --stdout)" in said
+        assert os.path.samestat(before, os.stat(place))
+    assert site.restore(site.data / "file", "--overwrite", name="Command/dump") == 0
+    assert (site.data / "file").read_text() == "data\n"
+
+
+# By `gpg --rfc2440 --disable-mdc --cipher-algo 3DES -z 0 -c`, with the passphrase "sesame".
+_WITHOUT_MDC = ("jA0EAgMCagJkYbNXiez/yS8nVJl0SvsXPH3aCRyHOp+he9tlU6av5Eu89Vn7LSG6jAfSUfND"
+                "yW6bOD+wsQFoeQ==")
+
+
+def test_what_an_old_gpg_encrypted_without_integrity_protection_can_be_read(
+    site: Site, short_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    home = short_folder("")
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    store = site.store()
+    store.create()
+    store.put(f"MySQL/shop-0:{0:020d}", base64.b64decode(_WITHOUT_MDC), {})
+    (site.folder / "pass").write_text("sesame")
+    back, words = site.folder / "back", ["--passphrase-file", str(site.folder / "pass")]
+    assert site.restore(back, *words, name="MySQL/shop") == 1
+    assert "write ignore-mdc-error into gpg.conf" in capsys.readouterr().err
+    (home / "gpg.conf").write_text("ignore-mdc-error\n")
+    assert site.restore(back, *words, name="MySQL/shop") == 0
+    assert back.read_text() == "SELECT 1;"
+
+
+def test_why_tar_cannot_read_an_archive_is_told(site: Site, capsys: Capture) -> None:
+    store = site.store()
+    store.create()
+    store.put(f"/etc-0-FULL:{0:020d}", gzip.compress(b"no tar archive"), {})
+    assert s3napback.main(["verify", "--deep", *site.bucket]) == 1
+    assert "tar: This does not look like a tar archive" in capsys.readouterr().out
 
 
 class Million:

@@ -493,6 +493,7 @@ def test_a_folder_with_more_in_it_than_chunks(site: Site, capsys: Any) -> None:
     (bucket / "README").write_text("not ours")
     (bucket / "sub").mkdir()
     (bucket / "sub" / "x").write_text("x")
+    (bucket / "etc-0-FULL:0000000000000").write_text("made by aws s3 sync")
     (bucket / "link").symlink_to("/etc/passwd")
     (bucket / "dangling").symlink_to("/nowhere")
     os.mkfifo(bucket / "fifo")

@@ -196,3 +196,52 @@ def test_a_folder_that_a_user_may_not_search_is_told_with_the_reason(nobodys: Si
     done = run_as_nobody(site, "restore", str(site.data), "--overwrite", "--to", str(place))
     assert done.returncode == 3, done.stderr
     assert f"{locked}/deep could not be brought back whole: Permission denied" in done.stderr
+
+
+def test_what_programs_change_meanwhile_ends_no_restore(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What is to go may be gone by then; what else is not as it was listed is told."""
+    for name in ("a", "z"):
+        (site.data / name).mkdir()
+        (site.data / name / "file").write_text("stored")
+    assert site.run() == 0
+    place = site.folder / "place"
+    assert site.restore(place) == 0
+    there = Path(f"{place}{site.data}")
+    (there / "temp").write_text("a program's")
+    (there / "file").write_text("mine")
+    listed = s3napback.entries_of
+
+    def and_changed(folder: int) -> dict[str, bool]:
+        found = listed(folder)
+        if os.readlink(f"/proc/self/fd/{folder}") == str(there):
+            (there / "temp").unlink()
+            (there / "z").rename(there / "y")
+        return found
+
+    monkeypatch.setattr(s3napback, "entries_of", and_changed)
+    capsys.readouterr()
+    assert site.restore(place, "--overwrite") == 3
+    said, _ = capsys.readouterr().err.splitlines()
+    assert said.endswith(f"{there}/z could not be brought back whole: No such file or directory")
+    monkeypatch.undo()
+    assert (there / "file").read_text() == "one"
+    assert site.restore(place, "--overwrite") == 0
+    assert sorted(os.listdir(there)) == ["a", "file", "z"]
+
+
+def test_a_file_system_without_acls_is_told_for_what_has_some(site: Site, capsys: Any) -> None:
+    """tar tells it of every file."""
+    (site.data / "shared").write_text("stored")
+    place = site.folder / "place"
+    place.mkdir()
+    with tmpfs(place, "size=1m", "ramfs"):
+        for night, words in ((21, []), (22, [require_tool("setfacl"), "-m", "u:nobody:r"])):
+            if words:
+                subprocess.run([*words, site.data / "shared"], check=True)
+            assert site.run("-f", now=NIGHT.replace(day=night)) == 0
+            capsys.readouterr()
+            assert site.restore(place / str(night)) == (3 if words else 0)
+            *said, _ = capsys.readouterr().err.splitlines()
+            assert ["data/shared" in line for line in said] == [True for _ in words[:1]]
