@@ -8109,10 +8109,11 @@ unpack() {{ case $(head -c {len(SVN_DUMP)} "$work/b" | tr -d '\0') in
     svnadmin load {shlex.join(SVN_LOAD)} "$to" < "$work/b";;
   *) mkdir -p "$to"
     LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null \
-      -C "$to" || bad=3;; esac; }}
+      -C "$to" || {{ [ $? = 2 ] || exit 1; bad=3; }};; esac; }}
 bad=0
 work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")
-trap 'rm -rf "$work"' EXIT"""
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM"""
 
 
 def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> str:
@@ -8123,7 +8124,7 @@ def restore_script(name: str, kind: str, chain: Chain, recovery: Recovery) -> st
         "#!/bin/sh",
         f"# Restores {name!r} into the folder, file or repository given as the first argument.",
         f"# Needs: {'cat' if root else 'aws (with its credentials set)'}, gpg (with the secret key,"
-        " if encrypted), what decompresses it (see below), and tar, or svnadmin.",
+        " if encrypted), what decompresses it (see below), and GNU tar, or svnadmin.",
         _SCRIPT,
     ]
     for one in chain.archives:

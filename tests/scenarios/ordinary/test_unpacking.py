@@ -66,6 +66,22 @@ def test_a_log_message_with_a_carriage_return_is_loaded(
     assert log.stdout.startswith(b"co")
 
 
+@pytest.mark.parametrize(("tool", "does"), [
+    ("tar", "exit 64  # as of one that is not GNU tar"),
+    ("cat", 'kill -TERM $PPID; exec "$REAL" "$@"'), ("tar", "kill -INT $PPID; exit 2"),
+])
+def test_a_script_that_is_ended_says_so_and_leaves_nothing_decrypted(
+    site: Site, tool: str, does: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    assert site.run() == 0
+    script = script_of(site, str(site.data), capfdbinary)
+    fake_tool(site, monkeypatch, tool, does)
+    monkeypatch.setenv("TMPDIR", str(site.folder / "temp"))
+    done = subprocess.run(["sh", script, site.folder / "back"], capture_output=True)
+    assert done.returncode == 1, done.stderr
+    assert not os.listdir(site.folder / "temp")
+
+
 def run_as(words: list[str], *given: str, env: dict[str, str] | None = None) -> Any:
     """The program as another user, or in another environment."""
     return subprocess.run(
