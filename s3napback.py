@@ -6796,10 +6796,15 @@ def parse_when(text: str, moment: Moment) -> float:
             # Of a zone that it does not know dateutil only warns, and takes local time.
             simplefilter("error", parser.UnknownTimezoneWarning)
             at = parser.parse(text, default=end_of_day)
-            # 11.12.2026 has its month first for some, and its day for others.
-            if not re.match(r"\d{4}", words) and at != parser.parse(
-                text, default=end_of_day, dayfirst=True
-            ):
+            others: list[dict[str, Any]] = []
+            if not re.fullmatch(r"\d\d?(:\d\d){1,2}", words):
+                # Of "Sunday" (the next one, to dateutil) or 2026-10 today would tell the rest.
+                others = [{"default": end_of_day.replace(
+                    year=wall.year - 1, month=1 + wall.month % 2, day=1 + wall.day % 2)}]
+            if not re.match(r"\d{4}", words):
+                # 11.12.2026 has its month first for some, its day for others, 26-11-20 its year.
+                others += [{"dayfirst": True}, {"yearfirst": True}]
+            if any(parser.parse(text, **{"default": end_of_day, **how}) != at for how in others):
                 raise ValueError
         return at.timestamp() if at.tzinfo else moment.epoch_of(at)
     except (ValueError, ArithmeticError, TypeError, parser.UnknownTimezoneWarning) as error:

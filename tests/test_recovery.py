@@ -172,7 +172,8 @@ def test_every_recorded_restore_comes_back_over_http_with_the_config(
         ("2026-11-20 03:00", "2026-11-20T03:00:59"), ("2026-11-20T03:00Z", "2026-11-20T03:00:59"),
         ("2026-11-20 03:00:00+02:00", "2026-11-20T01:00:00"),
         ("20.11.2026", "2026-11-20T23:59:59"), ("12 Nov 2026 3:00", "2026-11-12T03:00:59"),
-        ("11.11.2026", "2026-11-11T23:59:59"),
+        ("11.11.2026", "2026-11-11T23:59:59"), ("3:00", "2026-11-24T03:00:59"),
+        ("20261120", "2026-11-20T23:59:59"), ("Fri, 20 Nov 2026 3:00", "2026-11-20T03:00:59"),
     ],
 )
 def test_moments_are_read_as_people_write_them(text: str, expected: str) -> None:
@@ -185,6 +186,16 @@ def test_moments_are_read_as_people_write_them(text: str, expected: str) -> None
 def test_moments_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(Failure, match="cannot read the moment"):
         s3napback.parse_when(text, s3napback.Moment(0))
+
+
+@pytest.mark.parametrize("text", [
+    "Sunday", "tue", "Mon 3:00", "2026-10", "October", "2026", "Oct 5", "24 December", "26-11-20"
+])
+@pytest.mark.parametrize("today", ["2026-11-24", "2026-01-01", "2028-02-29", "2026-10-02"])
+def test_of_a_date_that_is_not_whole_nothing_is_guessed(text: str, today: str) -> None:
+    """dateutil takes the coming Sunday, and the rest from today's date."""
+    with pytest.raises(Failure, match="cannot read the moment"):
+        s3napback.parse_when(text, s3napback.Moment.of(datetime.fromisoformat(today)))
 
 
 # ---- the commands ----
