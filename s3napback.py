@@ -8057,9 +8057,13 @@ def restore_repository(recovery: Recovery, chain: Chain, place: str) -> None:
     made.required(f"svnadmin cannot make {place}")
     load = Stage(("svnadmin", "load", *SVN_LOAD, place))
     for one in chain.archives:
-        with recovery.content(one) as dump, run_filter(load, dump, recovery.env) as output:
-            for _ in output:
-                pass
+        try:
+            with recovery.content(one) as dump, run_filter(load, dump, recovery.env) as output:
+                for _ in output:
+                    pass
+        except Failure as failure:
+            left = f"{place} holds the revisions that came before"
+            raise failure.at(one.archive.name, failure.hint or left) from failure
 
 
 def restore_file(recovery: Recovery, chain: Chain, place: str) -> None:

@@ -702,6 +702,20 @@ def test_a_repositorys_dump_that_lacks_its_last_revision(
     assert done.returncode == 1
 
 
+def test_what_is_left_of_a_repository_that_cannot_be_restored_is_told(
+    site: Site, capsys: Capture
+) -> None:
+    require_tool("svnadmin")
+    store, place = site.store(), site.folder / "again"
+    store.create()
+    store.put(f"/svn-0-FULL:{0:020d}", b"SVN-fs-dump-format-version: 2\n\nrubbish\n", {})
+    assert site.restore(place, name="/svn") == 1
+    said = capsys.readouterr().err
+    assert "/svn-0-FULL: svnadmin ended with status 1" in said
+    assert said.endswith(f"({place} holds the revisions that came before)\n")
+    assert (place / "format").exists()
+
+
 def test_restore_shows_its_progress_on_a_terminal(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
     line = (f"{sys.executable} {s3napback.__file__} restore -c {folder}/c {folder}/data"
