@@ -6898,6 +6898,9 @@ def find_chain(
         raise Failure(f"{given} may be {kinds}", "write it as list shows it, or name one archive")
     ((source, of_source),) = sources.items()
     if named:
+        if math.isfinite(at):
+            raise UsageFailure(f"{named} is one archive: --at chooses among those of a source",
+                               "leave --at out, or name the source")
         if named.fault and not partial:
             raise Failure(f"{named} cannot be used: {named.fault}",
                           "--force-partial gives what is left of it")

@@ -219,6 +219,15 @@ def test_a_call_that_cannot_be_meant(
     assert says in call(site, capsys, *words, status=2)[1]
 
 
+def test_of_one_archive_there_is_one_moment(site: Site, capsys: Capture) -> None:
+    """diff compared it with itself."""
+    assert site.run() == 0
+    (name,) = site.archives()
+    for words in (["diff", name], ["list", name, "--files"], ["restore-script", name]):
+        said = call(site, capsys, *words, "--at", "2026-11-24", status=2)[1]
+        assert f"{name} is one archive: --at chooses among those of a source" in said
+
+
 def test_what_is_found_comes_back_by_the_call_that_is_shown(
     site: Site, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
