@@ -771,11 +771,8 @@ class _Reader:
         try:
             self.sources = [ConfigFile.open(path)]
         except OSError as error:
-            hint = "name a config file with -c FILE"
-            if isinstance(error, PermissionError):
-                hint = "make it readable for the user that runs this"
-            message = f"Unable to open file '{path}': {error.strerror}"
-            raise UsageFailure(message, hint) from error
+            raise UsageFailure(f"Unable to open file '{path}': {error.strerror}",
+                               "name a config file that can be read with -c FILE") from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
         # Kept quirk: a block that opens in one file and ends in another leaves each level with
@@ -2149,7 +2146,7 @@ class StageResult:
         left_out = 0
         while line := errors.readline(_MAX_MESSAGE):
             text = line.decode("utf-8", "backslashreplace").rstrip()
-            if text and not (stage.tool == "tar" and _TAR_CHATTER.search(line)):
+            if text and not _TAR_CHATTER.search(line):
                 if len(lines) > _MAX_MESSAGES:
                     lines.pop()
                     left_out += 1
@@ -8949,7 +8946,7 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
     yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
     diff_dir, is_usable = DiffDir(settings.diff_dir, run.now), True
     for subject, findings in (
-        ("jobs", _jobs(settings, jobs, run.now)), ("TZ", _time_zone(env.get("TZ", ""))),
+        ("jobs", _jobs(settings, jobs, run.now)),
         ("tools", _tools(settings, jobs, env)), ("databases", _roles(jobs)),
         ("Compressor", _compressor(settings.compressor, env)),
         ("DiffDir", _room_in_diff_dir(settings.diff_dir, diff_dir)),
@@ -9000,15 +8997,6 @@ def _rotation(job: Job, now: Moment) -> Iterator[Finding]:
             "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365 with a"
             " small rest, or HanoiCycle",
         )
-
-
-def _time_zone(zone: str) -> Iterator[Finding]:
-    if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
-        from dateutil import tz
-
-        if tz.gettz(zone) is None:
-            yield _warning(f"{zone} is not known here: days are those of UTC",
-                           "correct the variable TZ, or unset it")
 
 
 def _tools(settings: Settings, jobs: Sequence[Job], env: Mapping[str, str]) -> Iterator[Finding]:
@@ -9299,8 +9287,9 @@ def _recipient(recipient: str | None, keyring: str | None, run: RunOptions) -> I
     # (what ends first, what gpg encrypts with), of all keys that it could take
     usable = [(min(key, sub, key=_end_of), key)
               for key in _public_keys(recipient, keyring, run.env) for sub in encryption_keys(key)]
-    if not usable:
-        raise Failure(f"gpg does not tell with which key it encrypts for {recipient}")
+    if not usable:  # it is a group of gpg.conf
+        yield _ok(f"gpg encrypts for {recipient}")
+        return
     ending, key = max(usable, key=lambda one: _end_of(one[0]))
     if _end_of(ending) - run.now.epoch < _SOON * 86400:
         what = "key" if ending is key else "subkey"
@@ -10125,8 +10114,6 @@ def main(argv: Sequence[str] | None = None, *, now: datetime | float | None = No
         tell(error)
         return error.status
     except BrokenPipeError:
-        with contextlib.suppress(OSError):  # nothing more can be said, not even at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or EXIT_FAILED
     except OSError as error:
         # Of files we say the name; without one it is what was printed that had no room.

@@ -522,6 +522,17 @@ def test_a_key_that_expires_soon_is_a_warning(
     assert check()["GpgRecipient"]["level"] == "ok"
 
 
+def test_a_recipient_may_be_a_group_of_gpgs_config(
+    site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = site.folder / "gnupg"
+    shutil.copytree(gpg_home.home, home, ignore=shutil.ignore_patterns("S.*"))
+    (home / "gpg.conf").write_text(f"group all = {gpg_home.recipient}\n")
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    site.settings["GpgRecipient"] = "all"
+    assert check()["GpgRecipient"]["text"] == "gpg encrypts for all"
+
+
 def test_a_gpg_that_does_not_encrypt_is_an_error(
     site: Site, check: Check, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,18 +649,6 @@ def test_a_filter_of_the_log_that_is_not_understood(
     found = check()
     assert found["status"] == 3
     assert found["log"]["text"].startswith("my.logconfig:4: filter class Log::Log4perl::Filter::St")
-
-
-@pytest.mark.parametrize(
-    ("zone", "known"),
-    [("Nowhere/Land", False), (":%%", False), ("Europe/Berlin", True), (":Europe/Berlin", True),
-     ("CET-1CEST,M3.5.0,M10.5.0/3", True), ("<+0330>-3:30", True), ("UTC", True), ("", True)],
-)
-def test_a_time_zone_that_is_not_known_is_told(
-    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, zone: str, known: bool
-) -> None:
-    monkeypatch.setenv("TZ", zone)
-    assert ("TZ" in check()) != known
 
 
 def test_numbers_that_make_no_rotation_are_told_by_check(site: Site, capsys: Capture) -> None:
