@@ -74,8 +74,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial, wraps
 from types import FrameType
-from typing import IO, Any, AnyStr, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, AnyStr, NamedTuple, NoReturn, Protocol, TypeVar
 from warnings import catch_warnings, simplefilter
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 __version__ = "2.0.0"
 
@@ -309,14 +312,61 @@ def os_failures(doing: str, hint: str = "", *, status: int = EXIT_FAILED) -> Ite
         raise os_failure(error, doing, hint, status=status) from error
 
 
-def missing_library(error: ImportError) -> Failure:
-    """The Failure for a Python library that is not installed."""
+# --------------------------------------------------------------------------------------------------
+# Python and its libraries
+# --------------------------------------------------------------------------------------------------
+
+# The lowest release of each that will do; requirements.txt says why.
+LIBRARIES = {"boto3": "1.39", "apacheconfig": "0.3.2", "python-dateutil": "2.8.2",
+             "python-gnupg": "0.5.0", "tqdm": "4.64"}
+
+
+@lru_cache
+def library_fault(name: str) -> str:
+    """Why one of LIBRARIES cannot be used, "" where it can."""
+    from importlib import metadata
+
+    try:
+        found, least = metadata.version(name), LIBRARIES[name]
+    except metadata.PackageNotFoundError:
+        return f"the Python library {name} is missing"
+    first, needed = ([int(n) for n in re.findall(r"\d+", text)] for text in (found, least))
+    return "" if first >= needed else f"the Python library {name} {found} is older than {least}"
+
+
+@contextlib.contextmanager
+def library(name: str) -> Iterator[None]:
+    """A block that imports one of LIBRARIES. Raises Failure (status 2) where it cannot be used, or
+    another one is in its place."""
     folder = os.path.dirname(os.path.realpath(__file__))
-    pip = f"{folder}/.venv/bin/pip install -r {folder}/requirements.txt"
-    return UsageFailure(
-        f"the Python library {error.name} is missing",
-        f"run: python3 -m venv {folder}/.venv && {pip}",
-    )
+    hint = (f"run: python3 -m venv {folder}/.venv &&"
+            f" {folder}/.venv/bin/pip install -r {folder}/requirements.txt")
+    if fault := library_fault(name):
+        raise UsageFailure(fault, hint)
+    try:
+        yield
+    except (ImportError, AttributeError, TypeError) as error:
+        why = f"cannot be used: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            name, why = error.name or name, "is missing"
+        raise UsageFailure(f"the Python library {name} {why}", hint) from error
+
+
+def start_over_in_venv() -> None:
+    """Starts over in a `.venv` beside the script, if there is one and it is not where we are.
+
+    So a crontab line can name the script itself, whatever python3 is on cron's PATH.
+    """
+    venv = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), ".venv"))
+    python = os.path.join(venv, "bin", "python")
+    if os.path.realpath(sys.prefix) != venv and os.access(python, os.X_OK):
+        os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+
+
+if sys.version_info < (3, 10):  # noqa: UP036 - of RHEL 9 and its like; it ends at what follows
+    start_over_in_venv()
+    sys.exit("s3napback: Python 3.10 or later is needed, and this is"
+             f" {sys.version.split()[0]} (make the .venv beside the script with a later one)")
 
 
 # ==================================================================================================
@@ -938,10 +988,8 @@ def read_config(path: str) -> Block:
                            "unset PYTHONOPTIMIZE, and call python3 without -OO")
     reader = _Reader(path)
     # Imported here: it takes longer than all the rest of `-h`.
-    try:
+    with library("apacheconfig"):
         from apacheconfig import make_loader
-    except ImportError as error:
-        raise missing_library(error) from error
 
     # apacheconfig parses what `_Reader` leaves, blocks and statements, and no more. Its rules for
     # quotes, backslashes, comments and includes are not those of Perl's Config::ApacheFormat, which
@@ -2751,16 +2799,15 @@ def _public_keys(
     recipient: str, keyring: str | None, env: Mapping[str, str]
 ) -> list[Mapping[str, Any]]:
     try:
-        import gnupg
+        with library("python-gnupg"):
+            import gnupg
 
-        gpg = gnupg.GPG(
-            gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
-            options=list(ring_words(keyring)),
-            env=dict(env),
-        )
+            gpg = gnupg.GPG(
+                gpgbinary=shutil.which("gpg", path=env.get("PATH")) or "gpg",
+                options=list(ring_words(keyring)),
+                env=dict(env),
+            )
         return list(gpg.list_keys(keys=recipient))
-    except ImportError as error:
-        raise missing_library(error) from error
     except (OSError, ValueError) as error:  # it is there, and does not even tell its version
         raise Failure(
             f"gpg does not work: {' '.join(str(error).split()).rstrip(': ')}",
@@ -3437,8 +3484,9 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 20.0, 120.0
 
 def _s3_client(access: Access) -> Any:
     """A boto3 client that asks for no more than older services and other makers' ones know."""
-    import boto3.session
-    from botocore.config import Config
+    with library("boto3"):
+        import boto3.session
+        from botocore.config import Config
 
     session = boto3.session.Session()
     client = session.client(
@@ -3756,13 +3804,11 @@ class S3Client:
     @contextlib.contextmanager
     def _errors(self, doing: str, operation: str) -> Iterator[None]:
         """Turns what boto3 raises within the block into Failures; see `_refusal`."""
-        try:
+        with library("boto3"):
             import botocore.exceptions as boto
             from urllib3.exceptions import HTTPError, SSLError
-
+        try:
             yield
-        except ImportError as error:
-            raise missing_library(error) from error
         except boto.ClientError as error:
             failure = _refusal(doing, operation, error.response)
             if failure.code in _EXPIRED:
@@ -6771,10 +6817,8 @@ def parse_when(text: str, moment: Moment) -> float:
     "now", "today", "yesterday", "3 days ago", "5 hours ago", "2026-11-20" (to its end),
     "2026-11-20 03:00" (to the end of that minute). Raises Failure (status 2) for another.
     """
-    try:
+    with library("python-dateutil"):
         from dateutil import parser
-    except ImportError as error:
-        raise missing_library(error) from error
     words = text.strip().lower()
     wall = moment.local().replace(tzinfo=None, fold=0)
     end_of_day = wall.replace(hour=23, minute=59, second=59, microsecond=999999)
@@ -10194,10 +10238,8 @@ def progress_bar(archive: str, total: int | None = None) -> Iterator[Callable[[i
     except (AttributeError, OSError, ValueError):  # closed, or no terminal
         yield lambda size: None
         return
-    try:
+    with library("tqdm"):
         from tqdm import tqdm
-    except ImportError as error:
-        raise missing_library(error) from error
     lock, chunks = threading.Lock(), itertools.count(1)
     shown = printable(archive, "")
     shown = shown if len(shown) <= 40 else f"…{shown[-39:]}"  # leaves room for the bar
@@ -11440,19 +11482,6 @@ COMMANDS: Mapping[str, Command] = {
 # Start
 # --------------------------------------------------------------------------------------------------
 
-def _with_libraries() -> None:
-    """Where the libraries are missing and a `.venv` beside the script has them, starts over in it.
-
-    So a crontab line can name the script itself, whatever python3 is on cron's PATH.
-    """
-    import importlib.util
-
-    venv = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), ".venv"))
-    python, is_in_it = os.path.join(venv, "bin", "python"), os.path.realpath(sys.prefix) == venv
-    is_missing = importlib.util.find_spec("apacheconfig") is None
-    if is_missing and not is_in_it and os.access(python, os.X_OK):
-        os.execv(python, [python, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
-
 
 def _with_utf8() -> None:
     """Starts over in UTF-8 where Python takes names for another encoding (LANG=en_US).
@@ -11477,6 +11506,7 @@ def run_as_script() -> NoReturn:
 
 
 if __name__ == "__main__":
-    if not {"-h", "--help"} & set(sys.argv):  # help needs none of them, and should be there at once
-        _with_libraries()
+    # Help needs no library, and should be there at once.
+    if not {"-h", "--help"} & set(sys.argv) and any(map(library_fault, LIBRARIES)):
+        start_over_in_venv()
     run_as_script()

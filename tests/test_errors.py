@@ -2,8 +2,11 @@
 
 import errno
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +35,75 @@ def test_a_library_that_is_missing_is_named(
     with pytest.raises(Failure, match=f"the Python library {library}.* is missing") as failure:
         use(site)
     assert "pip install -r" in failure.value.hint
+
+
+def pretend(folder: Path, name: str, version: str) -> None:
+    """A folder in which Python finds this release of a library."""
+    marks = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    marks.mkdir(parents=True)
+    (marks / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def call_with(site: Site, name: str, version: str, *words: str) -> tuple[int, str]:
+    """The status and the output of the script, by a Python with this release of a library."""
+    pretend(site.folder / "old", name, version)
+    shutil.copy(s3napback.__file__, site.folder)
+    done = subprocess.run([sys.executable, f"{site.folder}/s3napback.py", *words], text=True,
+                          env={**os.environ, "PYTHONPATH": f"{site.folder}/old"},
+                          capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("boto3", "1.26.27"), ("apacheconfig", "0.3.1"), ("python-dateutil", "2.8.1"),
+     ("python-gnupg", "0.4.9"), ("tqdm", "4.9.1")],
+)
+def test_a_library_that_is_too_old_is_named_with_what_is_needed(
+    name: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path, name, version)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    s3napback.library_fault.cache_clear()
+    with pytest.raises(Failure, match=f"library {name} {version} is older than ") as caught:
+        s3napback.library(name).__enter__()
+    s3napback.library_fault.cache_clear()
+    assert caught.value.status == 2 and "pip install -r" in caught.value.hint
+
+
+def test_an_old_library_is_a_sentence_and_not_a_traceback(site: Site) -> None:
+    status, said = call_with(site, "boto3", "1.37.9", "list", "-b", "bkt",
+                             "--endpoint", "http://127.0.0.1:1")
+    assert status == 2
+    assert said.startswith("s3napback: the Python library boto3 1.37.9 is older than 1.39 (run: ")
+    assert said.count("\n") == 1
+
+
+def test_where_a_library_is_too_old_the_venv_beside_the_script_is_taken(site: Site) -> None:
+    python = site.folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho it runs in the .venv: $*\n")
+    python.chmod(0o755)
+    said = call_with(site, "tqdm", "4.9.1", "list", "-b", "bkt")
+    assert said == (0, f"it runs in the .venv: {site.folder}/s3napback.py list -b bkt\n")
+
+
+def test_another_library_in_the_place_of_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's gnupg, whose name is the module of python-gnupg, takes other words."""
+    (tmp_path / "gnupg.py").write_text("class GPG:\n    def __init__(self, binary=None): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "gnupg", raising=False)
+    with pytest.raises(Failure, match=r"python-gnupg cannot be used: .* argument 'gpgbinary'"):
+        s3napback._public_keys("x", None, os.environ)
+    monkeypatch.delitem(sys.modules, "gnupg", raising=False)
+
+
+def test_the_releases_that_are_asked_for_are_those_of_requirements_txt() -> None:
+    lines = (Path(s3napback.__file__).parent / "requirements.txt").read_text().splitlines()
+    asked = dict(line.split(">=") for line in lines if not line.startswith("#"))
+    assert asked == s3napback.LIBRARIES
 
 
 @pytest.mark.parametrize(
