@@ -1692,8 +1692,8 @@ TAR_RESTORES = (*TAR_ATTRIBUTES, "--xattrs-include=*", "--warning=no-timestamp")
 
 # tar takes names for letters of its locale and stores their UTF-8 (pax(1), "path"): under de_DE,
 # which is ISO 8859-1, names of other bytes would come back. Names are UTF-8 to us anyway.
-# The times that it lists are in UTC.
-TAR_LOCALE = (("LC_CTYPE", "C.UTF-8"), ("TZ", "UTC0"), *IN_ENGLISH)
+# The times that it lists are in UTC. TAR_OPTIONS could make of an archive what nothing reads.
+TAR_ENVIRONMENT = (("LC_CTYPE", "C.UTF-8"), ("TZ", "UTC0"), ("TAR_OPTIONS", ""), *IN_ENGLISH)
 
 
 # How a comment begins in which an archive says what names it was asked for; readers pass over it
@@ -1788,7 +1788,7 @@ def tar_stage(
         words.append("--")
     descriptors = (listing,) if listing >= 0 else ()
     # Its messages decide what a status of 2 means.
-    return Stage((*words, *names), TAR_LOCALE, descriptors=descriptors)
+    return Stage((*words, *names), TAR_ENVIRONMENT, descriptors=descriptors)
 
 
 # A message of tar on a name: a colon in the name is `\:` (quotearg_colon of gnulib).
@@ -2108,9 +2108,10 @@ def ring_words(keyring: str | None) -> tuple[str, ...]:
 
 def gpg_stage(recipients: Sequence[str], keyring: str | None, *, shown: bool = False) -> Stage:
     """Encryption for the recipients: the secret key of any of them opens it. The data is compressed
-    already, so gpg does not do it again. shown: as the original's line, for test mode."""
+    already, so gpg does not do it again; gpg.conf may say that all is text, which spoils it.
+    shown: as the original's line, for test mode."""
     words = ["gpg", "--batch", *ring_words(keyring)]
-    words += [] if shown else ["-z", "0"]
+    words += [] if shown else ["-z", "0", "--no-textmode"]
     for recipient in recipients:
         words += ["-r", recipient]
     return Stage((*words, "-e"))
@@ -6482,6 +6483,8 @@ def run_config(config: Block, settings: Settings, options: RunOptions) -> RunRep
             settings.s3_keyfile, shlex.quote(settings.s3_keyfile),
         )
     check_temp_dir(settings, jobs)
+    if options.env.get("TAR_OPTIONS"):
+        log.warning("TAR_OPTIONS is not used: the config says what tar is to do")
     diff_dir = DiffDir(settings.diff_dir, options.now)
     store = open_store(settings.bucket, access, options.clock, Retries(settings.retry_hours, log))
     place = bucket_place(settings.s3_endpoint, settings.bucket, settings.prefix)
@@ -7610,7 +7613,7 @@ def run_tar(pieces: Iterable[Piece], folder: str, env: Mapping[str, str]) -> lis
     if os.geteuid() == 0:
         words.append("--same-owner")
     # English, since it decides; names are bytes, but shown as UTF-8.
-    stage = Stage((*words, "-C", folder), TAR_LOCALE)
+    stage = Stage((*words, "-C", folder), TAR_ENVIRONMENT)
     with Pipeline([stage], env, feed=pieces) as unpacking:
         for _ in unpacking.blocks():
             pass
@@ -8163,7 +8166,7 @@ unpack() {{ case $(head -c {len(SVN_DUMP)} "$work/b" | tr -d '\0') in
   *) mkdir -p "$to"
     LC_ALL=C tar -xpf "$work/b" {shlex.join(TAR_RESTORES)} --listed-incremental=/dev/null \
       -C "$to" || {{ [ $? = 2 ] || exit 1; bad=3; }};; esac; }}
-bad=0
+bad=0 TAR_OPTIONS=
 work=$(mktemp -d 2>/dev/null || mktemp -d "$PWD/restore.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM"""
@@ -8321,7 +8324,7 @@ def _hard_link_ways(text: bytes) -> list[tuple[bytes, bytes]]:
     return [(text[: one.start()], text[one.start() + len(_ARROWS[b"h"]) :]) for one in arrows]
 
 
-_LIST = Stage(("tar", "-t", "-f", "-", *TAR_LISTING, *TAR_QUOTING), TAR_LOCALE)
+_LIST = Stage(("tar", "-t", "-f", "-", *TAR_LISTING, *TAR_QUOTING), TAR_ENVIRONMENT)
 
 
 def index_of(recovery: Recovery, one: CatalogEntry) -> str:

@@ -474,3 +474,28 @@ def test_what_is_encrypted_comes_back_with_and_without_a_temp_file(
     ).stdout
     assert len(files(plain)) == 3
     assert not list((site.folder / "temp").iterdir())
+
+
+def test_what_gpg_conf_says_of_text_spoils_no_archive(
+    site: Site, gpg_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GNUPGHOME", str(gpg_home.home))
+    options = gpg_home.home / "gpg.conf"
+    (site.data / "file").write_bytes(b"one \r\ntwo\n" * 100)
+    site.settings.update(GpgRecipient=gpg_home.recipient, Compressor="cat")
+    options.write_text("textmode\n")
+    try:
+        assert site.run() == 0
+    finally:
+        options.unlink()
+    assert not differences(site.data, site.restored())
+
+
+def test_options_of_tar_in_the_environment_are_not_used(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("TAR_OPTIONS", "-z --exclude=two --strip-components=1")
+    (site.data / "two").write_text("two")
+    assert site.run() == 0
+    assert "WARN TAR_OPTIONS is not used" in capsys.readouterr().err
+    assert not differences(site.data, site.restored())
