@@ -822,7 +822,8 @@ class _Reader:
             self.sources = [ConfigFile.open(path)]
         except OSError as error:
             raise UsageFailure(f"Unable to open file '{path}': {error.strerror}",
-                               "name a config file that can be read with -c FILE") from error
+                               "-c takes a config file that can be read, or a NAME in "
+                               f"{CONFIG_DIR}") from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
         # Kept quirk: a block that opens in one file and ends in another leaves each level with
@@ -2243,7 +2244,9 @@ class StageResult:
         how = f"ended with status {self.status}"
         if self.status < 0:
             how = f"was ended by {signal.Signals(-self.status).name}"
-        return ": ".join([f"{self.stage.tool} {how}", *self.messages[-1:]])
+        # A line that begins with a blank goes on with the one before it.
+        said = [line for line in self.messages if not line[:1].isspace()] or self.messages
+        return ": ".join([f"{self.stage.tool} {how}", *said[-1:]])
 
 
 def check_exit_statuses(results: Sequence[StageResult]) -> list[str]:
@@ -3817,7 +3820,8 @@ class S3Client:
             raise failure from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise UsageFailure(
-                f"no S3 credentials: {error}", "set S3Keyfile to a file with key=… and secret=…"
+                f"no S3 credentials: {error}",
+                "S3Keyfile, or -K, names a file with key=… and secret=…",
             ) from error
         except (boto.SSLError, SSLError) as error:
             text = f"cannot {doing}: {error}"
@@ -4611,7 +4615,9 @@ def choose_chain(found: Sequence[CatalogEntry], at: float, local: Moment | None 
     history = History(found)
     wanted = history.newest(at)
     if wanted is None:
-        raise Failure("nothing was backed up by then", "see what there is: s3napback.py list")
+        first = [_moment_text(local or Moment(0), at) for at in history.restorable()[:1]]
+        raise Failure("nothing was backed up by then", f"the first moment is {first[0]}" if first
+                      else "see what there is: s3napback.py list")
     links = history.chain(wanted)
     if not history.intact[wanted]:
         good = [m for m in history.restorable() if m < history.moments[wanted]]
@@ -10312,12 +10318,19 @@ def cmd_backup(args: Sequence[str], now: Moment) -> int:
         close_log()
 
 
+def _named_configs(name: str) -> list[str]:
+    return [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
+
+
 def _config_paths(file: str, names: Sequence[str]) -> list[str]:
-    """The config files of a call, in the original's order. Raises Failure for an unknown NAME."""
+    """The config files of a call, in the original's order; what -c gives may be a NAME, too.
+    Raises Failure for an unknown NAME."""
     paths = [file] if file else []
+    if "/" not in file and not os.path.exists(file):
+        paths = list(filter(os.path.isfile, _named_configs(file)))[:1] or paths
     for name in names:
-        tried = [os.path.join(CONFIG_DIR, f"{name}.conf"), os.path.join(CONFIG_DIR, name)]
-        found = [path for path in tried if os.path.isfile(path)]
+        tried = _named_configs(name)
+        found = list(filter(os.path.isfile, tried))
         if not found:
             meant = difflib.get_close_matches(name.lower(), COMMANDS, 1)
             hint = "give the path of a config file with -c"
@@ -10342,8 +10355,9 @@ def _config_paths(file: str, names: Sequence[str]) -> list[str]:
 Option: TypeAlias = "tuple[str, str, str]"
 OptionGroup: TypeAlias = "tuple[str, Sequence[Option]]"
 
+_CONFIG: Option = ("-c", "CONFIG", "a config file, or the NAME of one")
 _BUCKET_OPTIONS: OptionGroup = ("where the archives are: -c, or -b with what it needs", (
-    ("-c", "CONFIG", "a config file, or the NAME of one"),
+    _CONFIG,
     ("-b", "BUCKET", "the bucket, where there is no config"),
     ("-K", "FILE", "file with the lines key=... and secret=..."),
     ("--endpoint", "URL", "another service than Amazon's, or file:///PATH"),
@@ -10362,7 +10376,6 @@ _KEY_OPTIONS: OptionGroup = ("decryption", (
     ("--secret-key", "FILE", "with this key, in a throwaway keyring"),
     ("--passphrase-file", "FILE", "the secret key's passphrase"),
 ))
-_CONFIG = ("-c", "FILE", "the config file")
 _JSON = ("--json", "", "for programs; README.md has the form")
 _A_NAME = "NAME is /etc, MySQL/shop, PostgreSQL/crm, Command/ldap, or one archive: /etc-3-DIFF."
 
@@ -10699,10 +10712,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
             if option.lstrip("-") in options:
                 raise UsageFailure(f"{option} cannot be given with -c: the config says it",
                                    "leave one of them out")
-        path = options["c"]
-        if not os.path.exists(path) and "/" not in path:
-            path = _config_paths("", [path])[0]
-        config = read_config(path)
+        config = read_config(_config_paths(options["c"], ())[0])
         settings, jobs = settings_of(config, needs_diff_dir=False), jobs_of(config)
         bucket, access = settings.bucket, access_of(settings)
         place = bucket_place(settings.s3_endpoint, bucket, settings.prefix)

@@ -244,8 +244,9 @@ def test_chains_follow_the_states_or_else_the_dates(archives: list[CatalogEntry]
         [1], [1, 2], [1, 2, 3], [4], [4, 5]
     ]
     assert s3napback.History(archives).restorable() == [1, 2, 3, 4, 5]
-    with pytest.raises(Failure, match="nothing was backed up by then"):
+    with pytest.raises(Failure, match="nothing was backed up by then") as caught:
         chain(archives, 0.5)
+    assert "the first moment is 1970-01-01 00:00:01" in str(caught.value)
 
 
 @pytest.mark.parametrize("archives", [PORT, PERL])

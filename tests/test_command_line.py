@@ -361,6 +361,18 @@ def test_of_two_configs_the_worst_status_counts(
     assert "unable to parse line" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [(), ("list",), ("status",), ("plan",)])
+def test_what_c_gives_may_be_a_name(
+    words: tuple[str, ...], site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(s3napback, "CONFIG_DIR", str(site.folder))
+    assert site.run() == 0
+    assert s3napback.main([*words, "-c", site.write().stem], now=NIGHT) == 0
+    assert s3napback.main([*words, "-c", "nowhere"], now=NIGHT) != 0
+    text = capsys.readouterr()
+    assert "Unable to open file 'nowhere'" in text.out + text.err
+
+
 def test_a_config_that_another_c_takes_the_place_of_is_told(site: Site, capsys: Capture) -> None:
     """The last one counts, as in the original; the other would be missed by nobody."""
     assert s3napback.main(["-c", "lost.conf", "-c", str(site.write())], now=NIGHT) == 3

@@ -192,6 +192,16 @@ def test_a_filter_that_fails_is_told_at_the_end_of_its_output() -> None:
     assert read == b"ab"
 
 
+def test_of_what_a_tool_says_at_its_end_the_line_that_tells_is_shown() -> None:
+    """As pg_dump and libpq write it: the reason, and a question below it, indented."""
+    script = r"printf 'pg_dump: no such socket\n\tIs the server running?\n' >&2; exit 1"
+    with (
+        pytest.raises(Failure, match=r"sh ended with status 1: pg_dump: no such socket$"),
+        s3napback.run_filter(sh(script), [], os.environ) as out,
+    ):
+        list(out)
+
+
 def test_a_stream_that_fails_ends_the_filter_and_is_raised() -> None:
     def blocks() -> Iterator[bytes]:
         yield b"a"
