@@ -8999,7 +8999,7 @@ def check_config(path: str, run: RunOptions, retries: Retries) -> Iterator[Findi
     yield _ok(f"{path} asks for {len(jobs)} job{'s' * (len(jobs) != 1)}")
     diff_dir, is_usable = DiffDir(settings.diff_dir, run.now), True
     for subject, findings in (
-        ("jobs", _jobs(settings, jobs, run.now)),
+        ("jobs", _jobs(settings, jobs, run.now)), ("TZ", _time_zone(env.get("TZ", ""))),
         ("tools", _tools(settings, jobs, env)), ("databases", _roles(jobs)),
         ("Compressor", _compressor(settings.compressor, env)),
         ("DiffDir", _room_in_diff_dir(settings.diff_dir, diff_dir)),
@@ -9050,6 +9050,15 @@ def _rotation(job: Job, now: Moment) -> Iterator[Finding]:
             "choose Fulls and Diffs so that (Diffs + 1) × Fulls × Frequency divides 365 with a"
             " small rest, or HanoiCycle",
         )
+
+
+def _time_zone(zone: str) -> Iterator[Finding]:
+    if zone and not re.match(r":?(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # tzset(3)
+        with library("python-dateutil"):
+            from dateutil import tz
+        if tz.gettz(zone) is None:
+            yield _warning(f"{zone} is not known here: days are those of UTC",
+                           "correct the variable TZ, or install tzdata")
 
 
 def _tools(settings: Settings, jobs: Sequence[Job], env: Mapping[str, str]) -> Iterator[Finding]:
@@ -9792,9 +9801,9 @@ class _Syslog(_Appender, logging.handlers.SysLogHandler):
         if facility not in self.facility_names:
             raise ValueError(f"facility {facility} is unknown")
         where = "/dev/log" if where == "unix" else where
-        if not os.path.exists(where):
+        if where.startswith("/") and not os.path.exists(where):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-        super().__init__(where, facility)
+        super().__init__(where if where.startswith("/") else ("localhost", 514), facility)
         self.ident = options.get("ident", "s3napback") + ": "
 
 

@@ -651,6 +651,18 @@ def test_a_filter_of_the_log_that_is_not_understood(
     assert found["log"]["text"].startswith("my.logconfig:4: filter class Log::Log4perl::Filter::St")
 
 
+@pytest.mark.parametrize(
+    ("zone", "known"),
+    [("Nowhere/Land", False), (":%%", False), ("Europe/Berlin", True), (":Europe/Berlin", True),
+     ("CET-1CEST,M3.5.0,M10.5.0/3", True), ("<+0330>-3:30", True), ("", True)],
+)
+def test_a_time_zone_that_is_not_known_is_told(
+    site: Site, check: Check, monkeypatch: pytest.MonkeyPatch, zone: str, known: bool
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    assert ("TZ" in check()) != known
+
+
 def test_numbers_that_make_no_rotation_are_told_by_check(site: Site, capsys: Capture) -> None:
     site.jobs = f"<Directory {site.data}>\nFulls 1e308\nDiffs 1e308\n</Directory>"
     assert s3napback.main(["check", "-c", str(site.write())]) == 1

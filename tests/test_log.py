@@ -417,6 +417,9 @@ def test_syslog_gets_its_facility_and_level(tmp_path: Path) -> None:
             ident="me", layout="PatternLayout", layout__ConversionPattern="%m"))
         log.warning("hello")
         assert server.recv(999) == b"<28>me: hello"
+    # What goes by UDP asks for no answer: nobody needs to listen.
+    assert not opened("log4perl.rootLogger = INFO, S\n" + appender(
+        "S", "Log::Dispatch::Syslog", socket="udp"))
 
 
 # ---- side by side with log4perl itself ----
