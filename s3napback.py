@@ -7052,12 +7052,6 @@ _TAR_BLOCK = 512
 
 _MAX_TAR_HEADER = 1 << 28
 
-# Members of which it is remembered that they are still to come: some tens of megabytes of names.
-_MAX_AWAITED = 200_000
-
-# What a path never is (`member_path`): as one of those awaited, it makes the stream go to its end.
-_NEVER = ".."
-
 # Most extended headers have none of these: only times.
 _PAX_OF_INTEREST = re.compile(rb" (?:path|linkpath|size|GNU\.[a-z.]+)=")
 
@@ -7190,8 +7184,6 @@ class Layer:
         if self.paths:
             self._untold.discard(path)
             self._awaited.update(start + name for name, kind in names.items() if kind != "N")
-            if len(self._awaited) > _MAX_AWAITED:
-                self._awaited = {_NEVER}
 
     def note_names(self, comment: bytes) -> None:
         """Takes down which names tar was given; see `ASKED_FOR`."""
@@ -7368,7 +7360,7 @@ class TarStream:
             size := tar_number(header[124:136])
         ) >= 0:
             kind = header[156:157]
-            if kind not in (b"x", b"g", b"X", b"L", b"K", b"D"):
+            if kind not in (b"x", b"g", b"L", b"K", b"D"):
                 break
             if size > _MAX_TAR_HEADER:
                 raise Failure(f"a header of {size_text(size)}: not an archive of a directory")
@@ -7385,12 +7377,6 @@ class TarStream:
                 fields.update(pax_records(data))
         else:
             return None
-        more = kind == b"S" and header[482]  # GNU's old map of holes goes on in blocks of its own
-        while more:
-            block = self._take(_TAR_BLOCK)
-            more = len(block) == _TAR_BLOCK and block[504]
-        if kind in (b"V", b"M"):  # a label, a part of another volume
-            return size, True
         if kind == b"1":
             size = 0
         elif fields.get(b"size", b"").isdigit():
