@@ -4075,9 +4075,8 @@ class PastStore(S3Store):
         if versioning is not None and not versioning.get("Status"):
             raise Failure(f"bucket {self.bucket} never kept older versions", _NO_VERSIONS)
         ask = partial(self._request, "list the versions in", "list_object_versions", Prefix=prefix)
-        before: dict[str, str] | None = None
         start: dict[str, str] = {}
-        while start != before:
+        while True:
             answer = self.retries.run(partial(ask, **start))
             found = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
             found.sort(key=lambda one: (
@@ -4085,9 +4084,8 @@ class PastStore(S3Store):
             yield from found
             if not answer.get("IsTruncated"):
                 return
-            before, start = start, {name: answer[f"Next{name}"] for name in (
-                "KeyMarker", "VersionIdMarker") if answer.get(f"Next{name}")}
-        raise Failure(f"the listing of the versions in bucket {self.bucket} does not go on")
+            start = {name: answer[f"Next{name}"] for name in ("KeyMarker", "VersionIdMarker")
+                     if answer.get(f"Next{name}")}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5543,7 +5541,7 @@ class Draft:
             with open(self.path, "rb") as old, open(temp, "wb") as new:
                 try:
                     was = Snapshot.read(old)
-                    seconds = max(0, was.seconds - set_back)
+                    seconds = was.seconds - set_back
                     replace(was, seconds=seconds, folders=change(was.folders)).write(new)
                 except ValueError:
                     new.seek(0)

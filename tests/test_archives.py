@@ -25,6 +25,14 @@ def no_head(key: str) -> dict[str, str]:
     return {}
 
 
+@pytest.mark.parametrize("other", ["/a-b", "/a-0", "/a-1-FULL"])
+def test_a_source_whose_name_begins_alike_is_another(store: Store, other: str) -> None:
+    for name in ("/a", other):
+        send(store, b"x", f"{name}-1-FULL")
+    start = s3napback.source_start("Directory", "/a", "")
+    assert [name for name, _, _ in s3napback.archives_of(store, start, "")] == ["/a-1-FULL"]
+
+
 @pytest.mark.parametrize(
     ("items", "chunk_size", "fault"),
     [

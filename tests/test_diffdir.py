@@ -222,6 +222,13 @@ def test_a_diff_file_that_cannot_be_read_is_told(state: DiffDir, tmp_path: Path)
         state.position("Directory", "/repo")
 
 
+@pytest.mark.parametrize("kind", ["Directory", "Subversion"])
+def test_without_a_diff_file_there_is_nothing_to_continue(state: DiffDir, kind: str) -> None:
+    """Whoever deletes it gets a full backup."""
+    state.commit("/repo", Sidecar("x", "bkt", (ArchiveRef("a", "y"),)))
+    assert state.position(kind, "/repo") == ""
+
+
 def test_notes_that_cannot_be_kept(state: DiffDir, tmp_path: Path) -> None:
     notes = Sidecar("x", "bkt", (ArchiveRef("a", "y"),))
     state.commit("/repo", notes)
@@ -277,6 +284,14 @@ def test_no_snapshot_file_breaks_the_reader(content: bytes) -> None:
         again = s3napback.Snapshot.read(io.BytesIO(written.getvalue()))
         assert list(again.folders) == folders
         assert dataclasses.replace(again, folders=snapshot.folders) == snapshot
+
+
+def test_a_snapshot_that_ends_within_a_record_is_none() -> None:
+    whole = b"GNU tar-1.34-2\n1\0002\0" + b"0\0001\0002\0003\0004\0./a\0Yb\0\0\0"
+    assert [one.name for one in s3napback.Snapshot.read(io.BytesIO(whole)).folders] == [b"./a"]
+    for end in range(20, len(whole)):
+        with pytest.raises(ValueError, match=r"cut short|unpack|2"):
+            list(s3napback.Snapshot.read(io.BytesIO(whole[:end])).folders)
 
 
 # ---- the folder ----

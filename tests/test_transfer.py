@@ -157,6 +157,15 @@ def test_many_replace_only_once_their_first_chunk_is_in_hand(digits: int) -> Non
     assert len(store.objects) == 5
 
 
+@pytest.mark.parametrize("size", [500, 2500])
+def test_what_a_cut_replacement_left_goes_with_the_next_archive(size: int) -> None:
+    store = Memory()
+    store.objects[s3napback.staged_key("a", 0)] = b"x", {}
+    send(store, b"n" * size)
+    assert content(store) == b"n" * size
+    assert not any(map(s3napback.is_staged, store.objects))
+
+
 def test_a_tail_that_will_not_go_is_told_and_harmless(caplog: pytest.LogCaptureFixture) -> None:
     store = Memory()
     old_archive(store, 3)
@@ -237,7 +246,7 @@ def test_a_partial_backup_that_will_not_go_is_told(caplog: pytest.LogCaptureFixt
 
 
 def test_an_upload_holds_no_more_chunks_than_it_may() -> None:
-    store = Memory()
+    store, buffers = Memory(), set[int]()
     held: list[int] = []
     waiting: list[str] = []
 
@@ -251,10 +260,12 @@ def test_an_upload_holds_no_more_chunks_than_it_may() -> None:
     class Counting(Source):
         def readinto(self, view: Any) -> int:
             held.append(self.tell() // 1000 - len(store.objects))
+            buffers.add(view.obj and id(view.obj))
             return super().readinto(view)
 
     send(store, b"", source=Counting(b"n" * 30_500), parallel=3)
     assert max(held) <= 3 + 1  # chunks under way while another is read: parallel + 2 in all
+    assert len(buffers) <= 3 + 2  # each is used again
     assert len(waiting) == 0
 
 
