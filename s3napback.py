@@ -5348,6 +5348,9 @@ class DiffDir:
 # What is added to device numbers while tar works on a draft; Linux's have 32 bits (its kdev_t.h).
 _MASK = 1 << 62
 
+# Seconds by which the clock of a file server, or what is known of it, may differ from ours.
+_CLOCKS_DIFFER = 300
+
 # The time of a directory, which tar does not look at, where names were taken from its entries that
 # an archive before may have.
 _TRIMMED = b"0"
@@ -5383,6 +5386,18 @@ class Folder(NamedTuple):
     def is_in_place(self) -> bool:
         """Whether its path leads to the same directory now."""
         return self.on_disk() == (self.device, self.inode)
+
+    def changed(self) -> float:
+        """When it got another time than tar saw, since 1970; inf where it is another, or did not.
+
+        Some file systems keep even seconds, or ask their server but once a minute.
+        """
+        with contextlib.suppress(OSError):
+            info = os.lstat(self.path)
+            is_other = self.seconds != _TRIMMED and abs(info.st_mtime - int(self.seconds)) > 2
+            if is_other and self.is_in_place():
+                return info.st_ctime
+        return math.inf
 
     def is_on_another(self) -> bool:
         """Whether it is another directory now, and on another file system that begins above it."""
@@ -5479,7 +5494,8 @@ class Draft:
 
     @_in_diff_dir
     def prepare(
-        self, twins: Iterable[tuple[bytes, os.stat_result]] = (), set_back: float = 0.0
+        self, twins: Iterable[tuple[bytes, os.stat_result]] = (), set_back: float = 0.0,
+        changed: tuple[float, str] = (math.inf, ""),
     ) -> str:
         """Makes it fit for tar; returns the position that it had, "-" for an empty one.
 
@@ -5491,6 +5507,8 @@ class Draft:
         twins: (name, status) of what tar would take for another directory of this backup, renamed.
         set_back: seconds by which the clock was set back. What changed in them looks older than
         the snapshot, whose time is therefore set back as well.
+        changed: see `Inspection`. What tar saw otherwise, and was not changed since, is of another
+        disk, or an older state that was brought back: then all files count as changed.
         """
         before = _content_digest(self.path)
         known = {
@@ -5499,7 +5517,7 @@ class Draft:
         if known and before == "-":
             with open(self.path, "wb") as file:
                 Snapshot(b"GNU tar-1.34-2", 0, 0, ()).write(file)
-        self._rewrite(lambda folders: _in_place(folders, known), math.ceil(set_back))
+        self._rewrite(lambda folders: _in_place(folders, known), math.ceil(set_back), changed)
         os.utime(self.path, (0, 0))  # by which `finish` can tell whether tar wrote it
         return before
 
@@ -5533,15 +5551,21 @@ class Draft:
                     yield one
 
     def _rewrite(
-        self, change: Callable[[Iterable[Folder]], Iterator[Folder]], set_back: int = 0
+        self, change: Callable[[Iterable[Folder]], Iterator[Folder]], set_back: int = 0,
+        changed: tuple[float, str] = (math.inf, ""),
     ) -> None:
-        """Changes its folders, and sets its time back by whole seconds. Empties what is no snapshot
-        of the known format: then everything is stored."""
+        """Changes its folders, and sets its time back by whole seconds, to 1970 where `changed` is
+        before it. Empties what is no snapshot of the known format: then everything is stored."""
         with _new_file(os.path.dirname(self.path)) as temp:
             with open(self.path, "rb") as old, open(temp, "wb") as new:
                 try:
                     was = Snapshot.read(old)
                     seconds = was.seconds - set_back
+                    if changed[0] < seconds - _CLOCKS_DIFFER:
+                        log.info("%s is not as the last backup saw it, and was not changed since:"
+                                 " another disk, or an older state, is there; all that was there"
+                                 " is stored again", changed[1])
+                        seconds = 0
                     replace(was, seconds=seconds, folders=change(was.folders)).write(new)
                 except ValueError:
                     new.seek(0)
@@ -5668,17 +5692,20 @@ class Inspection:
     warnings: list[str]
     renumbered: list[str]  # paths that only their device number sets apart from what they were
     unknown: bool  # all are empty, and what they were is not known
+    # The first `changed` of the directories that have another time than tar saw, and which it is.
+    changed: tuple[float, str]
 
 
 def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection:
     """Looks at the places that a Directory stands for; folders: as tar saw them last."""
     faults = [fault for name in names if (fault := access_fault(name))]
-    warnings, renumbered = list[str](), list[str]()
+    warnings, renumbered, changed = list[str](), list[str](), (math.inf, "")
     tops = {os.fsencode(name.rstrip("/") or "/"): is_empty_folder(path_of(name)) for name in names}
     unknown = all(tops.values())
     for folder in folders:
         unknown = False
         path = folder.path
+        changed = min(changed, (folder.changed(), path))
         if folder.name not in tops:
             if folder.entries and folder.is_on_another() and is_empty_folder(path):
                 warnings.append(f"{path} was on another file system at the last backup, and is"
@@ -5690,7 +5717,7 @@ def inspect_names(names: Sequence[str], folders: Iterable[Folder]) -> Inspection
                             " mounted?")
         elif folder.on_disk()[1] == folder.inode and not folder.is_in_place():
             renumbered.append(path)
-    return Inspection(faults, [*links_among(names)], warnings, renumbered, unknown)
+    return Inspection(faults, [*links_among(names)], warnings, renumbered, unknown, changed)
 
 
 # ==================================================================================================
@@ -6405,7 +6432,7 @@ def _directory(
                       " again", path)
     places = mounts_of(names, plan.job.one_file_system)
     set_back = plan.sidecar.clock_loss(boot) if plan.sidecar else 0.0
-    before = draft.prepare(twins_in(places), set_back)
+    before = draft.prepare(twins_in(places), set_back, found.changed)
     # Our own files: backups of backups grow without end.
     own, left_out = run.diff_dir.own_files(plan.name), list[str]()
     if root := folder_root(run.settings.s3_endpoint):

@@ -6,10 +6,21 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Capture, Site, differences, leave_out, run_as_nobody, tmpfs
+from conftest import (
+    NIGHT,
+    Capture,
+    Site,
+    differences,
+    leave_out,
+    require_tool,
+    run,
+    run_as_nobody,
+    tmpfs,
+)
 
 import s3napback
 
@@ -138,6 +149,37 @@ def test_a_top_folder_that_cannot_be_read_fails(nobodys: Site, mode: int) -> Non
     assert site.archives() == before
     assert run_as_nobody(site, "-f", now=night(2)).returncode == 3
     assert len(site.archives()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.parametrize("seen", [2019, 2021], ids=["an older state", "another disk"])
+def test_a_file_system_of_other_times_is_stored_whole(
+    site: Site, seen: int, capsys: Capture
+) -> None:
+    """What is there by a snapshot that was brought back, or a disk that was changed, has the inode
+    numbers that are known, often the device's too, and times before the last backup."""
+    if os.geteuid():
+        leave_out("mounting needs root")
+    disks = {}
+    for year, text in ((seen, "one"), (2020, "two")):
+        disk, files = site.folder / f"{year}.img", site.folder / f"of {year}"
+        (files / "in").mkdir(parents=True)
+        (files / "in" / "file").write_text(text)
+        run([require_tool("mkfs.ext4"), "-q", "-d", str(files), str(disk), "1M"])
+        for name, field in product(("/", "/in", "/in/file"), ("mtime", "ctime")):
+            change = f"set_inode_field {name} {field} {year}0101"
+            run([require_tool("debugfs"), "-w", "-R", change, str(disk)])
+        disks[year] = disk
+    for number, disk in enumerate(disks.values()):
+        if subprocess.run(["mount", "-o", "loop", disk, site.data], capture_output=True).returncode:
+            leave_out("a loop device cannot be had")
+        try:
+            assert site.run(now=night(number)) == 0
+            assert not differences(site.data, site.restored())
+        finally:
+            subprocess.run(["umount", site.data], check=True)
+    assert "all that was there is stored again" in capsys.readouterr().err
 
 
 def test_a_full_of_less_than_a_tenth_of_the_one_before_it_is_told(
