@@ -9127,7 +9127,7 @@ def _room_in_temp_dir(settings: Settings, jobs: Sequence[Job]) -> Iterator[Findi
 
 def _room(folder: str, little: int) -> Finding:
     """Raises Failure unless a file can be made and filled there; little: bytes."""
-    hint = "make it, writable for the user that runs this"
+    hint = "it has to be there, with room, and writable for the user that runs this"
     with os_failures(f"write in {folder}", hint), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
