@@ -2141,8 +2141,10 @@ def shown_pipeline(source: Stage, kind: str, compressor: str | None, recipients:
 # What tar says of every absolute name; no one needs it in the log of each night.
 _TAR_CHATTER = re.compile(rb"Removing leading `.*' from ")
 
-# What mysqldump writes last, with and without --skip-comments.
-_CLOSING = re.compile(rb"-- Dump completed|SET SQL_NOTES=@OLD_SQL_NOTES")
+# What mysqldump writes last; with --skip-comments, and that of MariaDB 11.
+_CLOSING = re.compile(
+    rb"-- Dump completed|SET (SQL_NOTES=@OLD_SQL_NOTES|NOTE_VERBOSITY=@OLD_NOTE_VERBOSITY)"
+)
 
 # With --force, what leaves a dump empty or cut: errors of the client (2000 to 2999: MariaDB's
 # manual, "Error Codes"), and a database that cannot be had at all.

@@ -248,6 +248,24 @@ def test_the_last_bytes_of_a_watched_stage_are_kept() -> None:
     assert len(first.tail) == 4096
 
 
+@pytest.mark.parametrize(
+    ("closing", "is_whole"),
+    [
+        (b"-- Dump completed on 2026-11-27  3:00:01\n", True),
+        (b"/*!40111 SET SQL_NOTES=@OLD_SQL_NOTES */;\n", True),
+        (b"/*M!100616 SET NOTE_VERBOSITY=@OLD_NOTE_VERBOSITY */;\n", True),
+        (b"/*M!100616 SET @OLD_NOTE_VERBOSITY=@@NOTE_VERBOSITY, NOTE_VERBOSITY=0 */;\n", False),
+    ],
+)
+def test_the_closing_lines_of_mysql_and_mariadb_tell_a_whole_dump(
+    closing: bytes, is_whole: bool
+) -> None:
+    """With --force, and a status of 2; without --skip-comments and with it."""
+    said = ("mysqldump: Got error: 1146: \"Table 'x' doesn't exist\" when using LOCK TABLES",)
+    dump = s3napback.Stage(("mysqldump", "--force"), watched=True)
+    assert s3napback.StageResult(dump, 2, said, tail=closing).is_whole == is_whole
+
+
 def test_a_watched_stage_whose_reader_ends_early_is_not_taken_for_whole() -> None:
     source = s3napback.Stage(("seq", "10000000"), watched=True)
     with s3napback.Pipeline([source, sh("head -c 10")], os.environ) as pipeline:
