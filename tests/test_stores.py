@@ -368,6 +368,17 @@ def test_data_damaged_in_the_store_is_noticed(
         fetched(store, "k")
 
 
+def test_data_that_arrived_otherwise_than_they_were_sent_is_a_transient_failure(
+    s3_store: Callable[..., Store], s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3_store()
+    store.create()
+    store.put("k", b"data", {})
+    monkeypatch.setattr(type(s3_server.stored("bkt", "k")), "etag", f'"{"0" * 32}"')
+    with pytest.raises(TransientFailure, match="confirmed another MD5 for k than was sent"):
+        store.put("k", b"data", {})
+
+
 def test_missing_credentials_are_a_sentence(
     s3_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
