@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
 GOLDEN = Path(__file__).parent / "golden"
+START = str(Path(__file__).parent / "tools" / "start.py")  # the program, for a python
 
 # A slow machine is not a defect of the code under test.
 hypothesis.settings.register_profile(

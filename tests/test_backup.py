@@ -21,7 +21,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Capture, Site, bad_compressor, fake_tool, files, newest, nights, run
+from conftest import (
+    NIGHT,
+    START,
+    Capture,
+    Site,
+    bad_compressor,
+    fake_tool,
+    files,
+    newest,
+    nights,
+    run,
+)
 
 import s3napback
 from s3napback import Buffer, Failure, StoredObject
@@ -136,9 +147,8 @@ def test_a_signal_ends_a_run_and_leaves_nothing(site: Site, signum: int, temp: b
     (site.data / "big").write_bytes(os.urandom(100_000))
     site.jobs = f"<Directory {site.data}>\nUseTempFile {int(temp)}\n</Directory>"
     site.settings["Compressor"] = bad_compressor(site.folder, "head -c 3000; sleep 60")
-    script = Path(s3napback.__file__)
     process = subprocess.Popen(
-        [sys.executable, str(script), "-d", "-c", str(site.write())],
+        [sys.executable, START, "-d", "-c", str(site.write())],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         # What runs the tests in the background, or under nohup, may have it ignored.
         preexec_fn=partial(signal.signal, signum, signal.SIG_DFL),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Capture, Redis, Site, program, require_tool, wait_until
+from conftest import NIGHT, START, Capture, Redis, Site, program, require_tool, wait_until
 
 import s3napback
 
@@ -262,7 +262,7 @@ def test_what_a_command_says_though_it_ends_well_is_logged(
 def test_a_run_that_is_ended_ends_all_that_a_command_started(site: Site, run: str) -> None:
     site.jobs = command(f"echo $$ > '{site.folder}/pid'; t='echo > {site.folder}/trapped';"
                         f' trap "$t" TERM; {run}')
-    own = subprocess.Popen([sys.executable, s3napback.__file__, "-c", str(site.write())],
+    own = subprocess.Popen([sys.executable, START, "-c", str(site.write())],
                            stderr=subprocess.PIPE)
     pid = site.folder / "pid"
     wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the command")
@@ -340,7 +340,7 @@ def test_any_bytes_of_a_command_reach_the_shell(site: Site) -> None:
     quoted = b"'\\\\''".join(raw.split(b"'")).replace(b'"', b'\\"')
     site.conf.write_bytes(site.write().read_bytes()
                           + b"<Command x>\nRun \"printf %s '" + quoted + b"'\"\n</Command>\n")
-    done = subprocess.run([sys.executable, s3napback.__file__, "-c", str(site.conf)],
+    done = subprocess.run([sys.executable, START, "-c", str(site.conf)],
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     ((name, _),) = site.archives().items()

@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Capture, Site, program, require_tool, send, stored, tmpfs
+from conftest import NIGHT, START, Capture, Site, program, require_tool, send, stored, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 
 import s3napback
 from s3napback import Access, Store
-
-SCRIPT = s3napback.__file__
 
 
 def js3tream(
@@ -104,7 +102,7 @@ def test_the_recovery_line_of_the_manual_brings_an_archive_back(
     s3_server.write_keyfile(tmp_path / "key.txt")
     env = {
         **os.environ, **gpg_home.env, "E": f"--endpoint {s3_server.endpoint}",
-        "J": f"{sys.executable} {SCRIPT} js3tream", "R": gpg_home.recipient,
+        "J": f"{sys.executable} {START} js3tream", "R": gpg_home.recipient,
     }
     script = """
         set -e -o pipefail
@@ -168,7 +166,7 @@ def test_a_torn_archive_gives_its_beginning_and_an_error(tmp_path: Path) -> None
 
 def test_a_closed_output_is_an_error(tmp_path: Path) -> None:
     js3tream("-i", "-b", "b:x", *at(tmp_path), stdin=b"x" * 1_000_000)
-    line = f"{sys.executable} {SCRIPT} js3tream -o -b b:x --endpoint file://{tmp_path}"
+    line = f"{sys.executable} {START} js3tream -o -b b:x --endpoint file://{tmp_path}"
     done = subprocess.run(
         ["bash", "-c", f"{line} | true; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,
@@ -183,7 +181,7 @@ def test_a_closed_output_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_closed_input_is_an_error(tmp_path: Path) -> None:
-    line = f"{sys.executable} {SCRIPT} js3tream -i -b b:x --endpoint file://{tmp_path} <&-"
+    line = f"{sys.executable} {START} js3tream -i -b b:x --endpoint file://{tmp_path} <&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True)
     assert done.returncode == 2
     assert b"standard input is closed" in done.stderr
@@ -233,7 +231,7 @@ def test_the_secret_is_in_no_output(s3_server: Any, tmp_path: Path) -> None:
 
 def test_called_by_the_name_js3tream(tmp_path: Path) -> None:
     link = tmp_path / "js3tream"
-    link.symlink_to(SCRIPT)
+    link.symlink_to(s3napback.__file__)
     done = subprocess.run([sys.executable, str(link), "-V"], capture_output=True, text=True)
     assert done.stdout == f"s3napback {s3napback.__version__}\n"
 
@@ -245,7 +243,7 @@ def test_what_came_before_a_failure_is_written(store: Store, tmp_path: Path) -> 
     send(store, b"0123456789" * 25, size=100, folder=str(tmp_path))
     store.delete(["a:0000000000001"])
     done = subprocess.run(
-        [sys.executable, s3napback.__file__, "js3tream", "-o", "-b", "b:a",
+        [sys.executable, START, "js3tream", "-o", "-b", "b:a",
          "--endpoint", f"file://{tmp_path}/buckets"], capture_output=True,
         env={**os.environ, "PYTHONUNBUFFERED": ""},
     )
@@ -258,7 +256,7 @@ def test_a_disk_that_takes_a_part_of_the_last_piece(store: Store, tmp_path: Path
     (tmp_path / "small").mkdir()
     with tmpfs(tmp_path / "small", "size=100k") as small, open(small / "out", "wb") as out:
         done = subprocess.run(
-            [sys.executable, "-u", s3napback.__file__, "js3tream", "-o", "-b", "b:a",
+            [sys.executable, "-u", START, "js3tream", "-o", "-b", "b:a",
              "--endpoint", f"file://{tmp_path}/buckets"], stdout=out, stderr=subprocess.PIPE,
         )
     assert done.returncode == 1
@@ -269,7 +267,7 @@ def test_a_disk_that_takes_a_part_of_the_last_piece(store: Store, tmp_path: Path
 @pytest.mark.parametrize("words", [["js3tream", "-h"], ["demo"]])
 def test_output_that_goes_nowhere_is_told(words: list[str], unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, s3napback.__file__, *words], stdout=full,
+        done = subprocess.run([sys.executable, START, *words], stdout=full,
                               stderr=subprocess.PIPE,
                               env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     assert done.returncode == 1
@@ -286,7 +284,7 @@ def test_output_is_whole_when_the_program_ends(tmp_path: Path) -> None:
 def sending(endpoint: str, **options: Any) -> "subprocess.Popen[bytes]":
     words = ["js3tream", "-i", "-b", "b:a", "--endpoint", endpoint]
     options = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([sys.executable, s3napback.__file__, *words], **options)
+    return subprocess.Popen([sys.executable, START, *words], **options)
 
 
 def test_who_may_not_store_is_told_before_the_input_ends(store: Store, tmp_path: Path) -> None:
@@ -394,7 +392,7 @@ def test_a_run_from_cron_needs_no_terminal_and_little_environment(site: Site) ->
 
 def test_a_closed_standard_error_does_not_end_a_backup(site: Site) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {s3napback.__file__} -c {site.write()} 2>&- >&-"]
+        ["bash", "-c", f"{sys.executable} {START} -c {site.write()} 2>&- >&-"]
     )
     assert done.returncode == 0
     assert len(site.archives()) == 1
@@ -407,7 +405,7 @@ def test_with_debug_every_command_is_logged(site: Site, capsys: Capture) -> None
 
 def test_on_a_terminal_a_progress_bar_is_shown(site: Site) -> None:
     (site.data / "big").write_bytes(os.urandom(50_000))
-    line = f"{sys.executable} {s3napback.__file__} -c {site.write()}"
+    line = f"{sys.executable} {START} -c {site.write()}"
     done = subprocess.run(
         [require_tool("script"), "-qec", line, "/dev/null"], capture_output=True, text=True,
         stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"},
@@ -444,7 +442,7 @@ def test_a_closed_output_of_list_ends_without_a_traceback(site: Site) -> None:
         (site.folder / f"d{n}").mkdir()
     site.jobs = "\n".join(f"Directory {site.folder}/d{n}" for n in range(60))
     assert site.run() == 0
-    words = [sys.executable, s3napback.__file__, "list", "-c", str(site.write())]
+    words = [sys.executable, START, "list", "-c", str(site.write())]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
     process.stdout.close()
@@ -491,7 +489,7 @@ def test_the_secret_is_nowhere_when_it_ends_badly(
     slow.write_text(f"#!/bin/sh\nsleep 0.3\nexec {require_tool('gzip')}\n")
     slow.chmod(0o755)
     site.settings["Compressor"] = str(slow)
-    (site.data / "big").write_bytes(os.urandom(40_000))
+    (site.data / "big").write_bytes(os.urandom(15_000))
     site.jobs = f"<Directory {site.data}>\nUseTempFile 1\n</Directory>"
     s3_server.latency = 0.05
     if end == "403":
@@ -500,7 +498,7 @@ def test_the_secret_is_nowhere_when_it_ends_badly(
         )
     with open(site.folder / "said", "wb") as said:
         process = subprocess.Popen(
-            [sys.executable, s3napback.__file__, "-d", "-c", str(site.write())], env=env,
+            [sys.executable, START, "-d", "-c", str(site.write())], env=env,
             stdout=said, stderr=said, cwd=site.folder, preexec_fn=cores_allowed,
         )
     tools = 0
@@ -543,7 +541,7 @@ def test_a_crash_leaves_no_core(site: Site) -> None:
     (site.folder / "buckets" / "bkt").mkdir()
     site.settings["Compressor"] = f'"{require_tool("bash")} -c \\"sleep 20\\""'
     process = subprocess.Popen(
-        [sys.executable, s3napback.__file__, "-c", str(site.write())], cwd=site.folder,
+        [sys.executable, START, "-c", str(site.write())], cwd=site.folder,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30)),
     )

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NIGHT, Capture, Site, fake_tool, leave_out, require_tool, run
+from conftest import NIGHT, START, Capture, Site, fake_tool, leave_out, require_tool, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -441,7 +441,7 @@ def test_awkward_names_reach_a_hook_as_they_are_and_errors_are_one_line(
     site.jobs = block(site, f"RunAfter {facts(diary)}", name=f'"{name}"')
     lines = [f"{key} {value}" for key, value in site.settings.items()]
     site.conf.write_bytes(os.fsencode("\n".join([*lines, site.jobs, ""])))
-    call = [sys.executable, s3napback.__file__, "-c", str(site.conf)]
+    call = [sys.executable, START, "-c", str(site.conf)]
     assert subprocess.run(call, capture_output=True, check=False).returncode == 1
     told = diary.path.read_bytes().split(b"\n")
     assert told[2] == b"<" + os.fsencode(name) + b">"

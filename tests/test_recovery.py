@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, NIGHT, Capture, Site, fetched, program, require_tool
+from conftest import GOLDEN, NIGHT, START, Capture, Site, fetched, program, require_tool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ def test_every_recorded_restore_is_looked_at() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["plain-day4", "gpg-day4"])
-def test_every_recorded_restore_comes_back_over_http_with_the_config(
+def test_recorded_restores_come_back_over_http_with_the_config(
     store: str, s3_server: Any, tmp_path: Path
 ) -> None:
     s3_server.load(ARCHIVES / store)
@@ -153,7 +153,7 @@ def test_every_recorded_restore_comes_back_over_http_with_the_config(
     text = re.sub(r"(?m)^S3Keyfile .*", f"S3Keyfile {keyfile}", text)
     conf = tmp_path / "my.conf"
     conf.write_text(f"S3Endpoint {s3_server.endpoint}\n{text}")
-    wanted = [r for r in RESTORES if r["store"] == store]
+    wanted = [r for r in RESTORES if r["store"] == store][::3]  # of a folder all of them
     for n, restore in enumerate(wanted):
         folder = tmp_path / str(n)
         folder.mkdir()
@@ -489,14 +489,14 @@ def test_why_tar_cannot_read_an_archive_is_told(site: Site, capsys: Capture) -> 
     assert "tar: This does not look like a tar archive" in capsys.readouterr().out
 
 
-class Million:
-    """A bucket of a million objects that exist only when they are listed."""
+class Many:
+    """A bucket of 200,000 objects that exist only when they are listed."""
 
-    bucket = "million"
+    bucket = "many"
     requests = 0
 
     def iter_objects(self, prefix: str = "") -> Iterator[s3napback.StoredObject]:
-        for n in range(1_000_000):
+        for n in range(200_000):
             self.requests += n % s3napback.PAGE == 0
             yield s3napback.StoredObject(f"/{n // 20000:05d}-0-FULL:{n % 20000:013d}",
                                          10 if n % 20000 < 19999 else 3, f"{n:032x}", 1.0)
@@ -511,16 +511,15 @@ class Million:
 
 
 @pytest.mark.slow
-def test_a_million_objects_are_listed_in_bounded_memory() -> None:
-
-    store: Any = Million()
+def test_many_objects_are_listed_in_bounded_memory() -> None:
+    store: Any = Many()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = [one.without_chunks() for one in s3napback.catalogue(store, look_inside=True)]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert len(found) == 50
+    assert len(found) == 10
     assert all(not one.fault and one.archive.count == 20000 for one in found)
-    assert store.requests <= 1100
-    assert grown < 100_000  # kB
+    assert store.requests <= 220
+    assert grown < 100_000  # kB; all at once would be several times as much
 
 
 def chunks(folder: Path) -> list[Path]:
@@ -718,7 +717,7 @@ def test_what_is_left_of_a_repository_that_cannot_be_restored_is_told(
 
 def test_restore_shows_its_progress_on_a_terminal(two_nights: Callable[..., Path]) -> None:
     folder = two_nights()
-    line = (f"{sys.executable} {s3napback.__file__} restore -c {folder}/c {folder}/data"
+    line = (f"{sys.executable} {START} restore -c {folder}/c {folder}/data"
             f" --to {folder}/seen")
     done = subprocess.run([require_tool("script"), "-qec", line, "/dev/null"],
                           capture_output=True, stdin=subprocess.DEVNULL)

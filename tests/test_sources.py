@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ESC, NIGHT, Capture, Site, differences, fake_tool, files, require_tool, tmpfs
+from conftest import (
+    ESC,
+    NIGHT,
+    START,
+    Capture,
+    Site,
+    differences,
+    fake_tool,
+    files,
+    require_tool,
+    tmpfs,
+)
 
 import s3napback
 
@@ -51,7 +62,7 @@ def test_names_that_are_not_utf8_come_back(site: Site) -> None:
     with open(site.write(), "ab") as conf:
         conf.write(b"Directory " + raw + b"\n")
     # In a process of its own: the tests' reports cannot hold such names.
-    done = subprocess.run([sys.executable, s3napback.__file__, "-c", str(site.conf)],
+    done = subprocess.run([sys.executable, START, "-c", str(site.conf)],
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"Directory " + raw + b" -> " in done.stderr or b"J\\udcfcrgen" in done.stderr

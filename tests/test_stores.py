@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, NOWHERE, Capture, Site, fetched, tmpfs
+from conftest import NIGHT, NOWHERE, START, Capture, Site, fetched, tmpfs
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
@@ -873,7 +873,7 @@ def test_a_limited_upload_is_given_up_at_once(s3_site: Site) -> None:
     (s3_site.data / "big").write_bytes(os.urandom(300_000))
     s3_site.settings |= {"BandwidthLimit": "10000", "ChunkSize": "200000"}
     process = subprocess.Popen(
-        [sys.executable, s3napback.__file__, "-c", str(s3_site.write())],
+        [sys.executable, START, "-c", str(s3_site.write())],
         stderr=subprocess.PIPE, text=True,
     )
     store = s3_site.store()

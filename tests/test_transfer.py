@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from conftest import (
     NIGHT,
+    START,
     Capture,
     Memory,
     Site,
@@ -457,7 +458,7 @@ def test_ended_by_a_signal_while_the_network_is_down(site: Site) -> None:
     site.settings["S3Keyfile"] = str(site.folder / "key")
     (site.folder / "key").write_text("key=a\nsecret=b\n")
     process = subprocess.Popen(
-        [sys.executable, s3napback.__file__, "-c", str(site.write())], stderr=subprocess.PIPE,
+        [sys.executable, START, "-c", str(site.write())], stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr
@@ -474,7 +475,7 @@ def test_a_small_archive_costs_a_look_a_put_and_a_look(s3_server: Any, tmp_path:
     ).create()
     s3_server.requests.clear()
     keyfile = str(s3_server.write_keyfile(tmp_path / "key"))
-    argv = [sys.executable, s3napback.__file__, "js3tream", "-i", "-b", "bkt:a", "-K", keyfile,
+    argv = [sys.executable, START, "js3tream", "-i", "-b", "bkt:a", "-K", keyfile,
             "--endpoint", s3_server.endpoint]
     subprocess.run(argv, input=b"x", check=True)
     assert s3_server.requests == [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ESC, NIGHT, Site, inventory, leave_out, program, tmpfs
+from conftest import ESC, NIGHT, START, Site, inventory, leave_out, program, tmpfs
 
 import s3napback
 from s3napback import META
@@ -301,7 +301,7 @@ def bomb(site: Site, gigabytes: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_bomb_fills_no_memory(site: Site) -> None:
-    words = [sys.executable, s3napback.__file__, *bomb(site, 4), "--stdout"]
+    words = [sys.executable, START, *bomb(site, 4), "--stdout"]
     most = 0
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -470,7 +470,7 @@ def test_names_forge_no_line_and_move_no_cursor(
     if words[0] == "restore":
         place += ["--to", str(site.folder / "to")]
     done = subprocess.run(
-        [sys.executable, s3napback.__file__, *words, *place], capture_output=True,
+        [sys.executable, START, *words, *place], capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": encoding},
     )
     said = (done.stdout + done.stderr).decode(encoding)
@@ -483,7 +483,7 @@ def test_names_forge_no_line_and_move_no_cursor(
 def test_the_script_moves_no_cursor_and_runs_in_any_locale(site: Site) -> None:
     place = put_forged(site)
     done = subprocess.run(
-        [sys.executable, s3napback.__file__, "restore-script", "/€-0-FULL", *place],
+        [sys.executable, START, "restore-script", "/€-0-FULL", *place],
         capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import GOLDEN, Capture, fetched
+from conftest import GOLDEN, START, Capture, fetched
 
 import s3napback
 
@@ -412,7 +412,7 @@ def test_the_shown_commands_can_be_pasted(
         f'ChunkSize 1000\n<Directory "{data}">\n</Directory>\n'
     )
     shown = subprocess.run(
-        [sys.executable, s3napback.__file__, "-t", "-c", str(tmp_path / "conf")],
+        [sys.executable, START, "-t", "-c", str(tmp_path / "conf")],
         capture_output=True, text=True, check=True,
     )
     lines = [

@@ -34,7 +34,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import forker
-from conftest import GpgHome
+from conftest import START, GpgHome
 from forker import Forker
 from s3_server import Refusal, S3Server, error_document
 
@@ -448,7 +448,7 @@ class World:
         env = {"GNUPGHOME": str(self.gpg.home), "PATH": os.environ["PATH"], "HOME": "/root"}
         self.server.calm(self.night)
         done = subprocess.run(
-            [sys.executable, s3napback.__file__, *words], env=env, capture_output=True, text=True
+            [sys.executable, START, *words], env=env, capture_output=True, text=True
         )
         self._require(done.returncode == 0, f"the repository is not restored: {done.stderr}")
         self._require(

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import Site, leave_out, require_tool
 
+import s3napback
+
 pytestmark = pytest.mark.slow
 
 # {script}, {conf}, {folder}: what their names say. Each line is one surrounding: the command of a
@@ -80,7 +82,7 @@ def test_what_is_broken_around_a_run_is_one_sentence(
     assert done.returncode == status, done.stderr
     assert said in (done.stderr.splitlines() or [""])[-1], done.stderr
     if status == 0 and "check" not in line:
-        assert call(site, script, "{script} verify --deep -c {conf}").returncode == 0
+        assert s3napback.main(["verify", "--deep", "-c", str(site.conf)]) == 0
         for file in (site.folder / "diffs").iterdir():
             assert not file.stat().st_mode & 0o077, f"{file.name} can be read by others"
 
@@ -92,7 +94,7 @@ def test_without_a_folder_for_temporary_files_it_says_so(
     if os.geteuid():
         leave_out("mounting needs root")
     require_tool("unshare")
-    assert call(site, script, "{script} -c {conf} -f").returncode == 0
+    assert site.run("-f") == 0
     mount = "mount -t tmpfs -o ro tmpfs /var/tmp; mount --bind /tmp /tmp; cd /proc;" \
         " mount -o remount,bind,ro /tmp; mount --bind {folder} {folder} &&" \
         " mount -o remount,bind,rw {folder};"
@@ -136,7 +138,8 @@ def test_rights_that_an_ordinary_user_lacks_are_told(what: str, site: Site, scri
         "log4perl.appender.F = Log::Log4perl::Appender::File\n"
         f"log4perl.appender.F.filename = {site.folder}/log/x.log\n"
     )
-    assert call(site, script, "{script} -c {conf}").returncode == 0
+    (site.folder / "log" / "x.log").touch()
+    assert site.run() == 0
     (site.folder / "etc").mkdir()
     shutil.copy(site.conf, site.folder / "etc")
     line = "{script} WORDS -c {folder}/" + ("etc/" if "etc" in change else "") + "my.conf"
@@ -163,6 +166,6 @@ def test_models_of_awss_own_are_looked_for_in_vain(
     if folder == "others":
         (s3_site.folder / folder / "s3").mkdir()
     line = f"AWS_DATA_PATH={s3_site.folder}/{folder} {{script}} WORDS -c {{conf}}"
-    for words in ("", "check", "list", "verify --deep"):
+    for words in ("", "check", "list", "verify --deep") if folder == "others" else ("",):
         done = call(s3_site, script, line.replace("WORDS", words))
         assert done.returncode == 0, done.stdout + done.stderr

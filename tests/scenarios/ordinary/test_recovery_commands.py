@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Site, program, require_tool
+from conftest import START, Site, program, require_tool
 
 import s3napback
 
@@ -141,7 +141,7 @@ def test_what_js3tream_stored_under_another_name_is_listed_verified_and_given_ba
 ) -> None:
     data = os.urandom(3500)
     sent = subprocess.run(
-        [sys.executable, s3napback.__file__, "js3tream", "-i", "-z", "1000",
+        [sys.executable, START, "js3tream", "-i", "-z", "1000",
          "-b", "bkt:my/own stuff", *place[2:]], input=data, capture_output=True,
     )
     assert sent.returncode == 0, sent.stderr

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Site, leave_out, require_tool, run
+from conftest import START, Site, leave_out, require_tool, run
 
 import s3napback
 
@@ -24,7 +24,7 @@ def call(
         ["sh", "-c", f'exec env -i "$@" {redirect}', "sh",
          *(f"{name}={value}" for name, value in {"PATH": "/usr/bin:/bin", **(env or {})}.items()
            if value),
-         sys.executable, s3napback.__file__, *words],
+         sys.executable, START, *words],
         capture_output=True, text=True, errors="surrogateescape",
     )
 
@@ -92,7 +92,7 @@ def test_a_read_only_home_of_gpg_is_called_that(
     quiet.settings["GpgRecipient"] = "b@example.com"
     mount = f"mount --bind {home} {home} && mount -o remount,bind,ro {home} && exec \"$@\""
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, s3napback.__file__, "-c",
+        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, START, "-c",
          str(quiet.write())],
         env={"PATH": "/usr/bin:/bin", "GNUPGHOME": str(home)}, capture_output=True, text=True,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NIGHT, Site, differences, fake_tool, leave_out, require_tool, tmpfs
+from conftest import NIGHT, START, Site, differences, fake_tool, leave_out, require_tool, tmpfs
 
 import s3napback
 
@@ -85,7 +85,7 @@ def test_a_script_that_is_ended_says_so_and_leaves_nothing_decrypted(
 def run_as(words: list[str], *given: str, env: dict[str, str] | None = None) -> Any:
     """The program as another user, or in another environment."""
     return subprocess.run(
-        [*words, sys.executable, s3napback.__file__, *given], capture_output=True, cwd="/",
+        [*words, sys.executable, START, *given], capture_output=True, cwd="/",
         env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
     )
 
