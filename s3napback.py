@@ -9257,9 +9257,7 @@ def _store_and_fetch(store: Store, archive: str, copied: bool) -> None:
         if bytes(back) != data:
             raise Failure("a probe object came back other than it was stored",
                           "this service cannot be trusted with backups")
-        # A service may change the capitals of a name.
-        kept = [{name.lower(): text for name, text in (one or {}).items()} for one in found]
-        if any(one.get(f"{META}archive") != mark for one in kept):
+        if any((one or {}).get(f"{META}archive") != mark for one in found):
             raise Failure("the service does not keep the metadata of a probe object",
                           "use another one: without metadata no archive is known to be complete")
         if [item.key for item in store.iter_objects(chunk_prefix(archive))] != keys:
@@ -9295,8 +9293,8 @@ def _found_in_bucket(run: Run, plan: Plan) -> Iterator[Finding]:
     by_date = sorted(found, key=lambda one: max(item.modified for item in one[2]))
     for archive, _, objects in by_date[-1:]:
         last = resolve_archive(archive, objects, run.store.head)
-        host = last.metadata.get("host", "") if last else ""
-        if last and host not in ("", run.options.host):
+        own = run.options.host
+        if last and (host := last.metadata.get("host", own)) != own:
             is_todays = last.made_on(run.options.now) == run.today.isoformat()
             yield (_error if is_todays else _warning)(
                 f"{archive} is of the host {host}, which stores in this bucket, too",
@@ -9635,15 +9633,12 @@ class _Screen(_Appender):
 
     def __init__(self, options: Mapping[str, str], colors: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        chosen = {option.partition(".")[2].upper(): value for option, value in options.items()
-                  if option.startswith("stderr.")}
-        of_all = "" if chosen else options.get("stderr", "1")
-        self._stderr = {level for level in _LEVELS if _is_on(chosen.get(level, of_all))}
+        self._is_stderr = _is_on(options.get("stderr", "1"))
         self._colors = colors or {}
 
     def emit(self, record: logging.LogRecord) -> None:
         level = _LEVEL_NAMES.get(record.levelno, "INFO")
-        stream = sys.stderr if level in self._stderr else sys.stdout
+        stream = sys.stderr if self._is_stderr else sys.stdout
         if stream is None:
             return
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -9815,9 +9810,9 @@ class _Syslog(_Appender, logging.handlers.SysLogHandler):
 _COLORS = {"TRACE": 33, "INFO": 32, "WARN": 34, "ERROR": 35, "FATAL": 31}
 
 # Of each class of appenders, what makes one of its options (it may raise OSError or ValueError),
-# and the options that it uses; `stderr.` stands for one of each level.
+# and the options that it uses.
 AppenderMaker: TypeAlias = "Callable[[Mapping[str, str]], logging.Handler]"
-_ON_SCREEN, _TO_FILE = ("stderr", "stderr."), ("filename", "mode", "umask", "header_text", "mkpath")
+_ON_SCREEN, _TO_FILE = ("stderr",), ("filename", "mode", "umask", "header_text", "mkpath")
 _BY_MAIL = ("to", "from", "subject")
 _CLASSES: Mapping[str, tuple[AppenderMaker, Sequence[str]]] = {
     "Log::Log4perl::Appender::Screen": (_Screen, _ON_SCREEN),
@@ -10001,7 +9996,7 @@ class LogConfig:
         options = {}
         for entry in self._below(key):
             option = entry.removeprefix(f"{key}.")
-            if option in used or f"{option.partition('.')[0]}." in used:
+            if option in used:
                 options[option] = self._entries.pop(entry)
             elif option in _GRANTED:
                 del self._entries[entry]
@@ -10212,9 +10207,6 @@ def _prepare_process() -> None:
 def _signals() -> Iterator[None]:
     """Turns the first of the signals that ask for an end into `Interrupted`."""
     wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
         global _held_signal

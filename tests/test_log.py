@@ -532,16 +532,6 @@ def test_what_is_not_understood_is_told_with_its_line(
     assert "still here" in "".join(capsys.readouterr())
 
 
-def test_levels_that_go_to_standard_error(capsys: Capture) -> None:
-    opened(SCREEN + "log4perl.appender.S.stderr.ERROR = 1\nlog4perl.appender.S.stderr.fatal = 1\n")
-    log.info("below")
-    log.error("above")
-    log.critical("worse")
-    out, err = capsys.readouterr()
-    assert "below" in out and "above" in err and "worse" in err
-    assert len(out.splitlines()) == 1
-
-
 def test_dates_may_be_in_utc(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
