@@ -5392,12 +5392,13 @@ class Folder(NamedTuple):
     def changed(self) -> float:
         """When it got another time than tar saw, since 1970; inf where it is another, or did not.
 
-        Some file systems keep even seconds, or ask their server but once a minute.
+        Some file systems keep even seconds, or ask their server but once a minute; one whose time
+        of change lies before that of the content keeps another time there (FAT before Linux 5.19).
         """
         with contextlib.suppress(OSError):
             info = os.lstat(self.path)
             is_other = self.seconds != _TRIMMED and abs(info.st_mtime - int(self.seconds)) > 2
-            if is_other and self.is_in_place():
+            if is_other and info.st_ctime > info.st_mtime - 2 and self.is_in_place():
                 return info.st_ctime
         return math.inf
 
