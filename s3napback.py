@@ -100,6 +100,8 @@ DUMPS = (MYSQL, POSTGRESQL, COMMAND)  # every archive is a FULL
 
 # What js3tream stored under a name of another shape: a stream that came in, and goes out, as it is.
 STREAM = "js3tream"
+RETRY_HOURS = 20.0  # js3tream's, with -n
+
 JS3TREAM_CHUNK_SIZE = 5_000_000  # bytes, where -z is not given (its manual)
 
 # Digits of a chunk's number in its key. The manual of js3tream 0.6 shows 13, its program wrote 20;
@@ -266,6 +268,9 @@ class Interrupted(BaseException):
 
 # Within `signals_held`: the signal that came meanwhile, or 0; None outside.
 _held_signal: int | None = None
+
+# Whether a signal has asked for the end: then no thread waits for a service any more.
+_is_ending = False
 
 
 @contextlib.contextmanager
@@ -544,8 +549,8 @@ class Settings:
     compressor: str | None = setting("Compressor", read_command, None, joined=True)
     bandwidth_limit: int | None = setting(
         "BandwidthLimit", partial(read_number, largest=10**15), None)
-    retry_hours: float = setting(
-        "RetryHours", matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), 20.0)
+    retry_hours: float = setting("RetryHours", matching(
+        r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number of hours", float), RETRY_HOURS)
     safe_replace: bool = setting("SafeReplace", read_switch, False)
     prefix: str = setting("Prefix", read_prefix, "")
     server_side_encryption: str | None = setting("ServerSideEncryption", matching(
@@ -3115,7 +3120,7 @@ class Retries:
             try:
                 return attempt()
             except TransientFailure as failure:
-                if self._seconds is None or self.stop.is_set():
+                if self._seconds is None or self.stop.is_set() or _is_ending:
                     raise
                 tries += 1
                 pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _MAX_PAUSE) * random.uniform(0.5, 1.0)
@@ -3127,7 +3132,19 @@ class Retries:
                 gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
                 self._log.warning("%s; trying again in %s", failure, duration_text(pause))
                 self._watch(time.monotonic() - started + pause)
-                self.stop.wait(pause)
+                end = time.monotonic() + pause
+                while not _is_ending and (left := end - time.monotonic()) > 0:
+                    if self.stop.wait(min(left, 0.5)):
+                        break
+
+    @contextlib.contextmanager
+    def lasting(self, hours: float) -> Iterator[None]:
+        """Within it one operation is tried for so many hours."""
+        before, self._seconds = self._seconds, hours * 3600
+        try:
+            yield
+        finally:
+            self._seconds = before
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
@@ -6701,6 +6718,7 @@ class Recovery:
     diff_dir: where indexes of archives are, "" for nowhere; place: the bucket, by which they are
     named.
     jobs: the config's.
+    retry_hours: how long the reading of contents is tried again; all else three times.
     """
 
     store: Store
@@ -6715,6 +6733,7 @@ class Recovery:
     diff_dir: str = ""
     place: str = ""
     jobs: Sequence[Job] = ()
+    retry_hours: float = RETRY_HOURS
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -6729,7 +6748,10 @@ class Recovery:
     ) -> Iterator[Iterator[Piece]]:
         """What was backed up, within the block; leaving that ends the download. to_the_end: see
         `download`."""
-        with failures_at(one.archive.name), contextlib.ExitStack() as stack:
+        with (
+            failures_at(one.archive.name), self.store.retries.lasting(self.retry_hours),
+            contextlib.ExitStack() as stack,
+        ):
             blocks: Iterator[Piece] = stack.enter_context(contextlib.closing(download(
                 one.archive, self.store, self.parallel, self.progress, self.temp_dir,
                 to_the_end=to_the_end)))
@@ -10209,8 +10231,12 @@ def _signals() -> Iterator[None]:
     """Turns the first of the signals that ask for an end into `Interrupted`."""
     wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+    global _is_ending
+    _is_ending = False
+
     def interrupt(signum: int, _frame: FrameType | None) -> None:
-        global _held_signal
+        global _held_signal, _is_ending
+        _is_ending = True
         for one in wanted:  # a second signal must not cut the tidying short, nor hooks ignore it
             signal.signal(one, lambda *_: None)
         if _held_signal is None:
@@ -10514,7 +10540,7 @@ def cmd_js3tream(args: Sequence[str], now: Moment) -> int:
     chunk_size = option_value("-z", options.get("size", str(JS3TREAM_CHUNK_SIZE)),
                               partial(read_number, largest=MAX_CHUNK))
     if bucket:
-        retries = Retries(20.0 if "neverdie" in options else 0.0, _TOOL_LOG)
+        retries = Retries(RETRY_HOURS if "neverdie" in options else 0.0, _TOOL_LOG)
         store = open_store(bucket, access, clock_from(now), retries)
         work = _Js3tream(store, name, f"{bucket}:{name}", options, chunk_size,
                          access.connections, now)
@@ -10713,6 +10739,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
     _open_tool_log()
     prefix = read_prefix(options["prefix"]) if "prefix" in options else ""
     jobs, own, place, diff_dir, temp_dir = list[Job](), list[str](), "", "", ""
+    hours = RETRY_HOURS
     if "c" in options:
         for option in ("-b", "-K", "--endpoint", "--region"):
             if option.lstrip("-") in options:
@@ -10724,6 +10751,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         place = bucket_place(settings.s3_endpoint, bucket, settings.prefix)
         prefix = prefix or settings.prefix
         diff_dir, temp_dir = settings.diff_dir, settings.temp_dir or ""
+        hours = settings.retry_hours
         own.append(diff_dir)
     elif "b" in options:
         keyfile = {"keyfile": options["K"]} if "K" in options else {}
@@ -10742,7 +10770,7 @@ def _recovery(options: Mapping[str, str], now: Moment) -> Iterator[Recovery]:
         # The TempDir of a config may not be there, on a new machine.
         yield Recovery(store, access.connections, access.endpoint, env, gpg, prefix,
                        temp_dir if os.path.isdir(temp_dir) else None, tuple(own),
-                       diff_dir=diff_dir, place=place, jobs=jobs)
+                       diff_dir=diff_dir, place=place, jobs=jobs, retry_hours=hours)
 
 
 def cmd_list(args: Sequence[str], now: Moment) -> int:

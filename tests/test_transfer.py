@@ -469,6 +469,58 @@ def test_ended_by_a_signal_while_the_network_is_down(site: Site) -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
+def of_chunks(method: str, path: str, *_: Any) -> tuple[int, str, str] | None:
+    """A service that is out of order for whoever reads contents."""
+    return (503, "ServiceUnavailable", "wait") if method == "GET" and ":000" in path else None
+
+
+def test_a_restore_is_as_patient_as_a_backup(
+    s3_site: Site, s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A line that breaks for a minute does not end the work of hours."""
+    monkeypatch.setattr(s3napback, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(s3napback, "_MAX_PAUSE", 0.01)
+    assert s3_site.run() == 0
+    tries: list[str] = []
+
+    def fail(method: str, path: str, *_: Any) -> Any:
+        answer = of_chunks(method, path)
+        tries.extend([path] if answer else [])
+        return answer if len(tries) < 9 else None
+
+    s3_server.fail = fail
+    place = ["-b", "bkt", "--endpoint", s3_server.endpoint, "-K", s3_site.settings["S3Keyfile"]]
+    for number, hours, words in ((3, "0", []), (9, "1", []), (9, "0", place)):
+        tries.clear()
+        s3_site.settings["RetryHours"] = hours
+        words = words or ["-c", str(s3_site.write())]
+        status = s3napback.main(["restore", *words, str(s3_site.data),
+                                 "--to", f"{s3_site.folder}/{len(words)}-{hours}"])
+        assert (status, len(tries)) == (number == 3, number)
+    s3_server.fail = lambda *_: (503, "ServiceUnavailable", "wait")
+    assert s3napback.main(["list", *place]) == 1  # at the beginning somebody is there to read it
+
+
+def test_a_restore_that_waits_for_the_network_can_be_ended(s3_site: Site, s3_server: Any) -> None:
+    (s3_site.data / "big").write_bytes(os.urandom(9000))
+    assert s3_site.run() == 0
+    # By then other threads feed the decompressor and tar.
+    s3_server.fail = lambda method, path, *_: of_chunks(method, path) if path[-1] == "7" else None
+    s3_site.settings["RetryHours"] = "20"
+    process = subprocess.Popen(
+        [sys.executable, s3napback.__file__, "restore", "-c", str(s3_site.write()),
+         str(s3_site.data), "--to", s3_site.folder / "back"], stderr=subprocess.PIPE, text=True,
+    )
+    assert process.stderr
+    for _ in range(3):
+        while "trying again" not in process.stderr.readline():
+            assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list((s3_site.folder / "back").iterdir())
+
+
 def test_a_small_archive_costs_a_look_a_put_and_a_look(s3_server: Any, tmp_path: Path) -> None:
     s3napback.S3Store(
         "bkt", Access(s3_server.endpoint, "us-east-1", s3_server.key, s3_server.secret)
