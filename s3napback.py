@@ -4094,8 +4094,9 @@ class PastStore(S3Store):
         if versioning is not None and not versioning.get("Status"):
             raise Failure(f"bucket {self.bucket} never kept older versions", _NO_VERSIONS)
         ask = partial(self._request, "list the versions in", "list_object_versions", Prefix=prefix)
+        before: dict[str, str] | None = None
         start: dict[str, str] = {}
-        while True:
+        while start != before:
             answer = self.retries.run(partial(ask, **start))
             found = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
             found.sort(key=lambda one: (
@@ -4103,8 +4104,9 @@ class PastStore(S3Store):
             yield from found
             if not answer.get("IsTruncated"):
                 return
-            start = {name: answer[f"Next{name}"] for name in ("KeyMarker", "VersionIdMarker")
-                     if answer.get(f"Next{name}")}
+            before, start = start, {name: answer[f"Next{name}"] for name in (
+                "KeyMarker", "VersionIdMarker") if answer.get(f"Next{name}")}
+        raise Failure(f"the listing of the versions in bucket {self.bucket} does not go on")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -101,6 +101,18 @@ def test_a_long_listing_goes_on_where_it_stopped(
     assert len(s3_server.requests) == 4  # whether there are versions, and three pages
 
 
+def test_a_listing_that_does_not_go_on_is_told(
+    versioned: Callable[..., PastStore], s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.fill("bkt", ["a", "b"])
+    s3_server.page = 1
+    same = b"<IsTruncated>true</IsTruncated><NextKeyMarker>a</NextKeyMarker>"
+    monkeypatch.setattr(type(s3_server), "_list_versions", lambda *_: (
+        b"<ListVersionsResult>" + same + b"</ListVersionsResult>"))
+    with pytest.raises(Failure, match="versions in bucket bkt does not go on"):
+        listed(versioned(1e12))
+
+
 def test_what_was_not_there_then_is_not_found(
     versioned: Callable[..., PastStore], s3_server: Any
 ) -> None:
