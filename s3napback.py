@@ -826,9 +826,11 @@ class _Reader:
         try:
             self.sources = [ConfigFile.open(path)]
         except OSError as error:
-            raise UsageFailure(f"Unable to open file '{path}': {error.strerror}",
-                               "-c takes a config file that can be read, or a NAME in "
-                               f"{CONFIG_DIR}") from error
+            hint = f"-c takes a config file, or a NAME in {CONFIG_DIR}"
+            if isinstance(error, PermissionError):
+                hint = "make it readable for the user that runs this"
+            message = f"Unable to open file '{path}': {error.strerror}"
+            raise UsageFailure(message, hint) from error
         self.canonical: list[str] = ["#"]  # without any line the library finds nothing to parse
         self.warnings: list[str] = []
         # Kept quirk: a block that opens in one file and ends in another leaves each level with
@@ -3132,10 +3134,14 @@ class Retries:
                 gc.collect()  # botocore's errors hold on, in circles, to what was to be sent
                 self._log.warning("%s; trying again in %s", failure, duration_text(pause))
                 self._watch(time.monotonic() - started + pause)
-                end = time.monotonic() + pause
-                while not _is_ending and (left := end - time.monotonic()) > 0:
-                    if self.stop.wait(min(left, 0.5)):
-                        break
+                self.wait(pause)
+
+    def wait(self, seconds: float) -> None:
+        """A pause. A signal ends it, whose handler can set no event without a risk."""
+        parts = math.ceil(seconds / 0.5)
+        for _ in range(parts):
+            if _is_ending or self.stop.wait(seconds / parts):
+                return
 
     @contextlib.contextmanager
     def lasting(self, hours: float) -> Iterator[None]:

@@ -447,7 +447,7 @@ class Flaky:
     ) -> None:
         self.failures, self.pauses = failures, list[float]()
         self.retries = s3napback.Retries(hours, s3napback.log)
-        monkeypatch.setattr(self.retries.stop, "wait", self.pauses.append)
+        monkeypatch.setattr(self.retries, "wait", self.pauses.append)
 
     @s3napback.retried
     def exists(self) -> bool:

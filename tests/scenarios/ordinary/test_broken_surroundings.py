@@ -44,8 +44,8 @@ SURROUNDINGS = {
     "umask 777": ("umask 777; {script} -c {conf}", 0, "Finished: 1 stored"),
     "few open files": ("ulimit -n 20; {script} -c {conf}", 0, "Finished: 1 stored"),
     "too few open files": ("ulimit -n 10; {script} -c {conf}", 1, "1 failed"),
-    "a config that is a folder": ("{script} -c {folder}", 2, "Is a directory (name a config"),
-    "a config that is absent": ("{script} -c {folder}/no", 2, "No such file or directory (name a"),
+    "a config that is a folder": ("{script} -c {folder}", 2, "Is a directory (-c takes a config"),
+    "a config that is absent": ("{script} -c {folder}/no", 2, "or directory (-c takes a config"),
     "a config of zeros": ("{script} -c /dev/zero", 2, "is this a config file?"),
 }
 
