@@ -3256,9 +3256,8 @@ def access_of(settings: Settings) -> Access:
 # Longest piece of a file name, in bytes; ext4, xfs and zfs allow 255 with what we add.
 _MAX_NAME_PIECE = 180
 
-# Seconds without a write after which a half written file belongs to no run any more: no disk takes
-# as long for a chunk, and the next night finds it.
-_ABANDONED = 6 * 3600.0
+# Seconds without a write after which a half written file belongs to no run any more.
+_ABANDONED = 86400.0
 
 
 def bucket_folders(root: str, own: str) -> list[str]:
@@ -3285,6 +3284,9 @@ class FolderStore:
         self._root, self._clock = root, clock
         self._folder = os.path.join(root, bucket)
         self._sidecars = os.path.join(self._folder, ".meta")
+        # How the names of half written files of this machine begin; the process's number follows.
+        node = urllib.parse.quote(os.uname().nodename, safe="").replace("-", "%2D")
+        self._temp_start = f".new-{node}-"
         self._swept = False
 
     def put(self, key: str, data: bytes | Buffer, metadata: Mapping[str, str]) -> str:
@@ -3294,7 +3296,8 @@ class FolderStore:
             raise Failure(f"bucket {self.bucket} does not exist in {self._root}")
         # Two files of the same microsecond differ in the rest, and so do their sidecars' names.
         stamp = int(self._clock() * 1e9) // 1000 * 1000 + random.randrange(1000)
-        temp = os.path.join(self._folder, f".new-{secrets.token_hex(8)}")
+        name = f"{self._temp_start}{os.getpid()}-{secrets.token_hex(8)}"
+        temp = os.path.join(self._folder, name)
         marks = json.dumps({"etag": data.md5(), "metadata": dict(metadata)}).encode()
         with os_failures(f"store {path}"):
             self._sweep()
@@ -3317,14 +3320,20 @@ class FolderStore:
         return data.md5()
 
     def _sweep(self) -> None:
-        """Deletes, once, what killed runs left half written."""
+        """Deletes, once, what killed runs left half written: those of this machine whose process
+        is gone, and of any other what is a day old."""
         if self._swept:
             return
         self._swept = True
         for name in glob.glob(".new-*", root_dir=self._folder):
             path = os.path.join(self._folder, name)
+            pid = name.removeprefix(self._temp_start).partition("-")[0]
             with contextlib.suppress(OSError):  # gone by now, or somebody else's
-                if time.time() - os.stat(path).st_mtime > _ABANDONED:
+                if pid.isdecimal():  # its time says nothing: `put` sets it before it is done
+                    abandoned = not os.path.exists(f"/proc/{pid}")
+                else:
+                    abandoned = time.time() - os.stat(path).st_mtime > _ABANDONED
+                if abandoned:
                     os.unlink(path)
 
     def fetch(self, key: str, into: Buffer) -> dict[str, str]:

@@ -563,7 +563,7 @@ def test_a_bucket_that_cannot_be_made_is_told(
 
 
 def test_half_written_files_of_killed_runs_go_with_the_next(site: Site) -> None:
-    """When they are some hours old: others may be writing just now."""
+    """This machine's at once, others' when they are old: those may be writing just now."""
     assert site.run() == 0
     folder = site.folder / "buckets" / "bkt"
     code = ("import os, signal, sys, s3napback\n"
@@ -581,6 +581,18 @@ def test_half_written_files_of_killed_runs_go_with_the_next(site: Site) -> None:
     assert len(list(folder.glob(".new-*"))) == 3  # a command that reads deletes nothing
     assert site.run(now=NIGHT + timedelta(days=1)) == 0
     assert [path.name for path in folder.glob(".new-*")] == [".new-young"]
+
+
+def test_what_another_run_is_just_writing_is_left_whatever_its_time(site: Site) -> None:
+    """Just before its rename it has the time of the run's clock, which may be long ago."""
+    assert site.run() == 0
+    folder = site.folder / "buckets" / "bkt"
+    node = os.uname().nodename.replace("-", "%2D")
+    half = folder / f".new-{node}-{os.getpid()}-0123"
+    half.write_bytes(b"x")
+    os.utime(half, (1e9, 1e9))
+    assert site.run(now=NIGHT + timedelta(days=1)) == 0
+    assert half.exists()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
