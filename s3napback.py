@@ -8921,12 +8921,10 @@ def _names_of(job: Job, listed: Iterable[Source]) -> list[str]:
 def standings(
     recovery: Recovery, now: Moment, grace: float, max_age: float
 ) -> Iterator[tuple[str, Standing]]:
-    """(what its archives' names begin with, how it stands) of each source of the config's jobs, and
-    of what else is in its bucket. Changes nothing. Raises Failure, after all of the jobs where it
-    is the bucket that is not there.
-
-    One listing, and one HEAD for each archive that looks cut off, and for the others of a source
-    from the newest on, until all is well.
+    """(what its archives' names begin with, how it stands) of each source of the jobs, and of what
+    else is in the bucket. Raises Failure: for a bucket that is gone, at the end. One listing, and
+    one HEAD for each archive that looks cut off, and of each source from its newest on, till all
+    is well.
     """
     store, prefix = recovery.store, recovery.prefix
     listed = catalogue(store, prefix=prefix, head=lambda key: {})  # as if they had no marks
